@@ -1,0 +1,50 @@
+"""How an engine is set up. The command line and the `LLM` class read their defaults from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from freehold.core.axes import DEFAULT_BLOCK_TOKENS
+from freehold.core.errors import ConfigError
+
+KvDtype = Literal["float32", "bfloat16"]
+Impl = Literal["auto", "native", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine; unknown names are refused by the dataclass itself.
+
+    context_length: most tokens of one request, prompt and answer; None: what the model's configuration says.
+    cache_tokens: tokens of K, V and index-K kept in RAM, rounded up to whole blocks; None: room for two full
+        contexts, as far as a quarter of the machine's memory allows.
+    kv_dtype: how K, V and index keys are stored.
+    prefill_chunk: most prompt tokens computed in one step.
+    max_running: most requests computed together; others wait.
+    max_waiting: most requests in the queue; more are refused.
+    threads: kernel threads; None: all cores this process may use.
+    impl: "native" (C++), "reference" (torch, slow, the oracle); "auto" picks native.
+    allow_dense: run a model trained with sparse attention densely. Its answers are then not the model's own.
+    """
+
+    context_length: int | None = None
+    cache_tokens: int | None = None
+    kv_dtype: KvDtype = "float32"
+    prefill_chunk: int = 512
+    max_running: int = 16
+    max_waiting: int = 1024
+    threads: int | None = None
+    impl: Impl = "auto"
+    allow_dense: bool = False
+    default_block_tokens: int = DEFAULT_BLOCK_TOKENS
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "cache_tokens", "prefill_chunk", "max_running", "max_waiting", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.kv_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"kv_dtype is {self.kv_dtype!r}; it must be 'float32' or 'bfloat16'")
+        if self.impl not in ("auto", "native", "reference"):
+            raise ConfigError(f"impl is {self.impl!r}; it must be 'auto', 'native' or 'reference'")

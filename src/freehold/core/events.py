@@ -1,0 +1,59 @@
+"""What the engine says while it works: one value for each thing that happens to a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts and times of one request.
+
+    cached_tokens: prompt tokens whose blocks were found, so that nothing was computed for them.
+    prefill_seconds: from the first prefill step to the first sampled token.
+    decode_seconds: from the first sampled token to the last.
+    queued_seconds: from submission to the first prefill step.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queued_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillEvent:
+    """A chunk of a prompt was computed: `done` of `total` prompt tokens are in the cache."""
+
+    request_id: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token was sampled. `text` is what became certain with it; it may be empty while a character
+    or a possible stop text is incomplete."""
+
+    request_id: str
+    token_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The request ended; nothing follows. `text` is what had been held back and belongs to the answer."""
+
+    request_id: str
+    reason: FinishReason
+    usage: Usage
+    text: str = ""
+    error: str | None = None
+
+
+Event = PrefillEvent | TokenEvent | FinishEvent
