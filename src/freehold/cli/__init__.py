@@ -1,0 +1,1 @@
+"""The `freehold` command: arguments, wiring, and what a terminal shows. No logic of its own."""

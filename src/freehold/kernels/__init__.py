@@ -1,0 +1,29 @@
+"""The only room that knows a compiled library exists: one Python function for each native kernel.
+
+Each function checks shapes, types and layout once, by name, and hands addresses to the library. Nothing here
+falls back: without the library every call raises KernelError.
+"""
+
+from freehold.kernels.attention import attend, select, write
+from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid, silu_mul, swiglu_clamped
+from freehold.kernels.library import isa, set_threads, threads, use_isa
+from freehold.kernels.linear import PackedWeight, linear, pack_weight
+
+__all__ = [
+    "PackedWeight",
+    "attend",
+    "isa",
+    "linear",
+    "pack_weight",
+    "rms_norm",
+    "rope_",
+    "rope_table",
+    "route_sigmoid",
+    "select",
+    "set_threads",
+    "silu_mul",
+    "swiglu_clamped",
+    "threads",
+    "use_isa",
+    "write",
+]

@@ -1,0 +1,1 @@
+"""Implementations of the operators. They compute; `freehold.attention.api` validates and dispatches."""

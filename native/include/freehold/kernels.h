@@ -1,0 +1,109 @@
+// The kernels of Freehold: plain C++ functions over raw pointers. No framework, no allocation that outlives
+// a call, no exception: every function returns a Status. Callers validate shapes once (src/freehold/kernels).
+//
+// Reduction order. Every dot product is one chain of fused multiply-adds over ascending k, held in one vector
+// lane; nothing is ever summed across lanes whose number depends on the call. So an output element has the
+// same bits whatever the number of rows beside it, the chunk it came in, and the number of threads.
+//
+// Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
+//   packed weight  (ceil(out / 64), in, 64)            one panel holds 64 outputs, input index slow
+//   K lane         (num_slots, num_kv_heads, head_dim, B)   transposed, so that a lane is a token
+//   V lane         (num_slots, num_kv_heads, B, P)          a lane is a channel
+//   index-K lane   (num_slots, index_dim, B)                transposed like K
+//   index norms    (num_slots) float: an upper bound of |key| over the block
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace freehold {
+
+enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2 };
+enum class Storage : int { f32 = 0, bf16 = 1 };
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+
+constexpr int kPanel = 64;  // outputs in one panel of a packed weight
+
+// Sequences of a call. Sequence s owns rows [row_begin[s], row_begin[s + 1]) of the packed query axis, its first
+// row stands at position start[s], and its block b lies in slot table[table_begin[s] + b].
+struct Spans {
+  int num;
+  const std::int32_t* row_begin;    // (num + 1)
+  const std::int64_t* start;        // (num)
+  const std::int32_t* table;
+  const std::int64_t* table_begin;  // (num)
+};
+
+struct AttendArgs {
+  const float* q;  // (total_q, num_q_heads, head_dim)
+  float* out;      // the same shape
+  const void* k;
+  const void* v;
+  Storage storage;
+  Spans spans;
+  const std::int32_t* block_ids;  // (total_q, num_kv_heads, topk) ascending, -1 tail; nullptr: every causal block
+  int topk;
+  int num_q_heads, num_kv_heads, head_dim, block_tokens;
+  float scale;
+  int threads;
+};
+
+struct SelectArgs {
+  const float* index_q;  // (total_q, num_index_heads, index_dim)
+  const void* index_k;
+  const float* index_norm;
+  Storage storage;
+  Spans spans;
+  std::int32_t* block_ids;  // (total_q, num_index_heads, topk), written whole
+  int num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks;
+  int threads;
+  std::int64_t* resolved;  // out: blocks whose score had to be settled in double precision
+};
+
+struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_k may be nullptr
+  const float* k;        // (rows, num_kv_heads, head_dim)
+  const float* v;        // the same
+  const float* index_k;  // (rows, index_dim)
+  void* k_lane;
+  void* v_lane;
+  void* index_lane;
+  float* index_norm;
+  Storage storage;
+  const std::int32_t* slot;    // (rows)
+  const std::int32_t* offset;  // (rows) token's place in its block
+  int rows, num_kv_heads, head_dim, index_dim, block_tokens;
+};
+
+struct Kernels {  // one table for each instruction set
+  Isa isa;
+  Status (*linear)(const float* x, int rows, int in, const void* packed, Storage storage, int out_features,
+                   float* y, int threads);
+  Status (*attend)(const AttendArgs&);
+  Status (*select)(const SelectArgs&);
+  Status (*write)(const WriteArgs&);
+  // y[r] = x[r] * rsqrt(mean(x[r]^2) + eps) * weight;  rows of width dim, y may be x
+  Status (*rms_norm)(const float* x, int rows, int dim, const float* weight, float eps, float* y, int threads);
+  // in place on x (rows, heads, head_dim): pairs (i, i + half) turned by cos/sin (rows, half)
+  Status (*rope)(float* x, int rows, int heads, int head_dim, int half, const float* cos, const float* sin);
+  // y = silu(gate) * up
+  Status (*silu_mul)(const float* gate, const float* up, std::size_t n, float* y, int threads);
+  // g = min(gate, limit), u = clamp(up, -limit, limit);  y = (u + 1) * g * sigmoid(alpha * g)
+  Status (*swiglu_clamped)(const float* gate, const float* up, std::size_t n, float alpha, float limit, float* y,
+                           int threads);
+};
+
+// Packs a row-major (out, in) weight into panels; the tail of the last panel is zero.
+Status pack_weight(const void* w, Storage from, int out_features, int in, void* packed, Storage to);
+// cos/sin (rows, half) of float(position) * inv_freq[i], times scale; double precision inside.
+Status rope_table(const std::int64_t* positions, int rows, const float* inv_freq, int half, float scale, float* cos,
+                  float* sin);
+// Sigmoid router: ids (rows, topk) ascending by expert, weights normalised to sum 1. bias only selects;
+// ties go to the lower expert.
+Status route_sigmoid(const float* logits, int rows, int experts, const float* bias, int topk, std::int32_t* ids,
+                     float* weights);
+
+Isa best_isa();                  // what this processor can run
+bool isa_supported(Isa);
+const Kernels& kernels(Isa);     // the table of one instruction set; it must be supported
+void parallel_for(int tasks, int threads, void (*body)(int task, void* context), void* context);
+
+}  // namespace freehold

@@ -1,0 +1,106 @@
+// Kernels whose speed does not matter, written once for every instruction set; and the dispatch.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "freehold/kernels.h"
+#include "storage.h"
+
+namespace freehold {
+
+Status pack_weight(const void* w, Storage from, int out_features, int in, void* packed, Storage to) {
+  if (out_features < 1 || in < 1) return Status::bad_argument;
+  const std::size_t panels = (static_cast<std::size_t>(out_features) + kPanel - 1) / kPanel;
+  for (std::size_t p = 0; p < panels; ++p) {
+    for (int lane = 0; lane < kPanel; ++lane) {
+      const std::size_t row = p * kPanel + lane;
+      const bool real = row < static_cast<std::size_t>(out_features);
+      for (int i = 0; i < in; ++i) {
+        const float value = real ? load_element(w, from, row * in + i) : 0.0f;
+        store_element(packed, to, (p * in + i) * kPanel + lane, value);
+      }
+    }
+  }
+  return Status::ok;
+}
+
+Status rope_table(const std::int64_t* positions, int rows, const float* inv_freq, int half, float scale, float* cos,
+                  float* sin) {
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < half; ++i) {
+      // The angle is rounded to fp32 as the models were trained with; its cosine is then exact to the last bit.
+      const float angle = static_cast<float>(positions[r]) * inv_freq[i];
+      cos[static_cast<std::size_t>(r) * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * scale;
+      sin[static_cast<std::size_t>(r) * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * scale;
+    }
+  }
+  return Status::ok;
+}
+
+Status route_sigmoid(const float* logits, int rows, int experts, const float* bias, int topk, std::int32_t* ids,
+                     float* weights) {
+  if (topk < 1 || topk > experts) return Status::bad_argument;
+  std::vector<float> score(experts), choice(experts);
+  std::vector<std::int32_t> order(experts);
+  for (int r = 0; r < rows; ++r) {
+    const float* row = logits + static_cast<std::size_t>(r) * experts;
+    for (int e = 0; e < experts; ++e) {
+      score[e] = static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(row[e]))));
+      choice[e] = score[e] + bias[e];
+      order[e] = e;
+    }
+    std::partial_sort(order.begin(), order.begin() + topk, order.end(), [&](int a, int b) {
+      return choice[a] != choice[b] ? choice[a] > choice[b] : a < b;
+    });
+    std::sort(order.begin(), order.begin() + topk);
+    float sum = 0.0f;
+    for (int i = 0; i < topk; ++i) sum += score[order[i]];
+    for (int i = 0; i < topk; ++i) {
+      ids[static_cast<std::size_t>(r) * topk + i] = order[i];
+      weights[static_cast<std::size_t>(r) * topk + i] = score[order[i]] / sum;
+    }
+  }
+  return Status::ok;
+}
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+bool isa_supported(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("fma");
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    default:
+      return true;
+  }
+#else
+  return isa == Isa::portable;
+#endif
+}
+
+Isa best_isa() {
+  if (isa_supported(Isa::avx512)) return Isa::avx512;
+  if (isa_supported(Isa::avx2)) return Isa::avx2;
+  return Isa::portable;
+}
+
+const Kernels& kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return avx512_kernels;
+  if (isa == Isa::avx2) return avx2_kernels;
+#endif
+  (void)isa;
+  return portable_kernels;
+}
+
+}  // namespace freehold

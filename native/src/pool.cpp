@@ -1,0 +1,103 @@
+// A small thread pool. Tasks are handed out by a counter; no result may depend on who runs which task.
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "freehold/kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define FH_PAUSE() _mm_pause()
+#else
+#define FH_PAUSE() ((void)0)
+#endif
+
+namespace freehold {
+namespace {
+
+struct Job {
+  void (*body)(int, void*);
+  void* context;
+  int tasks;
+  std::atomic<int> next{0};
+  std::atomic<int> workers_left{0};
+};
+
+class Pool {
+ public:
+  void run(int tasks, int threads, void (*body)(int, void*), void* context) {
+    std::lock_guard<std::mutex> one_caller(caller_);
+    const int helpers = (threads < tasks ? threads : tasks) - 1;
+    while (static_cast<int>(workers_.size()) < helpers) {
+      const int id = static_cast<int>(workers_.size());
+      // Detached: the pool lives as long as the process, and joining at exit could wait on a dead interpreter.
+      workers_.emplace_back([this, id] { work(id); });
+      workers_.back().detach();
+    }
+    Job job;
+    job.body = body;
+    job.context = context;
+    job.tasks = tasks;
+    job.workers_left.store(helpers, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      job_helpers_ = helpers;
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    if (sleepers_.load() > 0) wake_.notify_all();
+    drain(job);
+    while (job.workers_left.load(std::memory_order_acquire) > 0) FH_PAUSE();
+  }
+
+ private:
+  static void drain(Job& job) {
+    for (int t; (t = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) job.body(t, job.context);
+  }
+
+  void work(int id) {
+    unsigned seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < 4000 && epoch_.load(std::memory_order_acquire) == seen; ++spin) FH_PAUSE();
+      Job* job = nullptr;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (epoch_.load() == seen) {
+          ++sleepers_;
+          wake_.wait(lock, [&] { return epoch_.load() != seen; });
+          --sleepers_;
+        }
+        seen = epoch_.load();
+        // A job waits for each of its helpers, so `job_` is alive for those it counted.
+        if (id < job_helpers_) job = job_;
+      }
+      if (job == nullptr) continue;
+      drain(*job);
+      job->workers_left.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex caller_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<unsigned> epoch_{0};
+  std::atomic<int> sleepers_{0};
+  Job* job_ = nullptr;
+  int job_helpers_ = 0;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace
+
+void parallel_for(int tasks, int threads, void (*body)(int, void*), void* context) {
+  if (tasks <= 0) return;
+  if (threads <= 1 || tasks == 1) {
+    for (int t = 0; t < tasks; ++t) body(t, context);
+    return;
+  }
+  static Pool* pool = new Pool;  // never destroyed: its threads may outlive static destruction
+  pool->run(tasks, threads, body, context);
+}
+
+}  // namespace freehold

@@ -1,0 +1,217 @@
+"""The MSA operators: validation and dispatch. The mathematics stands in `freehold.attention.impl`.
+
+Shapes use the axis legend of `freehold.core.axes`: total_q, total_k, num_q_heads, num_kv_heads, num_index_heads,
+head_dim, index_dim, block_tokens, num_blocks, topk. One sequence a call; query i stands at position query_start + i,
+key j at position j, so total_k >= query_start + total_q.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from freehold.attention.impl import native, reference
+from freehold.core.errors import ArgumentError
+
+_IMPLS = {"reference": reference, "native": native}
+
+
+def choose_impl(impl: str, *inputs: torch.Tensor) -> tuple[str, str]:
+    """(name, reason) of the implementation that runs: "auto" picks, an explicit name is taken as it is.
+
+    Raises ArgumentError for an unknown name, and for "native" with inputs that need a gradient: the kernels
+    have no backward pass, and dropping a gradient silently would be wrong.
+    """
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    if impl == "auto":
+        if differentiable:
+            return "reference", "an input needs a gradient"
+        if any(t.device.type != "cpu" for t in inputs):
+            return "reference", "an input is not on the CPU"
+        if any(t.dtype not in (torch.float32, torch.bfloat16) for t in inputs):
+            return "reference", "the kernels take float32 and bfloat16"
+        return "native", "CPU tensors, no gradient"
+    if impl not in _IMPLS:
+        raise ArgumentError(f"impl is {impl!r}; it must be one of 'auto', {', '.join(map(repr, _IMPLS))}")
+    if impl == "native" and differentiable:
+        raise ArgumentError("impl='native' has no backward pass; use impl='reference', or detach the inputs")
+    return impl, "asked for by name"
+
+
+def select_blocks(
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int = 128,
+    topk: int = 16,
+    local_blocks: int = 1,
+    init_blocks: int = 0,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """The blocks each query reads (paper Eq. 6 and 7).
+
+    index_q (total_q, num_index_heads, index_dim), index_k (total_k, index_dim); float32 or bfloat16.
+    Returns int32 (total_q, num_index_heads, topk): ascending block ids, then -1 where fewer are visible.
+
+    A block's score is the largest dot product of the query with the block's visible keys. The best blocks win;
+    equal scores go to the lower id. The query's own block and the `local_blocks - 1` before it, and the first
+    `init_blocks`, always win and use slots of topk. Scores are compared in float64, and NaN counts as -inf.
+    The selection has no gradient. Raises ArgumentError for sizes that do not fit together.
+    """
+    _check_ndim(index_q=(index_q, 3), index_k=(index_k, 2))
+    _check_equal("index_dim", index_q=index_q.shape[2], index_k=index_k.shape[1])
+    _check_positions(index_q.shape[0], index_k.shape[0], query_start)
+    _check_block_tokens(block_tokens)
+    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
+        raise ArgumentError(
+            f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; the local block is always "
+            "chosen, so local_blocks must be at least 1, and local_blocks + init_blocks at most topk"
+        )
+    with torch.no_grad():
+        return _impl(impl, index_q, index_k).select_blocks(  # type: ignore[no-any-return]
+            index_q,
+            index_k,
+            query_start=query_start,
+            block_tokens=block_tokens,
+            topk=topk,
+            local_blocks=local_blocks,
+            init_blocks=init_blocks,
+        )
+
+
+def attend_blocks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_ids: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int = 128,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Softmax attention over the visible tokens of the chosen blocks (paper Eq. 8).
+
+    q (total_q, num_q_heads, head_dim), k and v (total_k, num_kv_heads, head_dim), block_ids int32
+    (total_q, num_kv_heads, topk): ascending, -1 tail; query head h uses row h // (num_q_heads // num_kv_heads).
+    Returns float32 (float64 for float64 inputs) shaped like q. scale: head_dim ** -0.5 if None.
+
+    Each row must hold at least one block with a visible token, and no id twice or beyond the query's own block.
+    Differentiable in q, k, v with impl="reference".
+    """
+    _check_attention(q, k, v, query_start)
+    _check_block_tokens(block_tokens)
+    if block_ids.dtype != torch.int32:
+        raise ArgumentError(f"block_ids has type {block_ids.dtype}; it must be torch.int32")
+    if block_ids.ndim != 3 or block_ids.shape[:2] != (q.shape[0], k.shape[1]):
+        raise ArgumentError(
+            f"block_ids has shape {tuple(block_ids.shape)}; it must be (total_q, num_kv_heads, topk) "
+            f"= ({q.shape[0]}, {k.shape[1]}, *)"
+        )
+    _check_block_ids(block_ids, query_start, block_tokens)
+    return _impl(impl, q, k, v).attend_blocks(  # type: ignore[no-any-return]
+        q, k, v, block_ids, query_start=query_start, block_tokens=block_tokens, scale=_scale(scale, q)
+    )
+
+
+def sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int = 128,
+    topk: int = 16,
+    local_blocks: int = 1,
+    init_blocks: int = 0,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """`select_blocks`, then `attend_blocks`: MiniMax Sparse Attention. num_index_heads must equal num_kv_heads.
+
+    Differentiable in q, k and v; the index branch gets no gradient from here (it is trained by its own loss).
+    """
+    _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
+    chosen, _ = choose_impl(impl, q, k, v)
+    block_ids = select_blocks(
+        index_q.detach(),
+        index_k.detach(),
+        query_start=query_start,
+        block_tokens=block_tokens,
+        topk=topk,
+        local_blocks=local_blocks,
+        init_blocks=init_blocks,
+        impl=chosen,
+    )
+    return attend_blocks(
+        q, k, v, block_ids, query_start=query_start, block_tokens=block_tokens, scale=scale, impl=chosen
+    )
+
+
+def dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float | None = None, impl: str = "auto"
+) -> torch.Tensor:
+    """Causal attention of every query to every key at or before its position; shapes as `attend_blocks`."""
+    _check_attention(q, k, v, query_start)
+    return _impl(impl, q, k, v).dense_attention(  # type: ignore[no-any-return]
+        q, k, v, query_start=query_start, scale=_scale(scale, q)
+    )
+
+
+def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
+    return _IMPLS[choose_impl(impl, *inputs)[0]]
+
+
+def _scale(scale: float | None, q: torch.Tensor) -> float:
+    return float(q.shape[2] ** -0.5) if scale is None else scale
+
+
+def _check_ndim(**tensors: tuple[torch.Tensor, int]) -> None:
+    for name, (tensor, ndim) in tensors.items():
+        if tensor.ndim != ndim:
+            raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; it must have {ndim} axes")
+
+
+def _check_equal(what: str, **sizes: int) -> None:
+    if len(set(sizes.values())) != 1:
+        raise ArgumentError(f"{what} differs: " + ", ".join(f"{name} has {size}" for name, size in sizes.items()))
+
+
+def _check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_start: int) -> None:
+    _check_ndim(q=(q, 3), k=(k, 3), v=(v, 3))
+    _check_equal("head_dim", q=q.shape[2], k=k.shape[2], v=v.shape[2])
+    _check_equal("total_k", k=k.shape[0], v=v.shape[0])
+    _check_equal("num_kv_heads", k=k.shape[1], v=v.shape[1])
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ArgumentError(f"num_q_heads {q.shape[1]} is no multiple of num_kv_heads {k.shape[1]}")
+    _check_positions(q.shape[0], k.shape[0], query_start)
+
+
+def _check_positions(total_q: int, total_k: int, query_start: int) -> None:
+    if query_start < 0 or query_start + total_q > total_k:
+        raise ArgumentError(
+            f"query_start is {query_start} and total_q {total_q}, but there are keys for {total_k} positions only; "
+            "the keys of the queries' own tokens belong to total_k"
+        )
+
+
+def _check_block_tokens(block_tokens: int) -> None:
+    if block_tokens < 16 or block_tokens % 16:
+        raise ArgumentError(f"block_tokens is {block_tokens}; it must be a positive multiple of 16")
+
+
+def _check_block_ids(block_ids: torch.Tensor, query_start: int, block_tokens: int) -> None:
+    if block_ids.numel() == 0:
+        return
+    local = (torch.arange(block_ids.shape[0], device=block_ids.device) + query_start) // block_tokens
+    beyond = (block_ids < -1) | (block_ids > local[:, None, None])
+    ordered = (block_ids[..., 1:] > block_ids[..., :-1]) | (block_ids[..., 1:] == -1)
+    if bool(beyond.any()) or not bool(ordered.all()) or bool((block_ids[..., 0] < 0).any()):
+        raise ArgumentError(
+            "block_ids must be ascending without repeats, then -1, hold at least one block, and none after the "
+            "query's own block"
+        )

@@ -1,0 +1,74 @@
+"""The C++ kernels over flat tensors: keys and values are laid into blocks first, as the cache keeps them."""
+
+from __future__ import annotations
+
+import torch
+
+from freehold import kernels
+from freehold.core.axes import ceil_div
+from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
+from freehold.core.errors import ArgumentError
+
+
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _queries(total_q: int, total_k: int, query_start: int, block_tokens: int) -> Spans:
+    slots = range(ceil_div(total_k, block_tokens))
+    return Spans.pack([Span(query_start, total_q, slots)], block_tokens)
+
+
+def _blocks(k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None, block_tokens: int) -> LayerLanes:
+    """Lays flat k, v (total_k, heads, head_dim) and index_k (total_k, index_dim) into blocks of their own type."""
+    if k.dtype not in kernels.library.STORAGE:
+        raise ArgumentError(f"the native kernels store float32 or bfloat16, not {k.dtype}; convert, or use impl='reference'")
+    total_k, num_kv_heads, head_dim = k.shape
+    spec = LaneSpec(num_kv_heads, head_dim, None if index_k is None else index_k.shape[1])
+    num_slots = ceil_div(total_k, block_tokens)
+    lanes = LayerLanes.allocate(spec, num_slots, block_tokens, k.dtype)
+    spans = Spans.pack([Span(0, total_k, range(num_slots))], block_tokens)
+    kernels.write(lanes, spans, _contiguous(k), _contiguous(v), None if index_k is None else _contiguous(index_k))
+    return lanes
+
+
+def select_blocks(
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int,
+    topk: int,
+    local_blocks: int,
+    init_blocks: int,
+) -> torch.Tensor:
+    """See `freehold.attention.select_blocks`."""
+    nothing = index_k.new_empty(index_k.shape[0], 1, 16)
+    lanes = _blocks(nothing, nothing, index_k, block_tokens)
+    spans = _queries(index_q.shape[0], index_k.shape[0], query_start, block_tokens)
+    return kernels.select(
+        _contiguous(index_q), lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks
+    )
+
+
+def attend_blocks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_ids: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int,
+    scale: float,
+) -> torch.Tensor:
+    """See `freehold.attention.attend_blocks`."""
+    spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
+    lanes = _blocks(k, v, None, block_tokens)
+    return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale)
+
+
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float) -> torch.Tensor:
+    """See `freehold.attention.dense_attention`."""
+    block_tokens = 128  # only a layout here: dense attention reads every block
+    spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
+    return kernels.attend(_contiguous(q), _blocks(k, v, None, block_tokens), spans, block_ids=None, scale=scale)

@@ -1,0 +1,123 @@
+"""The oracle: MSA in plain torch, readable beside the paper's equations, differentiable, on any device.
+
+Queries are taken in chunks, so that no tensor of total_q x total_k for all heads is ever made.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from freehold.core.axes import ceil_div
+
+_BUDGET = 1 << 26
+"""Most elements of an intermediate tensor."""
+
+
+def block_scores(index_q: torch.Tensor, index_k: torch.Tensor, positions: torch.Tensor, block_tokens: int) -> torch.Tensor:
+    """M[i, r, b] = max over visible j in block b of q_idx[i, r] . k_idx[j]: (total_q, num_index_heads, num_blocks).
+
+    float64 (Eq. 6 without its scale, which cannot change an order); -inf where a block has no visible key. The
+    mask comes before the maximum, so a future key cannot lift its block. A score that is NaN counts as -inf.
+    """
+    total_q, num_index_heads, _ = index_q.shape
+    total_k = index_k.shape[0]
+    num_blocks = ceil_div(total_k, block_tokens)
+    scores = torch.einsum("ihd,jd->ihj", index_q.double(), index_k.double())
+    future = torch.arange(total_k, device=index_k.device)[None, None, :] > positions[:, None, None]
+    scores = scores.masked_fill(future | scores.isnan(), -torch.inf)
+    scores = torch.nn.functional.pad(scores, (0, num_blocks * block_tokens - total_k), value=-torch.inf)
+    return scores.view(total_q, num_index_heads, num_blocks, block_tokens).amax(dim=-1)
+
+
+def select_blocks(
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int,
+    topk: int,
+    local_blocks: int,
+    init_blocks: int,
+) -> torch.Tensor:
+    """See `freehold.attention.select_blocks`."""
+    total_q, num_index_heads, _ = index_q.shape
+    chosen = torch.full((total_q, num_index_heads, topk), -1, dtype=torch.int32, device=index_q.device)
+    rows = max(1, _BUDGET // max(1, num_index_heads * index_k.shape[0]))
+    for first in range(0, total_q, rows):
+        chunk = slice(first, min(first + rows, total_q))
+        positions = torch.arange(chunk.start, chunk.stop, device=index_q.device) + query_start
+        visible_k = query_start + chunk.stop
+        scores = block_scores(index_q[chunk].detach(), index_k[:visible_k].detach(), positions, block_tokens)
+        chosen[chunk] = _top_blocks(scores, positions // block_tokens, topk, local_blocks, init_blocks)
+    return chosen
+
+
+def _top_blocks(
+    scores: torch.Tensor, local: torch.Tensor, topk: int, local_blocks: int, init_blocks: int
+) -> torch.Tensor:
+    """The topk best blocks of scores (rows, heads, num_blocks), given each row's own block `local` (rows,)."""
+    rows, heads, num_blocks = scores.shape
+    block = torch.arange(num_blocks, device=scores.device)
+    distance = (local[:, None] - block)[:, None, :]  # (rows, 1, num_blocks); negative: in the future
+    forced = ((distance < local_blocks) | (block < init_blocks)) & (distance >= 0)
+    visible = (distance >= 0).expand(rows, heads, num_blocks)
+    # Sorting by (forced, score) with a stable sort leaves ties in ascending order of block id.
+    order = scores.masked_fill(forced, torch.inf).masked_fill(~visible, -torch.inf)
+    ids = order.sort(dim=-1, descending=True, stable=True).indices[..., :topk]
+    ids = ids.masked_fill(~visible.gather(-1, ids), num_blocks).sort(dim=-1).values
+    ids = ids.masked_fill(ids == num_blocks, -1)
+    return torch.nn.functional.pad(ids, (0, topk - ids.shape[-1]), value=-1).to(torch.int32)
+
+
+def attend_blocks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_ids: torch.Tensor,
+    *,
+    query_start: int,
+    block_tokens: int,
+    scale: float,
+) -> torch.Tensor:
+    """O[i, h] = softmax(scale * q[i, h] . K[I]) V[I], I the visible tokens of the blocks of h's group (Eq. 8)."""
+    total_q, num_q_heads, head_dim = q.shape
+    total_k, num_kv_heads, _ = k.shape
+    group = num_q_heads // num_kv_heads
+    width = block_ids.shape[-1] * block_tokens
+    rows = max(1, _BUDGET // max(1, num_kv_heads * width * head_dim))
+    q, k, v = (t.float() if t.dtype != torch.float64 else t for t in (q, k, v))
+    pieces = []
+    for first in range(0, total_q, rows):
+        ids = block_ids[first : first + rows].long()  # (rows, num_kv_heads, topk)
+        n = ids.shape[0]
+        tokens = ids[..., None] * block_tokens + torch.arange(block_tokens, device=q.device)
+        positions = torch.arange(first, first + n, device=q.device) + query_start
+        seen = (ids[..., None] >= 0) & (tokens <= positions[:, None, None, None])
+        seen = seen.view(n, num_kv_heads, 1, width)
+        tokens = tokens.view(n, num_kv_heads, width).clamp(0, total_k - 1)
+        head = torch.arange(num_kv_heads, device=q.device)[None, :, None]
+        queries = q[first : first + n].view(n, num_kv_heads, group, head_dim)
+        logits = torch.einsum("nhgd,nhtd->nhgt", queries, k[tokens, head]) * scale
+        weights = logits.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        out = torch.einsum("nhgt,nhtd->nhgd", weights, v[tokens, head])
+        pieces.append(out.reshape(n, num_q_heads, head_dim))
+    return torch.cat(pieces) if pieces else torch.empty_like(q)
+
+
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float) -> torch.Tensor:
+    """Causal attention of every query to every key at or before its position."""
+    total_q, num_q_heads, head_dim = q.shape
+    total_k, num_kv_heads, _ = k.shape
+    group = num_q_heads // num_kv_heads
+    rows = max(1, _BUDGET // max(1, num_q_heads * total_k))
+    q, k, v = (t.float() if t.dtype != torch.float64 else t for t in (q, k, v))
+    pieces = []
+    for first in range(0, total_q, rows):
+        queries = q[first : first + rows]
+        n = queries.shape[0]
+        positions = torch.arange(first, first + n, device=q.device) + query_start
+        future = torch.arange(total_k, device=q.device)[None, :] > positions[:, None]  # (n, total_k)
+        logits = torch.einsum("nhgd,thd->nhgt", queries.view(n, num_kv_heads, group, head_dim), k) * scale
+        weights = logits.masked_fill(future[:, None, None, :], -torch.inf).softmax(dim=-1)
+        pieces.append(torch.einsum("nhgt,thd->nhgd", weights, v).reshape(n, num_q_heads, head_dim))
+    return torch.cat(pieces) if pieces else torch.empty_like(q)

@@ -1,0 +1,61 @@
+"""One request, from submission to its last event."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from freehold.cache import Sequence
+from freehold.core.events import Usage
+from freehold.core.sampling import SamplingParams
+from freehold.engine.sampler import Sampler
+from freehold.model.detokenizer import StopMatcher, StreamDecoder
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """State of one request. `tokens` is the prompt and everything sampled so far.
+
+    sequence is None while the request waits. A request that lost its room waits again with all its tokens;
+    its text goes on where it stopped.
+    """
+
+    request_id: str
+    prompt_len: int
+    tokens: list[int]
+    max_total_tokens: int
+    params: SamplingParams
+    sampler: Sampler
+    decoder: StreamDecoder
+    stops: StopMatcher
+    sequence: Sequence | None = None
+    cancelled: bool = False
+    cached_tokens: int = 0
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    first_token: float | None = None
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that are not in the cache yet; one while decoding."""
+        assert self.sequence is not None
+        return len(self.tokens) - self.sequence.num_computed
+
+    def usage(self) -> Usage:
+        """Counts and times up to now."""
+        now = time.monotonic()
+        started = self.started if self.started is not None else now
+        first = self.first_token if self.first_token is not None else now
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.num_generated,
+            queued_seconds=started - self.submitted,
+            prefill_seconds=first - started,
+            decode_seconds=now - first,
+        )

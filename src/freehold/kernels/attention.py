@@ -1,0 +1,136 @@
+"""Block selection, attention over blocks, and storing new tokens in their blocks."""
+
+from __future__ import annotations
+
+import torch
+
+from freehold.core.blocks import LayerLanes, Spans
+from freehold.core.errors import ArgumentError
+from freehold.kernels.library import STORAGE, check, native, threads
+
+
+def select(
+    index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, topk: int, local_blocks: int = 1, init_blocks: int = 0
+) -> torch.Tensor:
+    """The blocks each query reads: int32 (rows, num_index_heads, topk), ascending ids, -1 tail.
+
+    index_q (rows, num_index_heads, index_dim) float32. A block's score is the largest index_q . index_k over its
+    visible keys; the best win, ties to the lower id; the last `local_blocks` and first `init_blocks` blocks always
+    win and use slots. Scores that float32 cannot tell apart are settled in double precision.
+    """
+    rows, num_index_heads, index_dim = index_q.shape
+    if lanes.index_k is None or lanes.index_norm is None:
+        raise ArgumentError("these lanes have no index keys: the layer is dense")
+    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
+        raise ArgumentError(
+            f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
+            "local_blocks must be at least 1, and the two together at most topk"
+        )
+    num_slots, _, block_tokens = lanes.index_k.shape
+    block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
+    _check_spans(spans, rows, block_tokens)
+    native().select(
+        check("index_q", index_q, torch.float32, rows, None, lanes.index_k.shape[1]),
+        check("index_k", lanes.index_k, lanes.index_k.dtype, None, None, None),
+        check("index_norm", lanes.index_norm, torch.float32, num_slots),
+        _storage(lanes),
+        *_addresses(spans),
+        block_ids.data_ptr(),
+        num_index_heads,
+        index_dim,
+        block_tokens,
+        topk,
+        local_blocks,
+        init_blocks,
+        threads(),
+    )
+    return block_ids
+
+
+def attend(
+    q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, block_ids: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Causal softmax attention of q (rows, num_q_heads, head_dim) float32 over the chosen blocks -> like q.
+
+    block_ids int32 (rows, num_kv_heads, topk), ascending with -1 tail, or None for every block (dense). The
+    softmax visits blocks in ascending order for every row alone, so a row's bits do not depend on its neighbours.
+    """
+    rows, num_q_heads, head_dim = q.shape
+    _, num_kv_heads, _, block_tokens = lanes.k.shape
+    if num_q_heads % num_kv_heads:
+        raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {num_kv_heads}")
+    out = torch.empty_like(q)
+    _check_spans(spans, rows, block_tokens)
+    topk = 0 if block_ids is None else block_ids.shape[2]
+    native().attend(
+        check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
+        out.data_ptr(),
+        check("k", lanes.k, lanes.k.dtype, None, None, None, None),
+        check("v", lanes.v, lanes.k.dtype, None, num_kv_heads, block_tokens, None),
+        _storage(lanes),
+        *_addresses(spans),
+        0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, num_kv_heads, None),
+        topk,
+        num_q_heads,
+        num_kv_heads,
+        head_dim,
+        block_tokens,
+        scale,
+        threads(),
+    )
+    return out
+
+
+def write(
+    lanes: LayerLanes, spans: Spans, k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None = None
+) -> None:
+    """Stores new tokens: k, v (rows, num_kv_heads, head_dim) and index_k (rows, index_dim), float32.
+
+    All lanes of a layer are written together: index_k is required exactly where the lanes have index keys.
+    """
+    rows, num_kv_heads, head_dim = k.shape
+    if (index_k is None) != (lanes.index_k is None):
+        raise ArgumentError("index_k must be given exactly for layers with index keys; the lanes travel together")
+    _check_spans(spans, rows, lanes.block_tokens)
+    native().write(
+        check("k", k, torch.float32, rows, lanes.k.shape[1], lanes.head_dim),
+        check("v", v, torch.float32, rows, num_kv_heads, head_dim),
+        0 if index_k is None else check("index_k", index_k, torch.float32, rows, lanes.index_k.shape[1]),  # type: ignore[union-attr]
+        lanes.k.data_ptr(),
+        lanes.v.data_ptr(),
+        0 if lanes.index_k is None else lanes.index_k.data_ptr(),
+        0 if lanes.index_norm is None else lanes.index_norm.data_ptr(),
+        _storage(lanes),
+        spans.slot.data_ptr(),
+        spans.offset.data_ptr(),
+        rows,
+        num_kv_heads,
+        head_dim,
+        0 if lanes.index_k is None else lanes.index_k.shape[1],
+        lanes.block_tokens,
+    )
+
+
+def _storage(lanes: LayerLanes) -> int:
+    if lanes.k.dtype not in STORAGE:
+        raise ArgumentError(f"the lanes have type {lanes.k.dtype}; they must be float32 or bfloat16")
+    return STORAGE[lanes.k.dtype]
+
+
+def _check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
+    if spans.rows != rows or spans.block_tokens != block_tokens:
+        raise ArgumentError(
+            f"the spans hold {spans.rows} rows in blocks of {spans.block_tokens}; the tensors {rows} rows in blocks of {block_tokens}"
+        )
+    if block_tokens % 16:
+        raise ArgumentError(f"block_tokens is {block_tokens}; it must be a multiple of 16")
+
+
+def _addresses(spans: Spans) -> tuple[int, int, int, int, int]:
+    return (
+        spans.num,
+        spans.row_begin.data_ptr(),
+        spans.start.data_ptr(),
+        spans.table.data_ptr(),
+        spans.table_begin.data_ptr(),
+    )

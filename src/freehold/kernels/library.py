@@ -1,0 +1,82 @@
+"""The compiled library: finding it, choosing an instruction set, and the thread count."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from freehold.core.errors import ArgumentError, KernelError
+
+try:
+    from freehold import _native as _library
+except ImportError as error:  # pragma: no cover - needs a broken installation
+    _library = None
+    _reason = str(error)
+
+ISAS = ("portable", "avx2", "avx512")
+
+STORAGE = {torch.float32: 0, torch.bfloat16: 1}
+"""The stored element types, and their numbers in the native interface."""
+
+_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def native() -> Any:
+    """The compiled module.
+
+    Raises KernelError if it is missing or if FREEHOLD_ISA asks for what this processor lacks.
+    """
+    if _library is None:
+        raise KernelError(
+            f"the compiled kernels could not be loaded ({_reason}); install the package with a C++ compiler: pip install ."
+        )
+    return _library
+
+
+def isa() -> str:
+    """The instruction set in use: "portable", "avx2" or "avx512"."""
+    return str(native().isa())
+
+
+def use_isa(name: str) -> None:
+    """Switches to another instruction set, for tests and measurements.
+
+    Raises ArgumentError for an unknown name, KernelError if this processor cannot run it.
+    """
+    if name not in ISAS:
+        raise ArgumentError(f"instruction set {name!r} is unknown; known are {', '.join(ISAS)}")
+    if not native().use_isa(name):
+        raise KernelError(f"this processor cannot run {name!r}; it runs {isa()!r} now")
+
+
+def threads() -> int:
+    """How many threads a kernel uses unless told otherwise."""
+    return _threads
+
+
+def set_threads(count: int) -> None:
+    """Sets how many threads kernels use. Results do not depend on it."""
+    global _threads
+    if count < 1:
+        raise ArgumentError(f"threads is {count}; it must be at least 1")
+    _threads = count
+
+
+def check(name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None) -> int:
+    """The tensor's address, if it has the type, shape (None: any size) and a plain contiguous CPU layout."""
+    if tensor.dtype is not dtype:
+        raise ArgumentError(f"{name} has type {tensor.dtype}; the kernel takes {dtype}")
+    if len(shape) != tensor.ndim or any(w is not None and w != s for w, s in zip(shape, tensor.shape, strict=True)):
+        wanted = ", ".join("*" if s is None else str(s) for s in shape)
+        raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; the kernel takes ({wanted})")
+    if not tensor.is_contiguous():
+        raise ArgumentError(f"{name} is not contiguous; call .contiguous() first")
+    if tensor.device.type != "cpu":
+        raise ArgumentError(f"{name} is on {tensor.device}; the native kernels run on the CPU")
+    return tensor.data_ptr()
+
+
+if os.environ.get("FREEHOLD_ISA") and _library is not None:
+    use_isa(os.environ["FREEHOLD_ISA"])

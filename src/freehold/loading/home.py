@@ -1,0 +1,29 @@
+"""Where Freehold keeps its data: one directory of the user's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def freehold_home() -> Path:
+    """The data directory, absolute; it need not exist yet.
+
+    The environment's FREEHOLD_HOME if it is set and not empty. Otherwise the platform's place for a user's
+    application data: `$XDG_DATA_HOME/freehold` or `~/.local/share/freehold`, on macOS
+    `~/Library/Application Support/freehold`.
+    """
+    named = os.environ.get("FREEHOLD_HOME")
+    if named:
+        return Path(os.path.abspath(Path(named).expanduser()))
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "freehold"
+    data = os.environ.get("XDG_DATA_HOME", "")
+    # The XDG specification has relative paths ignored.
+    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "freehold"
+
+
+def models_dir() -> Path:
+    """Where pulled models are kept: one directory for each, named after it."""
+    return freehold_home() / "models"

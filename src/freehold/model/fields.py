@@ -1,0 +1,87 @@
+"""Reading a configuration strictly: every key is used, known to be harmless, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from freehold.core.errors import ConfigError
+
+T = TypeVar("T")
+
+HARMLESS = frozenset(
+    """
+    _name_or_path architectures auto_map bos_token_id eos_token_id pad_token_id decoder_start_token_id sep_token_id
+    torch_dtype dtype transformers_version use_cache initializer_range initializer_factor model_type
+    transformers.js_config is_llama_config keys_to_ignore_at_inference output_attentions output_hidden_states
+    return_dict chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention id2label label2id
+    problem_type tokenizer_class base_model_tp_plan base_model_pp_plan unsloth_version unsloth_fixed task_specific_params
+    """.split()
+)
+"""Keys that say nothing about a forward pass of inference."""
+
+
+class Fields:
+    """A configuration mapping that remembers which keys were read. `where` names it in errors."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+        self._read: set[str] = set()
+
+    def get(self, key: str, kind: Callable[[Any], T], default: T | None = None) -> T:
+        """The value of `key`, converted; a missing or null key gives the default, or ConfigError without one."""
+        self._read.add(key)
+        value = self.values.get(key)
+        if value is None:
+            if default is None:
+                raise ConfigError(f"{self.where}: {key!r} is missing; the model cannot be built without it")
+            return default
+        try:
+            if kind in (int, float) and (isinstance(value, (bool, str)) or (kind is int and int(value) != value)):
+                raise ValueError(value)
+            return kind(value)
+        except (TypeError, ValueError, OverflowError):
+            name = getattr(kind, "__name__", str(kind))
+            raise ConfigError(f"{self.where}: {key!r} is {value!r}; it must be of type {name}") from None
+
+    def positive(self, key: str, default: int | None = None) -> int:
+        """An integer of at least 1."""
+        value = self.get(key, int, default)
+        if value < 1:
+            raise ConfigError(f"{self.where}: {key!r} is {value}; it must be at least 1")
+        return value
+
+    def optional(self, key: str) -> Any:
+        """The raw value of `key`, or None."""
+        self._read.add(key)
+        return self.values.get(key)
+
+    def require(self, key: str, allowed: Iterable[Any]) -> None:
+        """Refuses any value but the allowed ones; a missing or null key passes."""
+        self._read.add(key)
+        value = self.values.get(key)
+        allowed = list(allowed)
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"{self.where}: {key!r} is {value!r}, which changes the mathematics and is not supported; "
+                f"supported: {', '.join(map(repr, allowed))}"
+            )
+
+    def flags(self, key: str, length: int) -> tuple[bool, ...] | None:
+        """A list of 0/1 with one entry for each layer, or None if the key is missing."""
+        value = self.optional(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
+            raise ConfigError(f"{self.where}: {key!r} must list {length} zeros and ones, one for each layer; it is {value!r}")
+        return tuple(bool(v) for v in value)
+
+    def done(self, ignored: Iterable[str] = ()) -> None:
+        """Refuses every key that was neither read nor is known to be harmless."""
+        unknown = sorted(set(self.values) - self._read - HARMLESS - set(ignored))
+        if unknown:
+            raise ConfigError(
+                f"{self.where}: unknown keys {unknown}; they may change the mathematics, so they are refused. "
+                "Remove them from the configuration if they do not."
+            )

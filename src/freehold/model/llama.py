@@ -1,0 +1,282 @@
+"""The Llama family: Llama 2 and 3, SmolLM2. Read from the top: config, names, layer, model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freehold.core.blocks import LaneSpec, LayerLanes, Spans
+from freehold.core.errors import ConfigError
+from freehold.loading.checkpoint import Checkpoint
+from freehold.model.base import BlockObserver
+from freehold.model.compute import Compute
+from freehold.model.fields import Fields
+from freehold.model.layers import Embedding, Linear, RMSNorm
+from freehold.model.rope import Rope, make_rope
+from freehold.model.weights import Source, load_weights
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The sizes of a Llama model. `rope_scaling` is the checkpoint's mapping, or None."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None
+    tie_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+
+    @staticmethod
+    def from_hf(values: Mapping[str, Any], where: str) -> LlamaConfig:
+        """Reads config.json of model_type "llama"."""
+        f = Fields(values, where)
+        f.require("hidden_act", ["silu"])
+        f.require("pretraining_tp", [1])
+        f.require("rope_interleaved", [False])
+        f.require("attention_dropout", [0, 0.0])
+        hidden_size, num_q_heads = f.positive("hidden_size"), f.positive("num_attention_heads")
+        rope = f.optional("rope_parameters") or {}
+        scaling = f.optional("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+        config = LlamaConfig(
+            vocab_size=f.positive("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=f.positive("intermediate_size"),
+            num_layers=f.positive("num_hidden_layers"),
+            num_q_heads=num_q_heads,
+            num_kv_heads=f.positive("num_key_value_heads", num_q_heads),
+            head_dim=f.positive("head_dim", max(1, hidden_size // num_q_heads)),
+            context_length=f.positive("max_position_embeddings", 2048),
+            rms_norm_eps=f.get("rms_norm_eps", float, 1e-6),
+            rope_theta=f.get("rope_theta", float, float(rope.get("rope_theta", 10000.0))),
+            rope_scaling=scaling,
+            tie_embeddings=f.get("tie_word_embeddings", bool, False),
+            attention_bias=f.get("attention_bias", bool, False),
+            mlp_bias=f.get("mlp_bias", bool, False),
+        )
+        f.done()
+        return config._checked(where)
+
+    @staticmethod
+    def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any], where: str) -> LlamaConfig:
+        """Reads GGUF metadata of architecture "llama"; tied embeddings and biases show in the tensor names."""
+        f = Fields({k[6:]: v for k, v in metadata.items() if k.startswith("llama.")}, where)
+        hidden_size, num_q_heads = f.positive("embedding_length"), f.positive("attention.head_count")
+        head_dim = f.positive("attention.key_length", max(1, hidden_size // num_q_heads))
+        f.require("attention.value_length", [head_dim])
+        f.require("rope.dimension_count", [head_dim])
+        f.require("rope.scaling.type", ["none", "linear"])
+        f.require("expert_count", [0])
+        scaling = None
+        if f.optional("rope.scaling.type") == "linear":
+            scaling = {"rope_type": "linear", "factor": f.get("rope.scaling.factor", float)}
+        if "rope_freqs.weight" in tensors:
+            raise ConfigError(f"{where}: rope_freqs.weight (Llama 3 scaling) is not supported in GGUF; use safetensors")
+        config = LlamaConfig(
+            vocab_size=f.positive("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or [])),
+            hidden_size=hidden_size,
+            intermediate_size=f.positive("feed_forward_length"),
+            num_layers=f.positive("block_count"),
+            num_q_heads=num_q_heads,
+            num_kv_heads=f.positive("attention.head_count_kv", num_q_heads),
+            head_dim=head_dim,
+            context_length=f.positive("context_length"),
+            rms_norm_eps=f.get("attention.layer_norm_rms_epsilon", float),
+            rope_theta=f.get("rope.freq_base", float, 10000.0),
+            rope_scaling=scaling,
+            tie_embeddings="output.weight" not in tensors,
+            attention_bias="blk.0.attn_q.bias" in tensors,
+            mlp_bias="blk.0.ffn_up.bias" in tensors,
+        )
+        f.done(ignored=("rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"))
+        return config._checked(where)
+
+    def _checked(self, where: str) -> LlamaConfig:
+        if self.num_q_heads % self.num_kv_heads:
+            raise ConfigError(f"{where}: {self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads")
+        if self.head_dim % 2:
+            raise ConfigError(f"{where}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        return self
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention over the block cache."""
+
+    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(compute) for _ in range(4))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
+        """x (rows, hidden_size) -> the same."""
+        c, rows = self.config, x.shape[0]
+        q = self.q_proj(x).view(rows, c.num_q_heads, c.head_dim)
+        k = self.k_proj(x).view(rows, c.num_kv_heads, c.head_dim)
+        v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
+        q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
+        self.compute.attention.write(lanes, spans, k, v, None)
+        out = self.compute.attention.attend(q, lanes, spans, block_ids=None, scale=c.head_dim**-0.5)
+        return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim))  # type: ignore[no-any-return]
+
+
+class LlamaMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, compute: Compute) -> None:
+        super().__init__()
+        self.compute = compute
+        self.gate_proj, self.up_proj, self.down_proj = (Linear(compute) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, hidden_size) -> the same."""
+        return self.down_proj(self.compute.silu_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
+
+
+class LlamaLayer(nn.Module):
+    """h += attention(norm(h)); h += mlp(norm(h))."""
+
+    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(compute, config.rms_norm_eps)
+        self.attention = LlamaAttention(config, compute)
+        self.mlp_norm = RMSNorm(compute, config.rms_norm_eps)
+        self.mlp = LlamaMLP(compute)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
+        """h (rows, hidden_size) -> the same."""
+        h = h + self.attention(self.attention_norm(h), cos, sin, spans, lanes)
+        return h + self.mlp(self.mlp_norm(h))  # type: ignore[no-any-return]
+
+
+class Llama(nn.Module):
+    """A whole Llama model; see `freehold.model.base.Model`."""
+
+    block_tokens = None
+
+    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.compute_name = compute.name
+        self.vocab_size, self.context_length = config.vocab_size, config.context_length
+        self.lane_specs = (LaneSpec(config.num_kv_heads, config.head_dim),) * config.num_layers
+        self.rope: Rope = make_rope(config.head_dim, config.rope_theta, config.rope_scaling, config.context_length)
+        self.embedding = Embedding(compute)
+        self.layers = nn.ModuleList(LlamaLayer(config, compute) for _ in range(config.num_layers))
+        self.norm = RMSNorm(compute, config.rms_norm_eps)
+        self.head = self.embedding if config.tie_embeddings else Linear(compute)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        token_ids: Tensor,
+        spans: Spans,
+        lanes: Sequence[LayerLanes],
+        *,
+        logit_rows: Tensor,
+        observer: BlockObserver | None = None,
+    ) -> Tensor:
+        """See `Model.forward`. A dense model has no selection to observe."""
+        h = self.embedding.lookup(token_ids)
+        cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
+        for layer, layer_lanes in zip(self.layers, lanes, strict=True):
+            h = layer(h, cos, sin, spans, layer_lanes)
+        return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> Llama:
+        """Builds and fills the model. Raises ConfigError or TensorMismatchError."""
+        where, gguf = str(checkpoint.path), checkpoint.format == "gguf"
+        if gguf:
+            config = LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, where)
+        else:
+            config = LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json")
+        model = Llama(config, compute)
+        names = _GGUF_NAMES if gguf else _HF_NAMES
+        tied_copy = {names["head"]} if config.tie_embeddings else set()
+        load_weights(
+            checkpoint,
+            model._sources(names, interleaved=gguf),
+            ignored=lambda name: name in tied_copy or name.endswith("rotary_emb.inv_freq"),
+        )
+        return model
+
+    def _sources(self, names: Mapping[str, str], *, interleaved: bool) -> list[Source]:
+        """All weights. GGUF stores q and k rows for interleaved rotation; they are put back in halves."""
+        c = self.config
+        hidden, ff, q, kv = c.hidden_size, c.intermediate_size, c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        sources = [
+            Source(names["embedding"] + ".weight", (c.vocab_size, hidden), self.embedding.load),
+            Source(names["norm"] + ".weight", (hidden,), self.norm.load),
+        ]
+        if not c.tie_embeddings:
+            sources.append(Source(names["head"], (c.vocab_size, hidden), self.head.load))
+
+        def add(name: str, module: Linear, shape: tuple[int, int], biased: bool, heads: int | None = None) -> None:
+            adapt = None if heads is None or not interleaved else lambda w: _deinterleave(w, heads)
+            sources.append(Source(name + ".weight", shape, module.load, adapt))
+            if biased:
+                sources.append(Source(name + ".bias", shape[:1], module.load_bias, adapt))
+
+        for i, layer in enumerate(self.layers):
+            n = {key: name.format(i) for key, name in names.items()}
+            assert isinstance(layer, LlamaLayer)
+            a, m = layer.attention, layer.mlp
+            sources.append(Source(n["attention_norm"] + ".weight", (hidden,), layer.attention_norm.load))
+            sources.append(Source(n["mlp_norm"] + ".weight", (hidden,), layer.mlp_norm.load))
+            add(n["q"], a.q_proj, (q, hidden), c.attention_bias, c.num_q_heads)
+            add(n["k"], a.k_proj, (kv, hidden), c.attention_bias, c.num_kv_heads)
+            add(n["v"], a.v_proj, (kv, hidden), c.attention_bias)
+            add(n["o"], a.o_proj, (hidden, q), c.attention_bias)
+            add(n["gate"], m.gate_proj, (ff, hidden), c.mlp_bias)
+            add(n["up"], m.up_proj, (ff, hidden), c.mlp_bias)
+            add(n["down"], m.down_proj, (hidden, ff), c.mlp_bias)
+        return sources
+
+
+def _deinterleave(weight: Tensor, heads: int) -> Tensor:
+    """Rows of each head from pairs (0, 1), (2, 3), ... to halves (0, 2, ...), (1, 3, ...)."""
+    rows = weight.shape[0]
+    return weight.view(heads, rows // heads // 2, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+_HF_NAMES = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head.weight",
+    "attention_norm": "model.layers.{}.input_layernorm",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "q": "model.layers.{}.self_attn.q_proj",
+    "k": "model.layers.{}.self_attn.k_proj",
+    "v": "model.layers.{}.self_attn.v_proj",
+    "o": "model.layers.{}.self_attn.o_proj",
+    "gate": "model.layers.{}.mlp.gate_proj",
+    "up": "model.layers.{}.mlp.up_proj",
+    "down": "model.layers.{}.mlp.down_proj",
+}
+
+_GGUF_NAMES = {
+    "embedding": "token_embd",
+    "norm": "output_norm",
+    "head": "output.weight",
+    "attention_norm": "blk.{}.attn_norm",
+    "mlp_norm": "blk.{}.ffn_norm",
+    "q": "blk.{}.attn_q",
+    "k": "blk.{}.attn_k",
+    "v": "blk.{}.attn_v",
+    "o": "blk.{}.attn_output",
+    "gate": "blk.{}.ffn_gate",
+    "up": "blk.{}.ffn_up",
+    "down": "blk.{}.ffn_down",
+}

@@ -1,0 +1,189 @@
+"""The text part of MiniMax-M3: sparse attention chosen by an index branch, and a mixture of experts.
+
+Read from the top: attention, feed-forward, layer, model, names. The configuration stands in
+`minimax_m3_config.py`, the operators in `freehold.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from freehold.core.blocks import LaneSpec, LayerLanes, Spans
+from freehold.loading.checkpoint import Checkpoint
+from freehold.model.base import BlockObserver
+from freehold.model.compute import Compute
+from freehold.model.layers import Embedding, Linear, RMSNorm
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.minimax_m3_names import sources
+from freehold.model.rope import make_rope
+from freehold.model.weights import load_weights
+
+
+class IndexBranch(nn.Module):
+    """Scores blocks: one index query head for each KV head, one index key for all of them."""
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.q_proj, self.k_proj = Linear(compute), Linear(compute)
+        self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """x (rows, hidden_size) -> index_q (rows, num_index_heads, index_dim), index_k (rows, index_dim)."""
+        c, rows = self.config, x.shape[0]
+        q = self.q_norm(self.q_proj(x).view(rows, c.num_index_heads, c.index_dim))
+        k = self.k_norm(self.k_proj(x).view(rows, 1, c.index_dim))
+        return self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)[:, 0]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with per-head norms; sparse layers read only the blocks their index branch picks."""
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute, *, sparse: bool) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(compute) for _ in range(4))
+        self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
+        self.index = IndexBranch(config, compute) if sparse else None
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (rows, hidden_size) -> the same, and the block ids of a sparse layer."""
+        c, rows, attention = self.config, x.shape[0], self.compute.attention
+        q = self.q_norm(self.q_proj(x).view(rows, c.num_q_heads, c.head_dim))
+        k = self.k_norm(self.k_proj(x).view(rows, c.num_kv_heads, c.head_dim))
+        v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
+        q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
+
+        block_ids = None
+        if self.index is None:
+            attention.write(lanes, spans, k, v, None)
+        else:
+            index_q, index_k = self.index(x, cos, sin)
+            attention.write(lanes, spans, k, v, index_k)
+            if not dense:
+                block_ids = attention.select(
+                    index_q, lanes, spans, topk=c.topk, local_blocks=c.local_blocks, init_blocks=c.init_blocks
+                )
+        out = attention.attend(q, lanes, spans, block_ids=block_ids, scale=c.head_dim**-0.5)
+        return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim)), block_ids
+
+
+class GatedMLP(nn.Module):
+    """down((up + 1) * g * sigmoid(alpha g)), gate and up clamped: dense layers, shared and routed experts alike."""
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.gate_proj, self.up_proj, self.down_proj = (Linear(compute) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, hidden_size) -> the same."""
+        c = self.config
+        hidden = self.compute.swiglu_clamped(self.gate_proj(x), self.up_proj(x), c.swiglu_alpha, c.swiglu_limit)
+        return self.down_proj(hidden)  # type: ignore[no-any-return]
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts, weighted and scaled, plus one shared expert."""
+
+    bias: Tensor
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.router = Linear(compute)
+        self.experts = nn.ModuleList(GatedMLP(config, compute) for _ in range(config.num_experts))
+        self.shared = GatedMLP(config, compute)
+
+    def load_bias(self, bias: Tensor) -> None:
+        """Takes the correction bias (num_experts,), which selects experts and does not weigh them."""
+        self.bias = nn.Parameter(bias.float().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, hidden_size) -> the same. Experts add in ascending order, whatever rows came together."""
+        c = self.config
+        ids, weights = self.compute.route_sigmoid(self.router(x), self.bias, c.num_experts_per_token)
+        routed = torch.zeros_like(x)
+        for expert in ids.unique().tolist():
+            rows, place = (ids == expert).nonzero(as_tuple=True)
+            routed[rows] += self.experts[expert](x[rows]) * weights[rows, place, None]
+        return routed * c.routed_scaling_factor + self.shared(x)
+
+
+class Layer(nn.Module):
+    """h += attention(norm(h)); h += feed_forward(norm(h))."""
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute, index: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(compute, config.rms_norm_eps)
+        self.attention = Attention(config, compute, sparse=config.sparse_attention[index])
+        self.feed_forward_norm = RMSNorm(compute, config.rms_norm_eps)
+        self.feed_forward = MixtureOfExperts(config, compute) if config.moe[index] else GatedMLP(config, compute)
+
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """h (rows, hidden_size) -> the same, and the block ids of a sparse layer."""
+        attended, block_ids = self.attention(self.attention_norm(h), cos, sin, spans, lanes, dense=dense)
+        h = h + attended
+        return h + self.feed_forward(self.feed_forward_norm(h)), block_ids
+
+
+class MiniMaxM3(nn.Module):
+    """The whole text model; see `freehold.model.base.Model`.
+
+    allow_dense runs sparse layers densely: another model than the one that was trained, for comparisons only.
+    """
+
+    def __init__(self, config: MiniMaxM3Config, compute: Compute, *, allow_dense: bool = False) -> None:
+        super().__init__()
+        self.config, self.compute, self.dense = config, compute, allow_dense
+        self.compute_name = compute.name
+        self.vocab_size, self.context_length = config.vocab_size, config.context_length
+        self.block_tokens: int | None = config.block_tokens
+        self.lane_specs = tuple(
+            LaneSpec(config.num_kv_heads, config.head_dim, config.index_dim if sparse else None)
+            for sparse in config.sparse_attention
+        )
+        self.rope = make_rope(config.rotary_dim, config.rope_theta, None, config.context_length)
+        self.embedding = Embedding(compute)
+        self.layers = nn.ModuleList(Layer(config, compute, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(compute, config.rms_norm_eps)
+        self.head = self.embedding if config.tie_embeddings else Linear(compute)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        token_ids: Tensor,
+        spans: Spans,
+        lanes: Sequence[LayerLanes],
+        *,
+        logit_rows: Tensor,
+        observer: BlockObserver | None = None,
+    ) -> Tensor:
+        """See `Model.forward`."""
+        h = self.embedding.lookup(token_ids)
+        cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
+        for i, (layer, layer_lanes) in enumerate(zip(self.layers, lanes, strict=True)):
+            h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense)
+            if observer is not None and block_ids is not None:
+                observer(i, block_ids)
+        return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False) -> MiniMaxM3:
+        """Builds and fills the model. Raises ConfigError or TensorMismatchError."""
+        where = str(checkpoint.path)
+        if checkpoint.format == "gguf":
+            config = MiniMaxM3Config.from_gguf(checkpoint.config, where)
+        else:
+            config = MiniMaxM3Config.from_hf(checkpoint.config, f"{where}/config.json")
+        model = MiniMaxM3(config, compute, allow_dense=allow_dense)
+        wanted, ignored = sources(model, checkpoint)
+        load_weights(checkpoint, wanted, ignored=ignored)
+        return model

@@ -1,0 +1,110 @@
+"""Our exceptions as HTTP answers: one table, one form of body."""
+
+from __future__ import annotations
+
+import http
+import logging
+import traceback
+from collections.abc import Mapping
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from freehold.core.errors import (
+    CapacityError,
+    ContextLengthError,
+    FreeholdError,
+    ModelNotFoundError,
+    RequestError,
+    TemplateError,
+    TokenizerError,
+    UnsupportedFieldError,
+)
+from freehold.server.wire_openai import ErrorBody, ErrorDetail
+
+logger = logging.getLogger("freehold.server")
+
+RETRY_AFTER_SECONDS = 2
+"""What a client is told to wait when the engine is full."""
+
+# Most special first: the first class that fits decides.
+_STATUS_AND_CODE: tuple[tuple[type[FreeholdError], int, str], ...] = (
+    (UnsupportedFieldError, 400, "unsupported_parameter"),
+    (ContextLengthError, 400, "context_length_exceeded"),
+    (CapacityError, 429, "capacity_exceeded"),
+    (RequestError, 400, "invalid_value"),
+    (TemplateError, 400, "chat_template_error"),
+    (TokenizerError, 400, "tokenizer_error"),
+    (ModelNotFoundError, 404, "model_not_found"),
+)
+
+CLIENT_ERRORS: tuple[type[FreeholdError], ...] = tuple(kind for kind, _, _ in _STATUS_AND_CODE)
+"""Errors whose message is for the client. All others are answered with `internal_error`."""
+
+
+def error_body(status: int, message: str, *, code: str, param: str | None = None) -> ErrorBody:
+    """The body for `status`; OpenAI's `type` follows from the status."""
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
+    if kind is None:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+    return ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    code: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An HTTP answer with an error body."""
+    return body_response(status, error_body(status, message, code=code, param=param), headers=headers)
+
+
+def body_response(status: int, body: ErrorBody, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An HTTP answer with `body`."""
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+def client_error_response(error: FreeholdError) -> JSONResponse:
+    """The answer to one of CLIENT_ERRORS."""
+    status, code = next((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind))
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 429 else None
+    param = error.field if isinstance(error, RequestError) else None
+    if isinstance(error, ModelNotFoundError):
+        param = "model"
+    if isinstance(error, TemplateError):
+        param = "messages"
+    return error_response(status, str(error), code=code, param=param, headers=headers)
+
+
+def http_exception_response(error: HTTPException, asked: str) -> JSONResponse:
+    """The answer to what the framework itself refuses: unknown paths and methods. `asked` names both."""
+    code = http.HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return error_response(error.status_code, f"{asked}: {error.detail}", code=code, headers=error.headers)
+
+
+def internal_error_body(http_request_id: str) -> ErrorBody:
+    """What a client may know about a failure of ours: the id under which the log tells more."""
+    message = f"internal error; the server's log has details under request id {http_request_id}"
+    return error_body(500, message, code="internal_error")
+
+
+def describe_exception(error: BaseException) -> str:
+    """Where `error` and its causes came from, without their messages, which may quote a prompt."""
+    seen: BaseException | None = error
+    parts = []
+    while seen is not None:
+        frames = "".join(
+            f"\n  {frame.filename}:{frame.lineno} in {frame.name}"
+            for frame in traceback.extract_tb(seen.__traceback__)
+        )
+        parts.append(f"{type(seen).__module__}.{type(seen).__qualname__}{frames}")
+        seen = seen.__cause__ or seen.__context__
+    return "\ncaused by ".join(parts)
+
+
+def log_failure(http_request_id: str, detail: str) -> None:
+    """Tell the operator why a request failed. `detail` must not quote a prompt."""
+    logger.error("request %s failed: %s", http_request_id, detail)

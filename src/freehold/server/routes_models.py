@@ -1,0 +1,39 @@
+"""GET /v1/models, /v1/models/{id} and /health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from freehold.server.service import Service
+from freehold.server.wire_openai import ErrorBody, ModelCard, ModelList
+
+
+def model_routes(service: Service) -> APIRouter:
+    """The routes of this file, serving `service`."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def list_models() -> ModelList:
+        return ModelList(data=[_card(service)])
+
+    # Names may hold slashes.
+    @router.get("/v1/models/{model_id}", responses={404: {"model": ErrorBody}})
+    async def retrieve_model(model_id: str) -> ModelCard:
+        service.check_model(model_id)
+        return _card(service)
+
+    @router.get("/health")
+    async def health(http: Request) -> dict[str, Any]:
+        """Alive; and for those who may use the API, how the engine is doing."""
+        if not http.scope["state"].get("has_key", True):
+            return {"status": "ok"}
+        return {"status": "ok", "model": service.backend.model_name, "engine": service.backend.stats()}
+
+    return router
+
+
+def _card(service: Service) -> ModelCard:
+    backend = service.backend
+    return ModelCard(id=backend.model_name, created=backend.created, context_length=backend.context_length)

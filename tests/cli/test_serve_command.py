@@ -1,0 +1,125 @@
+"""`freehold serve`: the port first, then the model, then an address and a request to paste."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support.fake_llm import FakeLLM
+
+from freehold.cli import cmd_serve, served_model
+from freehold.cli.main import main
+from freehold.core.errors import ModelNotFoundError
+from freehold.server import run
+
+
+class FakeServedModel:
+    """Stands where the engine's thread would be; counts how often it was closed."""
+
+    closed = 0
+
+    def __init__(self, llm: FakeLLM) -> None:
+        self.llm = llm
+
+    def __enter__(self) -> FakeServedModel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        type(self).closed += 1
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let `freehold serve` run with a fake model; what it would have served with."""
+    got: dict[str, Any] = {}
+
+    def serve(backend: FakeServedModel, *, listener: socket.socket, on_ready: Any, **options: Any) -> None:
+        got.update(options, backend=backend, address=listener.getsockname())
+        on_ready(run.server_url(listener))
+
+    monkeypatch.setattr(run, "serve", serve)
+    monkeypatch.setattr(cmd_serve, "opened", FakeLLM().opened)
+    monkeypatch.setattr(served_model, "ServedModel", FakeServedModel)
+    monkeypatch.delenv("FREEHOLD_API_KEY", raising=False)
+    FakeServedModel.closed = 0
+    return got
+
+
+def test_shown_defaults_are_the_servers() -> None:
+    assert (cmd_serve.SHOWN_HOST, cmd_serve.SHOWN_PORT) == (run.DEFAULT_HOST, str(run.DEFAULT_PORT))
+
+
+def test_prints_the_address_and_a_request_to_paste(served: dict[str, Any]) -> None:
+    done = CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert done.exit_code == 0, done.output
+    url = f"http://127.0.0.1:{served['address'][1]}"
+    assert f"Serving fake on {url}/v1" in done.stdout
+    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("Try: "))
+    assert command[:2] == ["curl", f"{url}/v1/chat/completions"]
+    assert json.loads(command[-1])["model"] == "fake"
+
+
+def test_says_what_was_loaded(served: dict[str, Any]) -> None:
+    assert FakeLLM.description in CliRunner().invoke(main, ["serve", "--port", "0"]).stderr
+
+
+def test_closes_the_model_at_the_end(served: dict[str, Any]) -> None:
+    CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert FakeServedModel.closed == 1
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_key_is_used_and_never_printed(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, by_variable: bool
+) -> None:
+    arguments = ["serve", "--port", "0"]
+    if by_variable:
+        monkeypatch.setenv("FREEHOLD_API_KEY", "s3cret-word")
+    else:
+        arguments += ["--api-key", "s3cret-word"]
+    done = CliRunner().invoke(main, arguments)
+    assert served["api_key"] == "s3cret-word"
+    assert "s3cret-word" not in done.output
+    assert '"Authorization: Bearer $FREEHOLD_API_KEY"' in done.stdout
+
+
+def test_aliases_are_passed_on(served: dict[str, Any]) -> None:
+    CliRunner().invoke(main, ["serve", "--port", "0", "--alias", "gpt-4o", "--alias", "mine"])
+    assert served["aliases"] == ("gpt-4o", "mine")
+
+
+def test_taken_port_is_known_before_the_model_is_opened(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = CliRunner().invoke(main, ["serve", "--port", str(port)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 is in use")
+
+
+def test_other_machines_need_a_key(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    done = CliRunner().invoke(main, ["serve", "--host", "0.0.0.0", "--port", "0"])
+    assert done.exit_code == 1
+    assert "--api-key" in done.stderr
+    assert served == {}
+
+
+def test_port_is_free_again_when_the_model_cannot_be_opened(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    def missing(*_: Any) -> Any:
+        raise ModelNotFoundError("no model 'x'")
+
+    monkeypatch.setattr(cmd_serve, "opened", missing)
+    assert CliRunner().invoke(main, ["serve", "--port", str(port)]).stderr == "error: no model 'x'\n"
+    socket.create_server(("127.0.0.1", port)).close()

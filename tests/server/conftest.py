@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from freehold.server.run import Server, reserve_port, server_config, server_url
+
+
+class Asker:
+    """Requests to an application, without a socket."""
+
+    def __init__(self, app: FastAPI, **headers: str) -> None:
+        self._app = app
+        self._headers = headers
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", headers=self._headers
+            ) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.request("POST", path, json=body)
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        body = {"model": "fake/model", "messages": [{"role": "user", "content": "hi"}], **fields}
+        return self.post("/v1/chat/completions", body)
+
+    def complete(self, **fields: Any) -> httpx.Response:
+        return self.post("/v1/completions", {"model": "fake/model", "prompt": "hi", **fields})
+
+
+@pytest.fixture
+def ask() -> type[Asker]:
+    return Asker
+
+
+@pytest.fixture
+def chunks_of() -> Callable[[httpx.Response], list[dict[str, Any]]]:
+    """The JSON chunks of a whole event stream, without [DONE], whose place is checked."""
+
+    def parse(response: httpx.Response) -> list[dict[str, Any]]:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        data = [line[6:] for line in response.text.split("\n") if line.startswith("data: ")]
+        assert data[-1] == "[DONE]"
+        return [json.loads(text) for text in data[:-1]]
+
+    return parse
+
+
+@pytest.fixture
+def running() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
+    """`with running(app) as url:` serves `app` on a socket, in a thread."""
+
+    @contextlib.contextmanager
+    def run(app: FastAPI) -> Iterator[str]:
+        listener = reserve_port("127.0.0.1", 0)
+        ready = threading.Event()
+        server = Server(server_config(app, log_level="warning", drain_seconds=1), ready.set)
+        # Signals belong to the main thread.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert ready.wait(10), "the server did not start"
+            yield server_url(listener)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            assert not thread.is_alive(), "the server did not stop"
+            listener.close()
+
+    return run
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """`until(condition)` waits for it, at most five seconds."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen within five seconds"
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,137 @@
+"""A backend without a model: tokens are the bytes of a text, and answers follow a script."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from freehold.core.errors import CapacityError, ContextLengthError, RequestError, TemplateError
+from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
+from freehold.core.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Script:
+    """What happens to one request.
+
+    tokens: the bytes of each token of the answer. A character may be spread over several.
+    prefill: seconds before the first token, spent in `prefill_steps` steps; delay: seconds before each token.
+    reason, error: how it ends after the last token. crash: raised by the iterator instead of an end.
+    """
+
+    tokens: Sequence[bytes] = (b"Hello", b", ", b"world")
+    prefill: float = 0.0
+    prefill_steps: int = 1
+    delay: float = 0.0
+    reason: FinishReason = "stop"
+    error: str | None = None
+    crash: Exception | None = None
+
+
+@dataclass
+class FakeStream:
+    request_id: str
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    script: Script
+    cached_tokens: int = 0
+    cancel_calls: int = 0
+    ended: bool = False
+    _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def cancel(self) -> None:
+        self.cancel_calls += 1
+        self._cancelled.set()
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Cancelled before its end, which is what saves work."""
+        return self.cancel_calls > 0 and not self.ended
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        total, steps = len(self.prompt_ids), self.script.prefill_steps
+        for step in range(1, steps + 1):
+            await self._sleep(self.script.prefill / steps)
+            yield PrefillEvent(self.request_id, total * step // steps, total)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        count = 0
+        reason = self.script.reason
+        for token in self.script.tokens:
+            if self.params.max_tokens is not None and count == self.params.max_tokens:
+                reason = "length"
+                break
+            await self._sleep(self.script.delay)
+            if self._cancelled.is_set():
+                reason = "cancelled"
+                break
+            count += 1
+            yield TokenEvent(self.request_id, token[0], decoder.decode(token))
+        if self.script.crash is not None:
+            raise self.script.crash
+        self.ended = reason != "cancelled"
+        usage = Usage(total, self.cached_tokens, count)
+        yield FinishEvent(self.request_id, reason, usage, decoder.decode(b"", final=True), self.script.error)
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds:
+            try:
+                await asyncio.wait_for(self._cancelled.wait(), seconds)
+            except asyncio.TimeoutError:
+                return
+        else:
+            await asyncio.sleep(0)
+
+
+class FakeBackend:
+    """See Script. `script` may also be a function of the prompt's text and the sampling fields."""
+
+    def __init__(
+        self,
+        script: Script | Callable[[str, SamplingParams], Script] = Script(),
+        *,
+        context_length: int = 4096,
+        capacity: int = 1000,
+        cached_tokens: int = 0,
+    ) -> None:
+        self.model_name = "fake/model"
+        self.created = 1_700_000_000
+        self.context_length = context_length
+        self.streams: list[FakeStream] = []
+        self._script = script
+        self._capacity = capacity
+        self._cached_tokens = cached_tokens
+        self._ids = itertools.count()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
+        """`role: content` lines; keyword arguments come first, as `name=value;`."""
+        if template_kwargs.get("explode"):
+            raise TemplateError("the chat template failed: it was asked to")
+        head = "".join(f"{name}={value};" for name, value in template_kwargs.items())
+        return list((head + "".join(f"{m['role']}: {m['content']}\n" for m in messages)).encode())
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeStream:
+        if max(prompt_ids) > 255:
+            raise RequestError(f"token id {max(prompt_ids)} is not in the vocabulary of 256", field="prompt")
+        if len(prompt_ids) >= self.context_length:
+            raise ContextLengthError(f"{len(prompt_ids)} tokens; the context holds {self.context_length}")
+        if len(self.streams) >= self._capacity:
+            raise CapacityError(f"{self._capacity} requests wait already; try again later")
+        text = bytes(prompt_ids).decode(errors="replace")
+        script = self._script if isinstance(self._script, Script) else self._script(text, params)
+        stream = FakeStream(f"r{next(self._ids)}", prompt_ids, params, script, self._cached_tokens)
+        self.streams.append(stream)
+        return stream
+
+    def stats(self) -> dict[str, float | int | str]:
+        return {"requests": len(self.streams)}
+
+    def prompt(self, index: int) -> str:
+        """The text of the request number `index`."""
+        return bytes(self.streams[index].prompt_ids).decode()
