@@ -21,8 +21,9 @@ struct Job {
   void (*body)(int, void*);
   void* context;
   int tasks;
+  int helpers;
   std::atomic<int> next{0};
-  std::atomic<int> workers_left{0};
+  std::atomic<int> active{0};  // helpers that are inside; counted up under the pool's mutex
 };
 
 class Pool {
@@ -40,21 +41,32 @@ class Pool {
     job.body = body;
     job.context = context;
     job.tasks = tasks;
-    job.workers_left.store(helpers, std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = &job;
-      job_helpers_ = helpers;
-      epoch_.fetch_add(1, std::memory_order_release);
-    }
+    job.helpers = helpers;
+    publish(&job);
     if (sleepers_.load() > 0) wake_.notify_all();
     drain(job);
-    while (job.workers_left.load(std::memory_order_acquire) > 0) FH_PAUSE();
+    // Helpers that have not come by now are not waited for: there is nothing left for them.
+    publish(nullptr);
+    for (int spin = 0; job.active.load(std::memory_order_acquire) > 0; ++spin) relax(spin);
   }
 
  private:
   static void drain(Job& job) {
     for (int t; (t = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) job.body(t, job.context);
+  }
+
+  static void relax(int spin) {
+    if (spin < 2000) {
+      FH_PAUSE();
+    } else {
+      std::this_thread::yield();  // the machine has other work: let it run
+    }
+  }
+
+  void publish(Job* job) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    job_ = job;
+    if (job != nullptr) epoch_.fetch_add(1, std::memory_order_release);
   }
 
   void work(int id) {
@@ -70,12 +82,14 @@ class Pool {
           --sleepers_;
         }
         seen = epoch_.load();
-        // A job waits for each of its helpers, so `job_` is alive for those it counted.
-        if (id < job_helpers_) job = job_;
+        if (job_ != nullptr && id < job_->helpers) {
+          job = job_;
+          job->active.fetch_add(1, std::memory_order_relaxed);
+        }
       }
       if (job == nullptr) continue;
       drain(*job);
-      job->workers_left.fetch_sub(1, std::memory_order_release);
+      job->active.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -84,7 +98,6 @@ class Pool {
   std::atomic<unsigned> epoch_{0};
   std::atomic<int> sleepers_{0};
   Job* job_ = nullptr;
-  int job_helpers_ = 0;
   std::vector<std::thread> workers_;
 };
 

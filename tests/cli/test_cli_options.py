@@ -23,7 +23,7 @@ class Settings:
     """Settings of a thing.
 
     width, height: sizes of it, in
-        metres. colour: what it looks like; red: is not a field.
+        metres; None: unknown. colour: what it looks like; red: is not a field.
     quiet: say nothing.
     """
 
@@ -88,8 +88,8 @@ def test_what_does_not_fit_is_wrong_usage(arguments: list[str], said: str) -> No
 
 def test_help_comes_from_the_docstring() -> None:
     assert field_help(Settings) == {
-        "width": "Sizes of it, in metres.",
-        "height": "Sizes of it, in metres.",
+        "width": "Sizes of it, in metres; left out: unknown.",
+        "height": "Sizes of it, in metres; left out: unknown.",
         "colour": "What it looks like; red: is not a field.",
         "quiet": "Say nothing.",
     }
@@ -97,7 +97,7 @@ def test_help_comes_from_the_docstring() -> None:
 
 def test_help_shows_text_and_default() -> None:
     text = " ".join(run("--help")[0].output.split())
-    assert "Sizes of it, in metres. [default: 3]" in text
+    assert "in metres; left out: unknown. [default: 3]" in text
     assert "Say nothing." in text
 
 

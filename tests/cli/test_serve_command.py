@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.fake_llm import FakeLLM
 
 from freehold.cli import cmd_serve, served_model
 from freehold.cli.main import main
 from freehold.core.errors import ModelNotFoundError
 from freehold.server import run
+from support.fake_llm import FakeLLM
 
 
 class FakeServedModel:
@@ -50,7 +50,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_shown_defaults_are_the_servers() -> None:
-    assert (cmd_serve.SHOWN_HOST, cmd_serve.SHOWN_PORT) == (run.DEFAULT_HOST, str(run.DEFAULT_PORT))
+    assert (run.DEFAULT_HOST, str(run.DEFAULT_PORT)) == (cmd_serve.SHOWN_HOST, cmd_serve.SHOWN_PORT)
 
 
 def test_prints_the_address_and_a_request_to_paste(served: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from freehold.core.errors import CorruptFileError, LoadError, ModelNotFoundError
 from freehold.loading.checkpoint import open_checkpoint
 from support.checkpoints_raw import gguf_bytes, safetensors_bytes, write_directory
@@ -82,7 +83,9 @@ def test_empty_directory(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "match"), [("model.safetensors", "name its directory"), ("model.onnx", "neither")])
+@pytest.mark.parametrize(
+    ("name", "match"), [("model.safetensors", "name its directory"), ("model.onnx", "neither")]
+)
 def test_file_of_another_kind(tmp_path: Path, name: str, match: str) -> None:
     (tmp_path / name).write_bytes(EMPTY)
     with pytest.raises(LoadError, match=match):

@@ -11,6 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+
 from freehold.core.errors import CorruptFileError, LoadError, TensorMismatchError
 from freehold.loading.checkpoint import TensorInfo, open_checkpoint
 from support.checkpoints_memory import mapped_file
@@ -41,7 +42,9 @@ def write_sharded(directory: Path, shards: dict[str, dict[str, torch.Tensor]]) -
         directory.mkdir(exist_ok=True)
         safetensors.torch.save_file(tensors, directory / shard)
         weight_map.update(dict.fromkeys(tensors, shard))
-    return write_directory(directory, {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()})
+    return write_directory(
+        directory, {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()}
+    )
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -66,18 +69,24 @@ def test_every_dtype_reads_as_safetensors_reads_it(tmp_path: Path) -> None:
 def test_shards_read_as_one(tmp_path: Path) -> None:
     tensors = some_tensors()
     names = list(tensors)
-    shards = {f"model-{i + 1:05d}-of-00003.safetensors": {n: tensors[n] for n in names[i::3]} for i in range(3)}
+    shards = {
+        f"model-{i + 1:05d}-of-00003.safetensors": {n: tensors[n] for n in names[i::3]} for i in range(3)
+    }
     with open_checkpoint(write_sharded(tmp_path, shards)) as checkpoint:
         assert set(checkpoint.tensors) == set(tensors)
         assert [file.name for file in checkpoint.files] == sorted(shards)
         for name, tensor in tensors.items():
             assert same(checkpoint.tensor(name), tensor), name
-            assert checkpoint.files[checkpoint.extent(name).file].name == next(s for s in shards if name in shards[s])
+            assert checkpoint.files[checkpoint.extent(name).file].name == next(
+                s for s in shards if name in shards[s]
+            )
 
 
 def test_linked_files_are_read(tmp_path: Path) -> None:
     """The layout of the Hugging Face cache: every file is a link into a directory of blobs."""
-    real = write_sharded(tmp_path / "blobs", {"a.safetensors": {"x": torch.ones(3)}, "b.safetensors": {"y": torch.ones(2)}})
+    real = write_sharded(
+        tmp_path / "blobs", {"a.safetensors": {"x": torch.ones(3)}, "b.safetensors": {"y": torch.ones(2)}}
+    )
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for path in real.iterdir():
@@ -111,7 +120,9 @@ def test_a_misaligned_tensor_is_moved_into_place(tmp_path: Path) -> None:
     values = torch.arange(5, dtype=torch.float32)
     data = b"\x07" + values.numpy().tobytes()
     entries = {"one": entry("U8", [1], 0, 1), "x": entry("F32", [5], 1, 21)}
-    with open_checkpoint(write_directory(tmp_path, {"model.safetensors": safetensors_bytes(entries, data)})) as checkpoint:
+    with open_checkpoint(
+        write_directory(tmp_path, {"model.safetensors": safetensors_bytes(entries, data)})
+    ) as checkpoint:
         tensor = checkpoint.tensor("x")
         assert tensor.data_ptr() % 4 == 0
         assert same(tensor, values)
@@ -140,7 +151,10 @@ def test_tensors_outlive_the_checkpoint_and_release_the_file(tmp_path: Path) -> 
 
 
 def test_config_and_generation_config(tmp_path: Path) -> None:
-    files = {"model.safetensors": safetensors_bytes({}, b""), "generation_config.json": b'{"eos_token_id": [1, 2]}'}
+    files = {
+        "model.safetensors": safetensors_bytes({}, b""),
+        "generation_config.json": b'{"eos_token_id": [1, 2]}',
+    }
     with open_checkpoint(write_directory(tmp_path, files, b'{"rope": {"theta": 5e6}}')) as checkpoint:
         assert checkpoint.config == {"rope": {"theta": 5e6}}
         assert checkpoint.generation_config == {"eos_token_id": [1, 2]}
@@ -151,7 +165,10 @@ def test_config_and_generation_config(tmp_path: Path) -> None:
 
 def test_unknown_tensor_is_named(tmp_path: Path) -> None:
     write_directory(tmp_path, {"model.safetensors": safetensors_bytes({}, b"")})
-    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(TensorMismatchError, match=r"lm_head\.weight"):
+    with (
+        open_checkpoint(tmp_path) as checkpoint,
+        pytest.raises(TensorMismatchError, match=r"lm_head\.weight"),
+    ):
         checkpoint.tensor("lm_head.weight")
 
 
@@ -188,7 +205,9 @@ class TestDigest:
 
     def test_another_config_is_another(self, tmp_path: Path) -> None:
         tensors = {"x": torch.zeros(3)}
-        assert self.write(tmp_path / "a", tensors) != self.write(tmp_path / "b", tensors, b'{"rope_theta": 1}')
+        assert self.write(tmp_path / "a", tensors) != self.write(
+            tmp_path / "b", tensors, b'{"rope_theta": 1}'
+        )
 
 
 def index_of(weight_map: Any) -> bytes:
@@ -220,7 +239,10 @@ def test_tensor_that_is_not_in_its_shard(tmp_path: Path) -> None:
     one = safetensors_bytes({"x": entry("U8", [1], 0, 1)}, b"1")
     other = safetensors_bytes({"y": entry("U8", [1], 0, 1)}, b"1")
     files = {"a.safetensors": one, "b.safetensors": other}
-    for weight_map in ({"x": "a.safetensors", "z": "b.safetensors"}, {"x": "b.safetensors", "y": "a.safetensors"}):
+    for weight_map in (
+        {"x": "a.safetensors", "z": "b.safetensors"},
+        {"x": "b.safetensors", "y": "a.safetensors"},
+    ):
         directory = write_directory(tmp_path, {**files, INDEX: index_of(weight_map)})
         with pytest.raises(CorruptFileError, match="not in the file it names"):
             open_checkpoint(directory)

@@ -56,6 +56,19 @@ def test_the_backend_gets_messages_sampling_fields_and_template_arguments(ask):
     assert (params.repetition_penalty, params.ignore_eos, params.max_tokens) == (1.5, True, 2)
 
 
+def test_templates_see_only_the_fields_that_were_given(ask):
+    backend = FakeBackend()
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b", "name": "Bo", "refusal": None},
+    ]
+    ask(create_app(backend)).chat(messages=messages)
+    assert backend.messages == [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b", "name": "Bo"},
+    ]
+
+
 def test_the_token_limit_is_told_as_the_finish_reason(ask):
     body = ask(create_app(FakeBackend())).chat(max_tokens=2).json()
     assert body["choices"][0]["finish_reason"] == "length"

@@ -125,6 +125,17 @@ def test_hostile_bodies_are_the_client_s_error(ask, path, body):
     assert error_of(response)[0] == 400
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_numbers_that_json_does_not_have(ask, number):
+    body = (
+        b'{"model":"fake/model","messages":[{"role":"user","content":"a"}],"chat_template_kwargs":{"a":%s}}'
+    )
+    asker = ask(create_app(FakeBackend()))
+    for value, status in ((b"1", 200), (number, 400)):
+        response = asker.request("POST", "/v1/chat/completions", content=body % value, headers=JSON)
+        assert response.status_code == status
+
+
 def test_nesting_is_allowed_up_to_the_limit(ask):
     def nested(depth):
         return {"a": nested(depth - 1)} if depth else 0

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from freehold.core.errors import ConfigError
-from freehold.server.run import require_key, reserve_port, serve, server_url
+from freehold.server.run import Server, require_key, reserve_port, serve, server_url
 from support.fake_backend import FakeBackend
 
 
@@ -47,7 +47,8 @@ def test_a_host_that_is_not_here():
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.7"])
-def test_other_machines_need_a_key(host):
+def test_other_machines_need_a_key(host, monkeypatch):
+    monkeypatch.setattr(Server, "run", lambda *_, **__: pytest.fail("it was served"))
     with pytest.raises(ConfigError, match="no API key"):
         require_key(host, None)
     with pytest.raises(ConfigError, match="no API key"):
@@ -55,7 +56,8 @@ def test_other_machines_need_a_key(host):
     require_key(host, "key")
 
 
-def test_a_given_socket_is_judged_by_its_own_address():
+def test_a_given_socket_is_judged_by_its_own_address(monkeypatch):
+    monkeypatch.setattr(Server, "run", lambda *_, **__: pytest.fail("it was served"))
     with socket.socket() as listener:
         listener.bind(("0.0.0.0", 0))
         with pytest.raises(ConfigError, match="no API key"):

@@ -15,8 +15,12 @@ CODES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B",
 
 
 def safetensors_bytes(entries: dict[str, Any], data: bytes, *, header_nbytes: int | None = None) -> bytes:
-    """A file with the header `entries`; `header_nbytes` replaces the header's true length."""
+    """A file with the header `entries`; `header_nbytes` replaces the header's true length.
+
+    The header is filled up with blanks so that data begins at a multiple of 8, as writers do.
+    """
     header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header) if header_nbytes is None else header_nbytes) + header + data
 
 
@@ -24,7 +28,9 @@ def entry(dtype: str, shape: Sequence[int], begin: int, end: int) -> dict[str, A
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def write_directory(directory: Path, files: dict[str, bytes], config: bytes = b'{"model_type": "test"}') -> Path:
+def write_directory(
+    directory: Path, files: dict[str, bytes], config: bytes = b'{"model_type": "test"}'
+) -> Path:
     """A checkpoint directory with config.json and `files`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_bytes(config)
@@ -70,7 +76,10 @@ def gguf_bytes(
     alignment: int = 32,
 ) -> bytes:
     """A GGUF file; the counts are true ones unless given."""
-    counts = (len(tensors) if num_tensors is None else num_tensors, len(keys) if num_keys is None else num_keys)
+    counts = (
+        len(tensors) if num_tensors is None else num_tensors,
+        len(keys) if num_keys is None else num_keys,
+    )
     header = magic + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(tensors)
     return header + b"\0" * (-len(header) % alignment) + data
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from freehold.core.errors import CapacityError, ContextLengthError, RequestError, TemplateError
+from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
 from freehold.core.sampling import SamplingParams
 
@@ -101,6 +101,7 @@ class FakeBackend:
         self.created = 1_700_000_000
         self.context_length = context_length
         self.streams: list[FakeStream] = []
+        self.messages: list[dict[str, Any]] = []
         self._script = script
         self._capacity = capacity
         self._cached_tokens = cached_tokens
@@ -111,6 +112,7 @@ class FakeBackend:
 
     def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
         """`role: content` lines; keyword arguments come first, as `name=value;`."""
+        self.messages = messages
         if template_kwargs.get("explode"):
             raise TemplateError("the chat template failed: it was asked to")
         head = "".join(f"{name}={value};" for name, value in template_kwargs.items())
@@ -122,7 +124,7 @@ class FakeBackend:
         if len(prompt_ids) >= self.context_length:
             raise ContextLengthError(f"{len(prompt_ids)} tokens; the context holds {self.context_length}")
         if len(self.streams) >= self._capacity:
-            raise CapacityError(f"{self._capacity} requests wait already; try again later")
+            raise BusyError(f"{self._capacity} requests wait already; try again later")
         text = bytes(prompt_ids).decode(errors="replace")
         script = self._script if isinstance(self._script, Script) else self._script(text, params)
         stream = FakeStream(f"r{next(self._ids)}", prompt_ids, params, script, self._cached_tokens)

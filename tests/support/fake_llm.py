@@ -11,33 +11,25 @@ from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent, U
 from freehold.core.sampling import SamplingParams
 
 
-class ByteTokenizer:
-    """Token ids are the bytes of the text."""
-
-    def encode(self, text: str, *, allow_special: bool = False, add_bos: bool | None = None) -> list[int]:
-        return list(text.encode())
-
-
-class LineFormat:
-    """One line for each message: `role: content`; the option `tone` comes first."""
-
-    def render(self, messages: Sequence[Mapping[str, Any]], *, tone: str = "") -> str:
-        return tone + "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "
-
-
 class FakeLLM:
     """What the commands use of `freehold.LLM`. `closed_early` counts the streams that were given up."""
 
     name = "fake"
     description = "fake: no weights at all"
     context_length = 200
-    tokenizer = ByteTokenizer()
-    chat_format = LineFormat()
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []
         self.closed_early = 0
+
+    def encode(self, text: str) -> list[int]:
+        """The text's bytes."""
+        return list(text.encode())
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The bytes of one line for each message: `role: content`."""
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: ")
 
     def events(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
         """Prefill in chunks of 8, then the prompt in capitals, one byte a token."""

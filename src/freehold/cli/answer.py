@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import click
 from rich.console import Console
@@ -36,17 +36,12 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         """Text, reason, token counts, and speeds in tokens per second (null where nothing was measured)."""
         usage = self.usage
-        speeds = {"prefill_tokens_per_second": None, "decode_tokens_per_second": None}
-        if usage is not None:
-            speeds = {
-                "prefill_tokens_per_second": prefill_speed(usage),
-                "decode_tokens_per_second": decode_speed(usage),
-            }
         return {
             "text": self.text,
             "finish_reason": self.reason,
             "usage": None if usage is None else asdict(usage),
-            **speeds,
+            "prefill_tokens_per_second": None if usage is None else prefill_speed(usage),
+            "decode_tokens_per_second": None if usage is None else decode_speed(usage),
         }
 
 
@@ -67,9 +62,7 @@ def interruptible() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, before)
 
 
-def follow(
-    events: Generator[Event, None, None], write: Callable[[str], None], interrupt: Interrupt
-) -> Answer:
+def follow(events: Iterator[Event], write: Callable[[str], None], interrupt: Interrupt) -> Answer:
     """Write an answer's text while it comes; a noted Ctrl-C closes `events`, which cancels the request.
 
     Raises RequestError when the engine reports that the request failed.
@@ -94,7 +87,8 @@ def follow(
                 return Answer("".join(pieces), event.reason, event.usage)
             if interrupt.pressed:
                 break
-    events.close()
+    # Every source of events is a generator; closing it now, not when it is collected, frees the engine.
+    cast("Generator[Event, None, None]", events).close()
     return Answer("".join(pieces), "cancelled", None)
 
 

@@ -12,7 +12,6 @@ import click
 
 from freehold.cli.model import engine_options, model_argument, opened
 from freehold.cli.options import build, dataclass_options
-from freehold.cli.prompt import encode_chat
 from freehold.core.errors import RequestError
 from freehold.core.sampling import SamplingParams
 
@@ -41,7 +40,7 @@ class Conversation:
 
         asked = [*self.messages, {"role": "user", "content": text}]
         with interruptible() as interrupt:
-            prompt_ids = encode_chat(self._llm, asked)
+            prompt_ids = self._llm.render_chat(asked)
             events = self._llm.events(prompt_ids, self._params)
             answer = follow(events, lambda piece: click.echo(piece, nl=False), interrupt)
         click.echo()

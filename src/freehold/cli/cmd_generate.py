@@ -10,7 +10,6 @@ import click
 
 from freehold.cli.model import engine_options, model_option, opened
 from freehold.cli.options import build, dataclass_options
-from freehold.cli.prompt import encode_chat
 from freehold.core.sampling import SamplingParams
 
 
@@ -53,9 +52,9 @@ def generate(
     with opened(model, engine) as llm, interruptible() as interrupt:
         if chat:
             messages = [{"role": "system", "content": system}] if system is not None else []
-            prompt_ids = encode_chat(llm, [*messages, {"role": "user", "content": text}])
+            prompt_ids = llm.render_chat([*messages, {"role": "user", "content": text}])
         else:
-            prompt_ids = llm.tokenizer.encode(text)
+            prompt_ids = llm.encode(text)
         answer = follow(
             llm.events(prompt_ids, params),
             write=(lambda piece: None) if as_json else (lambda piece: click.echo(piece, nl=False)),

@@ -54,7 +54,8 @@ def field_help(cls: type) -> dict[str, str]:
     pieces = entry.split(cls.__doc__ or "")
     found: dict[str, str] = {}
     for heading, text in zip(pieces[1::2], pieces[2::2], strict=True):
-        sentence = " ".join(text.split())
+        # On a command line, None is an option that was not given.
+        sentence = re.sub(r"\bNone: ", "left out: ", " ".join(text.split()))
         found.update(dict.fromkeys(heading.split(", "), sentence[:1].upper() + sentence[1:]))
     return found
 

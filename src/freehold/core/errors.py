@@ -13,7 +13,8 @@
     ├── RequestError                      a request cannot be served as asked
     │   ├── UnsupportedFieldError         it uses a field that is not implemented
     │   ├── ContextLengthError            it is longer than the model's context
-    │   └── CapacityError                 it does not fit into the cache or the queue
+    │   ├── CapacityError                 it can never fit into the block cache
+    │   └── BusyError                     the queue is full; it may be served later
     └── KernelError                       the native library is missing, or refused its input
 
 A message names the thing, its value and the way out. Asserts are only for our own mistakes.
@@ -111,7 +112,11 @@ class ContextLengthError(RequestError):
 
 
 class CapacityError(RequestError):
-    """A request does not fit into the block cache or the queue."""
+    """A request can never fit into the block cache."""
+
+
+class BusyError(RequestError):
+    """The queue is full; the same request may be served later."""
 
 
 class KernelError(FreeholdError):

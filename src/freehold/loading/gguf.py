@@ -101,7 +101,13 @@ class GgufCheckpoint(Checkpoint):
         kind = gguf.GGMLQuantizationType[info.dtype]
         block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
         stored = self.blocks(name).view(-1).numpy()
-        out = np.empty(info.numel, dtype=np.float32)
+        try:
+            out = np.empty(info.numel, dtype=np.float32)
+        except MemoryError as error:
+            raise LoadError(
+                f"{self.path}: tensor {quoted(name)} takes {4 * info.numel} bytes as float32, and there is no"
+                " memory for that"
+            ) from error
         step = _CHUNK_ELEMENTS // block
         try:
             # Scales that are infinite or not a number are the file's, and are passed on without a warning.

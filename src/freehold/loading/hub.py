@@ -72,9 +72,10 @@ def fetch_from_hub(source: HubSource, progress: Progress) -> HubModel:
     that does not exist, DownloadError for everything that went wrong on the way.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     with _mapped_errors(source):
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE:
             return _from_cache(source)
         info = huggingface_hub.HfApi().model_info(source.repo, files_metadata=True)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
@@ -151,21 +152,22 @@ def _from_cache(source: HubSource) -> HubModel:
 
 
 def _cache_directory(source: HubSource) -> Path:
-    import huggingface_hub
+    from huggingface_hub import constants, file_download
 
-    folder = huggingface_hub.file_download.repo_folder_name(repo_id=source.repo, repo_type="model")
-    return Path(huggingface_hub.constants.HF_HUB_CACHE) / folder
+    folder = file_download.repo_folder_name(repo_id=source.repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder
 
 
 def _check_space(source: HubSource, sizes: dict[str, int], revision: str | None) -> int:
     """Bytes that are not in the cache yet. Raises DownloadError if the disk has no room for them."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     needed = 0
     for name, size in sizes.items():
         if not isinstance(huggingface_hub.try_to_load_from_cache(source.repo, name, revision=revision), str):
             needed += size
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    cache = Path(constants.HF_HUB_CACHE)
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if needed > free:

@@ -73,7 +73,7 @@ class MappedFile:
 
         The caller has checked that they lie within the file. Two exceptions to "without a copy": a tensor
         without elements has no bytes to view, and one that does not start at a multiple of its item size is
-        copied, because vector instructions may not read it in place.
+        copied, because vector instructions may not read it in place; LoadError if memory does not suffice.
         """
         count = 1
         for size in shape:
@@ -83,5 +83,11 @@ class MappedFile:
         # torch keeps the mmap object alive, and nothing ever closes it by hand: a view cannot dangle.
         flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset)
         if offset % dtype.itemsize:
-            flat = flat.clone()
+            try:
+                flat = flat.clone()
+            except RuntimeError as error:  # torch's way to say that there is not enough memory
+                raise LoadError(
+                    f"{self.path}: the tensor at byte {offset} is not aligned, and there is no memory for a copy of"
+                    f" its {count * dtype.itemsize} bytes; write the file again with the safetensors library"
+                ) from error
         return flat.view(shape)

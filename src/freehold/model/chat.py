@@ -19,6 +19,7 @@ from freehold.model.tokenizer import Tokenizer
 # Freehold's own templates, for checkpoints that come without: model_type or GGUF architecture -> file.
 _BUILT_IN = {
     "minimax-m3": "minimax_m3",
+    "minimax_m3": "minimax_m3",
     "minimax_m3_vl": "minimax_m3",
     "minimax_m3_vl_text": "minimax_m3",
 }

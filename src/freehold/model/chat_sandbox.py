@@ -21,7 +21,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, cast
 
-from jinja2 import nodes
+from jinja2 import Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.ext import Extension, LoopControlExtension
@@ -149,6 +149,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, (list, tuple)):
             return attr in ("count", "index")
         return isinstance(obj, (LoopContext, Macro, Namespace)) or type(obj).__module__ == "jinja2.utils"
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        # Jinja prints nothing for these, and fails only when they are used further.
+        if attribute.startswith("_"):
+            raise SecurityError(f"a chat template may not read the attribute {attribute!r}")
+        return super().unsafe_undefined(obj, attribute)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         budget = BUDGET.get()

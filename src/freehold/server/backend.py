@@ -73,7 +73,7 @@ class Backend(Protocol):
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
         """Queue a request and return at once. Called on the event loop's thread, with the loop running.
 
-        Raises RequestError or a subclass (ContextLengthError, CapacityError) when it cannot be served.
+        Raises RequestError or a subclass (ContextLengthError, CapacityError, BusyError) when it cannot be served.
         """
         ...
 

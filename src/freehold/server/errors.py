@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from freehold.core.errors import (
+    BusyError,
     CapacityError,
     ContextLengthError,
     FreeholdError,
@@ -31,7 +32,8 @@ RETRY_AFTER_SECONDS = 2
 _STATUS_AND_CODE: tuple[tuple[type[FreeholdError], int, str], ...] = (
     (UnsupportedFieldError, 400, "unsupported_parameter"),
     (ContextLengthError, 400, "context_length_exceeded"),
-    (CapacityError, 429, "capacity_exceeded"),
+    (BusyError, 429, "busy"),
+    (CapacityError, 400, "capacity_exceeded"),
     (RequestError, 400, "invalid_value"),
     (TemplateError, 400, "chat_template_error"),
     (TokenizerError, 400, "tokenizer_error"),

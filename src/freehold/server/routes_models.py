@@ -19,7 +19,7 @@ def model_routes(service: Service) -> APIRouter:
         return ModelList(data=[_card(service)])
 
     # Names may hold slashes.
-    @router.get("/v1/models/{model_id}", responses={404: {"model": ErrorBody}})
+    @router.get("/v1/models/{model_id:path}", responses={404: {"model": ErrorBody}})
     async def retrieve_model(model_id: str) -> ModelCard:
         service.check_model(model_id)
         return _card(service)

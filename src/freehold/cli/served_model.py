@@ -1,0 +1,65 @@
+"""A loaded model as the server sees it: `LLM` for its words, `EngineDriver` for its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from freehold.engine.driver import EngineDriver, RequestStream
+
+if TYPE_CHECKING:
+    from freehold.core.sampling import SamplingParams
+    from freehold.engine.llm import LLM
+
+
+class ServedModel:
+    """A `freehold.server.backend.Backend`. Entering it starts the engine, leaving it ends all requests."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._driver = EngineDriver(llm.engine)
+        self.created = int(llm.path.stat().st_mtime)
+
+    def __enter__(self) -> ServedModel:
+        self._driver.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._driver.stop()
+
+    @property
+    def model_name(self) -> str:
+        """The name clients ask for."""
+        return self._llm.name
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of one request, prompt and answer."""
+        return self._llm.context_length
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain prompt; text that looks like a special token stays text."""
+        return self._llm.encode(text)
+
+    def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
+        """Token ids of a conversation. Raises TemplateError for options that the template does not have."""
+        return self._llm.render_chat(messages, **template_kwargs)
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> RequestStream:
+        """Queue a request on the running event loop. Raises RequestError or a subclass."""
+        return self._driver.submit(prompt_ids, params)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Requests by state, and the block cache's counts."""
+        engine = self._llm.engine
+        cache = engine.cache.stats()
+        return {
+            "requests_running": len(engine.scheduler.running),
+            "requests_waiting": len(engine.scheduler.waiting),
+            "cache_blocks": cache.num_blocks,
+            "cache_blocks_free": cache.num_free,
+            "cache_blocks_kept": cache.num_kept,
+            "block_tokens": cache.block_tokens,
+            "prompt_tokens_cached": cache.hit_tokens,
+            "prompt_tokens_computed": cache.miss_tokens,
+        }

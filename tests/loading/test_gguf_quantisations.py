@@ -1,0 +1,86 @@
+"""Every quantised type of ggml reads as gguf itself dequantises it, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from freehold.core.errors import LoadError
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.gguf import GgufCheckpoint
+from support.checkpoints_raw import gguf_bytes, tensor_info
+
+Kind = gguf.GGMLQuantizationType
+
+PLAIN = {Kind.F32, Kind.F16, Kind.BF16, Kind.F64, Kind.I8, Kind.I16, Kind.I32, Kind.I64}
+UNREADABLE = {Kind.Q8_1, Kind.Q8_K, Kind.Q1_0}  # intermediate products, and one that gguf only knows by name
+QUANTISED = sorted(set(gguf.GGML_QUANT_SIZES) - PLAIN - UNREADABLE)
+WRITTEN_BY_GGUF = (
+    Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4,
+)  # fmt: skip
+SHAPES = [(1, 256), (33, 768), (3, 5, 512), (256,), (17, 1280)]
+
+
+def write(path: Path, kind: Kind, shape: tuple[int, ...], blocks: np.ndarray) -> Path:  # type: ignore[type-arg]
+    path.write_bytes(gguf_bytes((), [tensor_info("x", shape[::-1], kind, 0)], blocks.tobytes()))
+    return path
+
+
+def same(left: torch.Tensor, right: np.ndarray) -> bool:  # type: ignore[type-arg]
+    """Equal shapes and bits; what is not a number counts as equal to itself."""
+    return left.dtype == torch.float32 and np.array_equal(left.numpy(), right, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+def test_blocks_of_random_bytes(tmp_path: Path, kind: Kind, shape: tuple[int, ...]) -> None:
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
+    row_nbytes = shape[-1] // block * block_nbytes
+    blocks = np.random.default_rng(kind).integers(0, 256, (*shape[:-1], row_nbytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        expected = gguf.dequantize(blocks, kind)
+    with open_checkpoint(write(tmp_path / "m.gguf", kind, shape, blocks)) as checkpoint:
+        assert checkpoint.tensors["x"].shape == shape
+        assert checkpoint.tensors["x"].dtype == kind.name
+        assert same(checkpoint.tensor("x"), expected)
+        assert isinstance(checkpoint, GgufCheckpoint)
+        assert np.array_equal(checkpoint.blocks("x").numpy(), blocks)
+
+
+@pytest.mark.parametrize("kind", WRITTEN_BY_GGUF, ids=lambda kind: kind.name)
+def test_quantised_weights_come_back(tmp_path: Path, kind: Kind) -> None:
+    weights = np.random.default_rng(1).standard_normal((19, 768)).astype(np.float32)
+    with open_checkpoint(
+        write(tmp_path / "m.gguf", kind, (19, 768), gguf.quantize(weights, kind))
+    ) as checkpoint:
+        read = checkpoint.tensor("x").numpy()
+    # Ternary types keep little more than the sign; the others are close.
+    smallest = 0.6 if kind in (Kind.TQ1_0, Kind.TQ2_0) else 0.98
+    assert np.corrcoef(read.ravel(), weights.ravel())[0, 1] > smallest
+
+
+def test_tensor_of_many_chunks(tmp_path: Path) -> None:
+    """Several chunks, the last one partly full."""
+    weights = np.random.default_rng(2).standard_normal((301, 2080)).astype(np.float32)
+    blocks = gguf.quantize(weights, Kind.Q8_0)
+    with open_checkpoint(write(tmp_path / "m.gguf", Kind.Q8_0, (301, 2080), blocks)) as checkpoint:
+        assert same(checkpoint.tensor("x"), gguf.dequantize(blocks, Kind.Q8_0))
+
+
+def test_every_call_is_a_tensor_of_its_own(tmp_path: Path) -> None:
+    blocks = gguf.quantize(np.ones((2, 32), np.float32), Kind.Q8_0)
+    with open_checkpoint(write(tmp_path / "m.gguf", Kind.Q8_0, (2, 32), blocks)) as checkpoint:
+        checkpoint.tensor("x").zero_()
+        assert checkpoint.tensor("x").min() > 0.9
+
+
+@pytest.mark.parametrize("kind", sorted(UNREADABLE), ids=lambda kind: kind.name)
+def test_types_that_gguf_cannot_dequantise_are_named(tmp_path: Path, kind: Kind) -> None:
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
+    path = write(tmp_path / "m.gguf", kind, (2, block), np.zeros(2 * block_nbytes, np.uint8))
+    with open_checkpoint(path) as checkpoint, pytest.raises(LoadError, match=f"'x' is {kind.name}"):
+        checkpoint.tensor("x")
