@@ -183,6 +183,14 @@ def test_text_that_was_held_back_belongs_to_the_answer() -> None:
     assert answer.text == written.getvalue() == "abc"
 
 
+def test_stopped_answer_is_cancelled_at_once() -> None:
+    """Also while somebody still holds the events."""
+    events = FakeLLM().events(list(b"a prompt"), SamplingParams())
+    answer = follow(events, lambda text: None, Interrupt(pressed=True))
+    assert (answer.text, answer.reason, answer.usage) == ("", "cancelled", None)
+    assert events.gi_frame is None
+
+
 def test_failure_of_a_request_is_an_error() -> None:
     def events() -> Generator[Event, None, None]:
         yield FinishEvent("r", "error", Usage(1))

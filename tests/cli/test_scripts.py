@@ -12,7 +12,21 @@ from packaging.specifiers import SpecifierSet
 
 from support.repository import ROOT
 
-POSIX_TOOLS = ("bash", "env", "dirname", "cat", "find", "sort", "cksum", "tr", "awk", "df", "rm", "mkdir")
+POSIX_TOOLS = (
+    "bash",
+    "env",
+    "dirname",
+    "cat",
+    "find",
+    "sort",
+    "cksum",
+    "tr",
+    "awk",
+    "df",
+    "rm",
+    "mkdir",
+    "timeout",
+)
 
 
 @pytest.fixture
@@ -164,6 +178,31 @@ def test_the_environment_of_the_tests_serves_changed_sources(machine: Machine) -
     assert machine.serve().stderr == ""
     (machine.root / "native" / "kernel.cpp").write_text("two\n")
     assert "pip: -m pip install" in machine.serve().stderr
+
+
+def install_rivals(machine: Machine, pip: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the shell function where a rival is missing; `pip` is what the fake pip does."""
+    python = f'case "$*" in -) echo "rival>=1" ;; *"pip install"*) {pip} ;; esac'
+    machine.program(machine.venv / "bin" / "python", python)
+    code = f'set -euo pipefail; source "{machine.root}/scripts/_common.sh"; install_rivals; echo went on'
+    return subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, env={"PATH": str(machine.bin), **variables}
+    )
+
+
+@pytest.mark.parametrize("pip", ["exit 1", "while :; do :; done"], ids=["fails", "takes too long"])
+def test_rival_that_cannot_be_installed_is_left_out(machine: Machine, pip: str) -> None:
+    done = install_rivals(machine, pip, FREEHOLD_RIVALS_SECONDS="1")
+    assert done.stdout == "went on\n"
+    assert "Going on without rival>=1: it could not be installed within 1 s" in done.stderr
+
+
+def test_rivals_are_installed_unless_left_out(machine: Machine) -> None:
+    pip = 'echo "pip: $*" >&2'
+    assert "pip: -m pip install" in install_rivals(machine, pip).stderr
+    left_out = install_rivals(machine, pip, FREEHOLD_TEST_RIVALS="0")
+    assert "pip" not in left_out.stderr
+    assert "FREEHOLD_TEST_RIVALS=0" in left_out.stderr
 
 
 def test_pinned_torch_satisfies_the_project() -> None:

@@ -110,8 +110,12 @@ def test_arrays_become_lists(tmp_path: Path) -> None:
     ]
     with opened(tmp_path / "m.gguf", gguf_bytes(keys)) as checkpoint:
         assert checkpoint.config == {
-            "tokens": tokens, "scores": [1.0, -2.0, 0.5], "flags": [True, False], "types": [-1, 7], "nothing": [],
-        }  # fmt: skip
+            "tokens": tokens,
+            "scores": [1.0, -2.0, 0.5],
+            "flags": [True, False],
+            "types": [-1, 7],
+            "nothing": [],
+        }
         assert type(checkpoint.config["flags"][0]) is bool
 
 
@@ -155,9 +159,11 @@ def test_closed_checkpoint(tmp_path: Path) -> None:
 
 
 def test_unknown_tensor_is_named(tmp_path: Path) -> None:
-    with open_checkpoint(write(tmp_path / "m.gguf", {})) as checkpoint:
-        with pytest.raises(TensorMismatchError, match=r"output\.weight"):
-            checkpoint.tensor("output.weight")
+    with (
+        open_checkpoint(write(tmp_path / "m.gguf", {})) as checkpoint,
+        pytest.raises(TensorMismatchError, match=r"output\.weight"),
+    ):
+        checkpoint.tensor("output.weight")
 
 
 def test_digest_tells_metadata_and_weights_apart(tmp_path: Path) -> None:

@@ -35,12 +35,20 @@ SAFETENSORS = {
     "onnx/model.safetensors": b"other",
     "README.md": b"text",
 }
+DATA = {name for name in SAFETENSORS if "/" not in name and not name.endswith((".py", ".bin", ".md"))}
 GGUFS = {
     "a-Q4_0.gguf": gguf_bytes(),
     "big/b-Q8_0.gguf": gguf_bytes(),
     "README.md": b"text",
     "config.json": b"{}",
 }
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub, which reads its environment on import, ask this address."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 @pytest.fixture
@@ -56,18 +64,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         "org/gated": {},
     }
     with serving(FakeHub(repositories, gated={"org/gated"})) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        point_to(server.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield server
 
 
 def test_a_safetensors_repository(hub: FakeHub) -> None:
     path = pull("org/full")
-    data = {name for name in SAFETENSORS if "/" not in name and not name.endswith((".py", ".bin", ".md"))}
-    assert {file.name for file in path.iterdir()} == data
-    assert hub.downloads() <= data
+    assert {file.name for file in path.iterdir()} == DATA
+    assert hub.downloads() <= DATA
     assert resolve("full") == resolve("org/full") == path
     (known,) = list_models()
     assert (known.name, known.source, known.revision, known.licence) == (
@@ -91,9 +97,7 @@ def test_progress_ends_at_the_whole(hub: FakeHub) -> None:
     pull("org/full", progress=lambda *step: seen.append(step))
     what, done, total = seen[-1]
     assert what == "downloading org/full"
-    assert (
-        done == total == sum(len(content) for name, content in SAFETENSORS.items() if name in hub.downloads())
-    )
+    assert done == total == sum(len(SAFETENSORS[name]) for name in DATA)
 
 
 def test_progress_may_fail(hub: FakeHub) -> None:
@@ -165,7 +169,7 @@ def test_too_little_space(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    point_to("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DownloadError, match=r"org/full: could not be fetched.*freehold pull /path/to/model"):
         pull("org/full")
 

@@ -10,6 +10,7 @@ import pytest
 
 from freehold.core.errors import ArgumentError, CorruptFileError, LoadError, ModelNotFoundError
 from freehold.loading import registry
+from freehold.loading.checkpoint import open_checkpoint
 from freehold.loading.pull import list_models, pull, resolve
 from support.checkpoints_raw import entry, gguf_bytes, safetensors_bytes, write_directory
 
@@ -119,12 +120,16 @@ def test_unknown_name_says_what_is_here_and_what_to_do(model: Path) -> None:
         resolve("minimax-m2")
 
 
-@pytest.mark.parametrize("name", ["", "../../etc", "/nowhere/m.gguf", "a\0b" if False else "a b", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["", "../../etc", "/nowhere/m.gguf", "a\0b", "a b", ".lock", "~nobody/m", "x" * 5000]
+)
 def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         resolve(name)
     with pytest.raises(ModelNotFoundError):
         pull(name)
+    with pytest.raises((ModelNotFoundError, LoadError)):  # of "", which is the current directory here
+        open_checkpoint(name)
 
 
 def test_a_model_that_moved_away(model: Path) -> None:

@@ -53,9 +53,7 @@ def calls(*arguments: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_prompt_begins_with_an_identity_and_how_to_think(chat: ChatFormat) -> None:
     role, body = finished(chat, USER)[0]
     assert role == "system"
-    assert re.fullmatch(
-        r"You are MiniMax-M3.*\n\n<thinking_instructions>\n.*\n</thinking_instructions>", body, re.S
-    )
+    assert re.fullmatch(r"You are MiniMax-M3.*\n\n<thinking_instructions>\n.*\n</thinking_instructions>", body, re.S)
     assert "<mm:think>" in body
     assert "</mm:think>" in body
 
@@ -112,9 +110,7 @@ def test_the_mode_is_told_and_opens_the_answer(
 
 
 def test_an_unknown_mode_is_refused(chat: ChatFormat) -> None:
-    with pytest.raises(
-        TemplateError, match="thinking_mode is 'on'; it must be 'enabled', 'disabled' or 'adaptive'"
-    ):
+    with pytest.raises(TemplateError, match="thinking_mode is 'on'; it must be 'enabled', 'disabled' or 'adaptive'"):
         chat.render([USER], thinking_mode="on")
 
 
@@ -166,9 +162,7 @@ def test_images_and_videos_become_placeholders_where_they_stand(chat: ChatFormat
     body = "a]<]image[>[b]<]video[>[]<]image[>["
     assert finished(chat, {"role": "user", "content": content})[-1] == ("user", body)
     messages = [USER, assistant(tool_calls=calls({})), {"role": "tool", "content": content}]
-    assert chat.render(messages, add_generation_prompt=False).endswith(
-        f"]~b]tool\n<response>{body}</response>[e~[\n"
-    )
+    assert chat.render(messages, add_generation_prompt=False).endswith(f"]~b]tool\n<response>{body}</response>[e~[\n")
 
 
 def test_other_content_parts_are_refused(chat: ChatFormat) -> None:
@@ -232,9 +226,7 @@ def test_consecutive_tool_results_share_one_turn(chat: ChatFormat) -> None:
     assert found[6][1] == "<response>c</response>"
 
 
-@pytest.mark.parametrize(
-    "before", [[], [assistant("no call")], [assistant(tool_calls=calls({})), assistant("done")]]
-)
+@pytest.mark.parametrize("before", [[], [assistant("no call")], [assistant(tool_calls=calls({})), assistant("done")]])
 def test_a_tool_result_without_a_call_is_refused(chat: ChatFormat, before: list[dict[str, Any]]) -> None:
     with pytest.raises(TemplateError, match="needs an assistant message with tool_calls"):
         chat.render([USER, *before, result("a")])

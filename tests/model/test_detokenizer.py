@@ -33,9 +33,7 @@ id_lists = st.lists(byte_ids | st.integers(0, NUM_IDS - 1), max_size=40)
 @example(ids=[0xF0, 0x9F, 0x98, 0x80], skip_special=True)
 @example(ids=[0xF0, 0x9F, 0x98], skip_special=True)
 @example(ids=[0xE2, NUM_IDS - 1, 0x82, 0xAC], skip_special=True)
-def test_the_pieces_of_a_stream_are_the_whole(
-    tokenizer: Tokenizer, ids: list[int], skip_special: bool
-) -> None:
+def test_the_pieces_of_a_stream_are_the_whole(tokenizer: Tokenizer, ids: list[int], skip_special: bool) -> None:
     decoder = StreamDecoder(tokenizer, skip_special=skip_special)
     pieces = [decoder.push(token_id) for token_id in ids]
     assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids, skip_special=skip_special)
@@ -91,6 +89,7 @@ stop_lists = st.lists(st.text("ab\n", min_size=1, max_size=6), max_size=4)
 
 @given(text=letters, stops=stop_lists, cuts=st.lists(st.integers(0, 24)))
 @example(text="aaab", stops=["aab"], cuts=[1, 2, 3])
+@example(text="aaaba\n", stops=["aaa\n"], cuts=[])
 @example(text="abab\n", stops=["abab\n", "b\n"], cuts=[4])
 def test_however_a_text_is_cut_the_same_stop_ends_it(text: str, stops: list[str], cuts: list[int]) -> None:
     matcher = StopMatcher(stops)

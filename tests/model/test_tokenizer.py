@@ -43,9 +43,9 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(value | changes))
 
 
-texts_near_special = st.lists(
-    st.sampled_from([*SPECIAL_TOKENS, "]", "[", "~", "<mm:", "think>", "the ", "e"])
-).map("".join)
+texts_near_special = st.lists(st.sampled_from([*SPECIAL_TOKENS, "]", "[", "~", "<mm:", "think>", "the ", "e"])).map(
+    "".join
+)
 
 
 @given(text=st.text())
@@ -157,9 +157,7 @@ def test_a_post_processor_that_adds_a_bos_counts_as_the_files_say_so(editable: P
     config = json.loads((editable / "tokenizer_config.json").read_text())
     del config["add_bos_token"]
     assert Tokenizer.from_file(editable / "tokenizer.json", config=config).add_bos
-    assert not Tokenizer.from_file(
-        editable / "tokenizer.json", config=config | {"add_bos_token": False}
-    ).add_bos
+    assert not Tokenizer.from_file(editable / "tokenizer.json", config=config | {"add_bos_token": False}).add_bos
 
 
 def test_asking_for_a_bos_that_does_not_exist_is_refused(directory: Path) -> None:
@@ -214,7 +212,10 @@ def test_a_length_limit_left_in_the_file_cuts_nothing(editable: Path, tokenizer:
     backend.enable_truncation(3)
     backend.enable_padding(length=50)
     backend.save(str(editable / "tokenizer.json"))
-    assert Tokenizer.from_directory(editable).encode("hello world") == tokenizer.encode("hello world")
+    loaded = Tokenizer.from_directory(editable)
+    for allow_special in (False, True):
+        ids = tokenizer.encode("hello world", allow_special=allow_special)
+        assert loaded.encode("hello world", allow_special=allow_special) == ids
 
 
 # -- digest --------------------------------------------------------------------------------------------------
@@ -324,9 +325,7 @@ def test_a_sentencepiece_style_vocabulary_is_read_byte_by_byte(tmp_path: Path) -
     )
     backend = Backend(model)
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_directory(tmp_path)
     ids = tokenizer.encode("hi é")

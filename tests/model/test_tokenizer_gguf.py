@@ -60,9 +60,7 @@ def test_metadata_encodes_as_the_json_does(
 
 def test_facts_come_from_the_metadata(from_json: tuple[Tokenizer, dict[str, Any]]) -> None:
     expected, metadata = from_json
-    tokenizer = Tokenizer.from_gguf(
-        metadata | {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 6}
-    )
+    tokenizer = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 6})
     assert tokenizer.eos_ids == expected.eos_ids | {5, 6}
     assert (tokenizer.bos_id, tokenizer.add_bos) == (expected.bos_id, False)
     assert (tokenizer.vocab_size, tokenizer.special_ids) == (expected.vocab_size, expected.special_ids)
@@ -78,9 +76,7 @@ def test_every_known_pre_tokenizer_keeps_every_character(metadata: dict[str, Any
 
 
 @pytest.mark.parametrize("pre", ["default", "gpt2", "MINIMAX-M2", ""])
-def test_an_unknown_pre_tokenizer_is_refused_and_the_known_ones_named(
-    metadata: dict[str, Any], pre: str
-) -> None:
+def test_an_unknown_pre_tokenizer_is_refused_and_the_known_ones_named(metadata: dict[str, Any], pre: str) -> None:
     with pytest.raises(TokenizerError, match=f"pre-tokenizer '{pre}'.*smollm"):
         Tokenizer.from_gguf(metadata | {"tokenizer.ggml.pre": pre})
 
@@ -91,9 +87,7 @@ def test_an_absent_pre_tokenizer_is_refused(metadata: dict[str, Any]) -> None:
         Tokenizer.from_gguf(metadata)
 
 
-@pytest.mark.parametrize(
-    ("model", "way_out"), [("llama", "sentencepiece.*tokenizer.json"), ("bert", "'bert'")]
-)
+@pytest.mark.parametrize(("model", "way_out"), [("llama", "sentencepiece.*tokenizer.json"), ("bert", "'bert'")])
 def test_other_kinds_of_vocabulary_are_refused(metadata: dict[str, Any], model: str, way_out: str) -> None:
     with pytest.raises(TokenizerError, match=way_out):
         Tokenizer.from_gguf(metadata | {"tokenizer.ggml.model": model})
@@ -127,6 +121,16 @@ def test_user_defined_tokens_are_matched_always_and_are_not_special(metadata: di
     assert tokenizer.encode("<mm:think>") == [index]
     assert index not in tokenizer.special_ids
     assert tokenizer.decode([index]) == "<mm:think>"
+
+
+@pytest.mark.parametrize(("pre", "num_tokens"), [("llama-bpe", 1), ("smaug-bpe", 2)])
+def test_a_whole_word_of_the_vocabulary_needs_no_merges_in_llama_3(
+    metadata: dict[str, Any], pre: str, num_tokens: int
+) -> None:
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    more = {"tokenizer.ggml.tokens": [*tokens, "thex"], "tokenizer.ggml.token_type": [*kinds, 1]}
+    tokenizer = Tokenizer.from_gguf(metadata | more | {"tokenizer.ggml.pre": pre})
+    assert len(tokenizer.encode("thex", add_bos=False)) == num_tokens
 
 
 @pytest.mark.parametrize(("pre", "add_bos"), [("llama-bpe", True), ("minimax-m2", False), ("smollm", False)])

@@ -70,9 +70,7 @@ def smollm_metadata(smollm_file: Path) -> dict[str, Any]:
 @pytest.fixture
 def llama_cpp_encoder(tmp_path: Path, smollm_metadata: dict[str, Any]) -> LlamaCppEncoder:
     """Writes SmolLM2's vocabulary for another pre-tokenizer, and gives llama.cpp's encoder for it."""
-    llama_cpp = pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is the other side of the comparison"
-    )
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is the other side of the comparison")
 
     def encoder(pre: str) -> Callable[[str, bool], list[int]]:
         path = tmp_path / f"{pre}.gguf"
@@ -98,7 +96,7 @@ def differences(
 
 
 # qwen2's normal form C is the release's; llama.cpp has none. The o200k rule counts combining marks as
-# letters; llama.cpp's approximation of it does not. Both differ on combining marks alone, so those are left out there.
+# letters; llama.cpp's approximation of it does not. Both differ on marks alone, so those are left out there.
 @pytest.mark.parametrize(
     ("pre", "marks"),
     [("smollm", True), ("gpt-2", True), ("llama-bpe", True), ("qwen2", False), ("minimax-m2", False)],
@@ -128,9 +126,7 @@ def test_special_tokens_are_those_of_llama_cpp(
 @pytest.mark.slow  # transformers takes seconds to import, and to read the file
 @pytest.mark.filterwarnings("ignore")  # transformers' own
 def test_ids_and_texts_are_those_of_transformers(smollm_file: Path, smollm_metadata: dict[str, Any]) -> None:
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is the other side of the comparison"
-    )
+    transformers = pytest.importorskip("transformers", reason="transformers is the other side of the comparison")
     theirs = transformers.AutoTokenizer.from_pretrained(str(smollm_file.parent), gguf_file=smollm_file.name)
     ours = Tokenizer.from_gguf(smollm_metadata)
     # SmolLM2 cuts digits off before anything else. The reading of GGUF files in transformers leaves that step

@@ -153,7 +153,7 @@ def test_errors_before_the_first_token_have_a_status(ask, stream):
     full = ask(create_app(FakeBackend(capacity=0))).chat(stream=stream)
     assert full.status_code == 429
     assert int(full.headers["retry-after"]) >= 1
-    assert full.json()["error"]["code"] == "capacity_exceeded"
+    assert full.json()["error"]["code"] == "busy"
     template = ask(create_app(FakeBackend())).chat(stream=stream, chat_template_kwargs={"explode": True})
     assert template.status_code == 400
     assert template.json()["error"]["param"] == "messages"

@@ -36,9 +36,7 @@ def write_byte_tokenizer(directory: Path) -> None:
     backend = Backend(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=MERGES))
     backend.pre_tokenizer = pre_tokenizer("minimax-m2").build()
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"))
     config = {

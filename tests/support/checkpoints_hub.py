@@ -17,7 +17,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """repositories: id -> file name -> content. gated: ids whose terms were not accepted. requests: paths asked for."""
+    """repositories: id -> file name -> content. gated: ids whose terms were not accepted.
+
+    requests: method and path of everything that was asked.
+    """
 
     repositories: dict[str, Mapping[str, bytes]]
     gated: set[str] = field(default_factory=set)
@@ -86,7 +89,7 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 (the name that http.server looks for)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

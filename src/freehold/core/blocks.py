@@ -115,7 +115,10 @@ class Spans:
     @staticmethod
     def pack(spans: Sequence[Span], block_tokens: int) -> Spans:
         """Lays spans out for the kernels. Each needs a slot for every block up to its last token."""
-        row_begin, table, table_begin, pieces = [0], [], [], []
+        row_begin: list[int] = [0]
+        table: list[int] = []
+        table_begin: list[int] = []
+        pieces: list[torch.Tensor] = []
         for span in spans:
             blocks = ceil_div(span.start + span.length, block_tokens)
             assert len(span.slots) >= blocks, (span.start, span.length, len(span.slots), block_tokens)

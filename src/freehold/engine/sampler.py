@@ -42,7 +42,7 @@ class Sampler:
         plain = p.repetition_penalty == 1.0 and not p.presence_penalty and not p.frequency_penalty
         if plain and not p.logit_bias:
             return logits
-        scores = logits.copy()
+        scores: NDArray[np.float32] = logits.copy()
         if p.repetition_penalty != 1.0:
             seen = np.unique(np.asarray([*prompt, *generated], dtype=np.int64))
             values = scores[seen]

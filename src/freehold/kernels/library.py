@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from freehold.core.errors import ArgumentError, KernelError
 
+_library: Any
+_reason = ""
 try:
-    from freehold import _native as _library
-except ImportError as error:  # pragma: no cover - needs a broken installation
+    _library = importlib.import_module("freehold._native")
+except ImportError as error:
     _library = None
     _reason = str(error)
 
@@ -66,16 +69,21 @@ def set_threads(count: int) -> None:
 
 def check(name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None) -> int:
     """The tensor's address, if it has the type, shape (None: any size) and a plain contiguous CPU layout."""
+    actual = tensor.shape
+    fits = len(actual) == len(shape)
+    for wanted, size in zip(shape, actual):  # noqa: B905 - lengths are compared above; this is on the hot path
+        if wanted is not None and wanted != size:
+            fits = False
+    if fits and tensor.dtype is dtype and tensor.is_contiguous() and tensor.is_cpu:
+        return tensor.data_ptr()
     if tensor.dtype is not dtype:
         raise ArgumentError(f"{name} has type {tensor.dtype}; the kernel takes {dtype}")
-    if len(shape) != tensor.ndim or any(w is not None and w != s for w, s in zip(shape, tensor.shape, strict=True)):
-        wanted = ", ".join("*" if s is None else str(s) for s in shape)
-        raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; the kernel takes ({wanted})")
+    if not fits:
+        sizes = ", ".join("*" if s is None else str(s) for s in shape)
+        raise ArgumentError(f"{name} has shape {tuple(actual)}; the kernel takes ({sizes})")
     if not tensor.is_contiguous():
         raise ArgumentError(f"{name} is not contiguous; call .contiguous() first")
-    if tensor.device.type != "cpu":
-        raise ArgumentError(f"{name} is on {tensor.device}; the native kernels run on the CPU")
-    return tensor.data_ptr()
+    raise ArgumentError(f"{name} is on {tensor.device}; the native kernels run on the CPU")
 
 
 if os.environ.get("FREEHOLD_ISA") and _library is not None:

@@ -1,0 +1,1 @@
+"""Checkpoints: finding, fetching and opening them, and their tensors by name. Knows no model."""

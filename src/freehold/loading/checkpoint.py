@@ -166,10 +166,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     LoadError if what is there cannot be used. Files may be hostile: time and memory are bounded by limits
     on headers, named in the modules that read them.
     """
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    if path.is_dir():
+    # os.path, unlike Path, takes any text for a path: one that cannot exist does not exist.
+    path = Path(os.path.abspath(os.path.expanduser(path)))
+    if os.path.isdir(path):
         return _open_directory(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelNotFoundError(f"{path}: no such file or directory")
     if path.suffix.lower() == ".gguf":
         from freehold.loading.gguf import GgufCheckpoint
@@ -183,7 +184,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_directory(directory: Path) -> Checkpoint:
-    names = sorted(entry.name for entry in os.scandir(directory))
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise LoadError(f"{directory}: cannot be listed: {error.strerror}") from error
     tensor_files = [name for name in names if name.endswith(".safetensors")]
     gguf_files = [name for name in names if name.lower().endswith(".gguf")]
     if tensor_files or INDEX_NAME in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -156,7 +157,7 @@ def _part_paths(path: Path, metadata: dict[str, Any]) -> list[Path]:
             " the others can be found beside it"
         )
     paths = [path.parent / name for name in part_names(split[0], count)]
-    missing = [part.name for part in paths if not part.exists()]
+    missing = [part.name for part in paths if not os.path.exists(part)]
     if missing:
         raise LoadError(
             f"{path}: {len(missing)} of its {count} parts are missing beside it; fetch them:\n"

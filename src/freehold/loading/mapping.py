@@ -87,7 +87,8 @@ class MappedFile:
                 flat = flat.clone()
             except RuntimeError as error:  # torch's way to say that there is not enough memory
                 raise LoadError(
-                    f"{self.path}: the tensor at byte {offset} is not aligned, and there is no memory for a copy of"
-                    f" its {count * dtype.itemsize} bytes; write the file again with the safetensors library"
+                    f"{self.path}: the tensor at byte {offset} is not aligned, and there is no"
+                    f" memory for a copy of its {count * dtype.itemsize} bytes; write the file"
+                    " again with the safetensors library"
                 ) from error
         return flat.view(shape)

@@ -48,8 +48,8 @@ def pull(source: str, *, name: str | None = None, progress: Progress | None = No
         check_name(name)
     if source == DEFAULT_MODEL:
         return _pull_default(name or DEFAULT_MODEL, report)
-    path = Path(source).expanduser()
-    if source and path.exists():
+    path = os.path.expanduser(source)
+    if os.path.exists(path):
         return _pull_local(Path(os.path.abspath(path)), name)
     hub_source = parse_source(source)
     if hub_source is None:

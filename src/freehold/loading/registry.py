@@ -202,8 +202,8 @@ def resolve(model: str) -> Path:
         pulled from ("org/name"). A path wins over a name.
     Raises ModelNotFoundError, saying what is here and how to get what is not.
     """
-    path = Path(model).expanduser()
-    if model and path.exists():
+    path = os.path.expanduser(model)
+    if os.path.exists(path):
         return Path(os.path.abspath(path))
     found = find_model(model) or next((known for known in list_models() if known.source == model), None)
     if found is None:

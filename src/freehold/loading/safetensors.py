@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,13 @@ class SafetensorsCheckpoint(Checkpoint):
     def open(cls, directory: Path, names: list[str], *, has_index: bool) -> SafetensorsCheckpoint:
         """Open `directory`, whose *.safetensors files are `names`. Raises as `open_checkpoint` does."""
         config_path = directory / "config.json"
-        if not config_path.exists():
+        if not os.path.exists(config_path):
             raise LoadError(
                 f"{directory}: has no config.json; without it the model's architecture is unknown"
             )
         config = read_json_object(config_path)
         generation_path = directory / "generation_config.json"
-        generation_config = read_json_object(generation_path) if generation_path.exists() else {}
+        generation_config = read_json_object(generation_path) if os.path.exists(generation_path) else {}
         weight_map = _read_index(directory) if has_index else None
         shards = _shards(directory, names, weight_map)
         mapped: list[MappedFile] = []
@@ -139,7 +140,7 @@ def _shards(directory: Path, names: list[str], weight_map: dict[str, str] | None
             f" model.safetensors to say which belong together:\n{listed(names)}"
         )
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (directory / shard).exists()]
+    missing = [shard for shard in shards if not os.path.exists(directory / shard)]
     if missing:
         raise LoadError(
             f"{directory}: {len(missing)} of the {len(shards)} files that {INDEX_NAME} names are missing;"

@@ -122,23 +122,17 @@ class ChatFormat:
     def _run(self, template: Template, context: dict[str, Any]) -> str:
         context = {**context, **self._tokens}
         size = len(self.template or "") + measure(context, _ANY_SIZE)
-        return run_bounded(
-            lambda: template.render(context), Limits.for_input(size, seconds=self._max_seconds)
-        )
+        return run_bounded(lambda: template.render(context), Limits.for_input(size, seconds=self._max_seconds))
 
     def _check_names(
         self, variables: frozenset[str], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
     ) -> None:
         if tools and "tools" not in variables:
-            raise TemplateError(
-                "this model's chat template has no place for tools; send the request without tools"
-            )
+            raise TemplateError("this model's chat template has no place for tools; send the request without tools")
         for name in template_kwargs:
             if name in _OWN_VARIABLES or name not in variables:
                 known = ", ".join(sorted(variables - _OWN_VARIABLES)) or "none"
-                raise TemplateError(
-                    f"this model's chat template has no option {name!r}; its options are: {known}"
-                )
+                raise TemplateError(f"this model's chat template has no option {name!r}; its options are: {known}")
 
     @cached_property
     def _compiled(self) -> tuple[Template, frozenset[str]]:

@@ -162,9 +162,7 @@ def _tojson(
         raise SecurityError(f"a chat template may indent JSON by 0 to 16 columns, not {indent}")
     if separators is not None and max(map(len, separators)) > 16:
         raise SecurityError("a chat template may separate JSON by at most 16 characters")
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     # Indentation can outgrow the value; then the pieces are counted as they come.
     return encoder.encode(value) if indent is None else join_pieces(encoder.iterencode(value))
 
@@ -198,9 +196,7 @@ def _raise_exception(message: object) -> None:
 
 def _strftime(moment: datetime, form: str) -> str:
     if len(form) > 200 or re.search(r"%[^A-Za-z%]*\d", form):
-        raise SecurityError(
-            f"a chat template may not format the time as {form[:40]!r}; widths are not supported"
-        )
+        raise SecurityError(f"a chat template may not format the time as {form[:40]!r}; widths are not supported")
     return moment.strftime(form)
 
 

@@ -53,9 +53,7 @@ class Budget:
     def expect(self, size: int) -> None:
         """Raises SecurityError if a value of `size` may not be built."""
         if size > self._limits.value_size:
-            raise SecurityError(
-                f"the chat template builds a value of more than {self._limits.value_size} characters"
-            )
+            raise SecurityError(f"the chat template builds a value of more than {self._limits.value_size} characters")
 
     def take(self, value: Any) -> Any:
         """Counts a value that was built, and returns it."""
@@ -63,9 +61,7 @@ class Budget:
         self.expect(size)
         self._total += size
         if self._total > self._limits.total_size:
-            raise SecurityError(
-                f"the chat template builds more than {self._limits.total_size} characters in all"
-            )
+            raise SecurityError(f"the chat template builds more than {self._limits.total_size} characters in all")
         return value
 
 
@@ -92,9 +88,7 @@ def measure(value: Any, limit: int) -> int:
         elif isinstance(item, (list, tuple)):
             stack.extend(item)
         elif not isinstance(item, (bool, int, float, type(None), Undefined)):
-            raise SecurityError(
-                f"a chat template may not put a {type(item).__name__} into a list or dictionary"
-            )
+            raise SecurityError(f"a chat template may not put a {type(item).__name__} into a list or dictionary")
         if size + len(stack) > limit:
             return size + len(stack)
     return size

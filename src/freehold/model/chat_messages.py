@@ -73,9 +73,7 @@ def join_text_parts(messages: list[dict[str, Any]]) -> None:
                 texts.append(part["text"])
             else:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                raise TemplateError(
-                    f"{where} is of type {kind!r}; this model's chat template takes text only"
-                )
+                raise TemplateError(f"{where} is of type {kind!r}; this model's chat template takes text only")
         message["content"] = "\n".join(texts)
 
 

@@ -10,7 +10,8 @@ What is guaranteed, for any template and any messages:
   the sum of all that is built stays under `Limits.total_size`. Operations whose result can be much larger
   than their operands are sized before they run.
 - CPU time is checked at every turn of a loop, call, filter and operator, and ends the render after
-  `Limits.seconds`. Between two checks lies at most one operation on values of bounded size.
+  `Limits.seconds`. Between two checks lie only comparisons and look-ups, at most as many as the template's
+  text has, on values of bounded size.
 
 Python's own recursion limit ends recursion. Every breach is a TemplateError.
 """
@@ -212,9 +213,7 @@ def _wrap_children(node: nodes.Node) -> None:
             for child in value:
                 if isinstance(child, nodes.Node):
                     _wrap_children(child)
-            setattr(
-                node, name, [_wrapped(child) if isinstance(child, nodes.Node) else child for child in value]
-            )
+            setattr(node, name, [_wrapped(child) if isinstance(child, nodes.Node) else child for child in value])
     if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.NSRef):
         # A namespace inside a namespace could be nested without end and printed at exponential length.
         node.node = _call("plain", [node.node], node.lineno)
@@ -223,9 +222,7 @@ def _wrap_children(node: nodes.Node) -> None:
 def _wrapped(node: nodes.Node) -> nodes.Node:
     if isinstance(node, nodes.Concat):
         return _call("tilde", [nodes.List(node.nodes, lineno=node.lineno)], node.lineno)
-    is_value = isinstance(node, (nodes.List, nodes.Dict)) or (
-        isinstance(node, nodes.Tuple) and node.ctx == "load"
-    )
+    is_value = isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
     return _call("take", [node], node.lineno) if is_value else node
 
 

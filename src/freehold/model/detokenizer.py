@@ -35,9 +35,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """What was held back: nothing, or U+FFFD for an incomplete character. The decoder is then as new."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._utf8.decode(b"", final=True)
 
 
 class _Prefix:
@@ -80,14 +78,10 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
-            raise ArgumentError(
-                f"stops is the text {stops!r}; it must be a sequence of texts, for one: [{stops!r}]"
-            )
+            raise ArgumentError(f"stops is the text {stops!r}; it must be a sequence of texts, for one: [{stops!r}]")
         for stop in stops:
             if not isinstance(stop, str) or not stop:
-                raise ArgumentError(
-                    f"stops holds {stop!r}; each stop must be a text of at least one character"
-                )
+                raise ArgumentError(f"stops holds {stop!r}; each stop must be a text of at least one character")
         self._prefixes = [_Prefix(stop) for stop in dict.fromkeys(stops)]
         self._held = ""
         self.matched: str | None = None

@@ -163,7 +163,7 @@ class LlamaLayer(nn.Module):
 class Llama(nn.Module):
     """A whole Llama model; see `freehold.model.base.Model`."""
 
-    block_tokens = None
+    block_tokens: int | None = None
 
     def __init__(self, config: LlamaConfig, compute: Compute) -> None:
         super().__init__()

@@ -109,10 +109,10 @@ class MixtureOfExperts(nn.Module):
         c = self.config
         ids, weights = self.compute.route_sigmoid(self.router(x), self.bias, c.num_experts_per_token)
         routed = torch.zeros_like(x)
-        for expert in ids.unique().tolist():
+        for expert in torch.unique(ids).tolist():
             rows, place = (ids == expert).nonzero(as_tuple=True)
             routed[rows] += self.experts[expert](x[rows]) * weights[rows, place, None]
-        return routed * c.routed_scaling_factor + self.shared(x)
+        return routed * c.routed_scaling_factor + self.shared(x)  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):

@@ -100,7 +100,7 @@ class _Release:
 
     def ignored(self, name: str) -> bool:
         """Vision and multi-token prediction."""
-        return name.startswith(_OTHER_PARTS) or name.startswith(f"{self._root}mtp.") or name.startswith("mtp.")
+        return name.startswith((*_OTHER_PARTS, f"{self._root}mtp.", "mtp."))
 
     def layer_norms(self, i: int) -> tuple[str, str]:
         """Before attention, before the feed-forward part."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import Model
-from freehold.model.chat import ChatFormat
 from freehold.model.compute import Compute
 from freehold.model.llama import Llama
 from freehold.model.minimax_m3 import MiniMaxM3

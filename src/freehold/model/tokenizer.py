@@ -43,9 +43,7 @@ class Tokenizer:
         self._added = {int(i): t for i, t in self._with_special.get_added_tokens_decoder().items()}
         self._plain = self._without_special(self._with_special, self._added)
         decoder = self._with_special.decoder
-        self._spell = spelling_of(
-            None if decoder is None else json.loads(decoder.__getstate__()), parts.where
-        )
+        self._spell = spelling_of(None if decoder is None else json.loads(decoder.__getstate__()), parts.where)
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise TokenizerError(f"{parts.where}: the vocabulary is empty")
@@ -60,13 +58,10 @@ class Tokenizer:
         for name, token_id in (("bos", self.bos_id), *(("eos", i) for i in sorted(self.eos_ids))):
             if token_id is not None and not 0 <= token_id < self.vocab_size:
                 raise TokenizerError(
-                    f"{self._where}: the {name} id {token_id} is outside the vocabulary "
-                    f"of {self.vocab_size} tokens"
+                    f"{self._where}: the {name} id {token_id} is outside the vocabulary of {self.vocab_size} tokens"
                 )
         if self.add_bos and self.bos_id is None:
-            raise TokenizerError(
-                f"{self._where}: it asks for a BOS in front of every text but names no BOS token"
-            )
+            raise TokenizerError(f"{self._where}: it asks for a BOS in front of every text but names no BOS token")
 
     # -- construction ---------------------------------------------------------------------------------------
 
@@ -183,8 +178,7 @@ class Tokenizer:
             token = self._with_special.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
             if token is None:
                 raise TokenizerError(
-                    f"token id {token_id} is not in the vocabulary "
-                    f"({self.vocab_size} tokens from {self._where})"
+                    f"token id {token_id} is not in the vocabulary ({self.vocab_size} tokens from {self._where})"
                 )
             content = self._spell(token)
         self._bytes[token_id] = content
@@ -199,9 +193,7 @@ class Tokenizer:
         Raises TokenizerError for an id outside the vocabulary.
         """
         skipped = self.special_ids if skip_special else frozenset()
-        return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode(
-            "utf-8", errors="replace"
-        )
+        return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode("utf-8", errors="replace")
 
     # -- facts ----------------------------------------------------------------------------------------------
 
@@ -224,9 +216,7 @@ class Tokenizer:
     @cached_property
     def _digest(self) -> str:
         document: dict[str, Any] = json.loads(self._with_special.to_str())
-        identity = {
-            name: document.get(name) for name in ("added_tokens", "model", "normalizer", "pre_tokenizer")
-        }
+        identity = {name: document.get(name) for name in ("added_tokens", "model", "normalizer", "pre_tokenizer")}
         identity["bos"] = [self.bos_id, self.add_bos]
         canonical = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -50,9 +50,7 @@ def read_directory(directory: Path, pre: str | None, extra_eos_ids: Iterable[int
     generation_config = _json_object(directory / "generation_config.json")
     if (directory / "tokenizer.json").is_file():
         if pre is not None:
-            raise TokenizerError(
-                f"{directory}: pre={pre!r} was given, but its tokenizer.json decides that itself"
-            )
+            raise TokenizerError(f"{directory}: pre={pre!r} was given, but its tokenizer.json decides that itself")
         return read_json(directory / "tokenizer.json", config, generation_config, extra_eos_ids)
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         backend = _read_vocab_and_merges(directory, pre, config)
@@ -63,9 +61,7 @@ def read_directory(directory: Path, pre: str | None, extra_eos_ids: Iterable[int
             "beside it; transformers writes one with "
             "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
         )
-    raise TokenizerError(
-        f"{directory}: no tokenizer here; a tokenizer.json, or vocab.json with merges.txt, is needed"
-    )
+    raise TokenizerError(f"{directory}: no tokenizer here; a tokenizer.json, or vocab.json with merges.txt, is needed")
 
 
 def _read_vocab_and_merges(directory: Path, pre: str | None, config: Mapping[str, Any]) -> Backend:
@@ -98,9 +94,7 @@ def _added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int, Added
         for content, index in _json_object(directory / "added_tokens.json").items()
     }
     for index, entry in config.get("added_tokens_decoder", {}).items():
-        flags = {
-            name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "normalized")
-        }
+        flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "normalized")}
         added[int(index)] = AddedToken(str(entry["content"]), special=bool(entry.get("special")), **flags)
     return added
 
@@ -116,17 +110,11 @@ def _with_config(
     eos_id = _named_token(where, backend, config, "eos_token")
     also = generation_config.get("eos_token_id")
     from_generation = [] if also is None else also if isinstance(also, list) else [also]
-    ids = (
-        ([] if eos_id is None else [eos_id])
-        + [int(i) for i in from_generation]
-        + [int(i) for i in extra_eos_ids]
-    )
+    ids = ([] if eos_id is None else [eos_id]) + [int(i) for i in from_generation] + [int(i) for i in extra_eos_ids]
     asked = config.get("add_bos_token")
     # Without an explicit word, the post-processor tells: what it adds to an empty text is its frame.
     framed = backend.encode("", add_special_tokens=True).ids
-    add_bos = (
-        bool(asked) if asked is not None else bool(framed) and bos_id is not None and framed[0] == bos_id
-    )
+    add_bos = bool(asked) if asked is not None else bool(framed) and bos_id is not None and framed[0] == bos_id
     return TokenizerParts(
         where=where,
         backend=backend,
@@ -144,9 +132,7 @@ def _named_token(where: str, backend: Backend, config: Mapping[str, Any], name: 
     content = value["content"] if isinstance(value, Mapping) else value
     token_id: int | None = backend.token_to_id(content)
     if token_id is None:
-        raise TokenizerError(
-            f"{where}: the configuration's {name} is {content!r}, which is not in the vocabulary"
-        )
+        raise TokenizerError(f"{where}: the configuration's {name} is {content!r}, which is not in the vocabulary")
     return token_id
 
 
@@ -155,9 +141,7 @@ def _chat_template(where: str, value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
-        named = {
-            str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)
-        }
+        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)}
         chosen = named.get("default")
         if isinstance(chosen, str):
             return chosen

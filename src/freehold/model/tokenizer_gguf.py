@@ -64,9 +64,7 @@ def _check_model(metadata: Mapping[str, Any]) -> None:
 def _required(metadata: Mapping[str, Any], name: str) -> list[Any]:
     values = metadata.get(_KEY + name)
     if values is None:
-        raise TokenizerError(
-            f"{_WHERE}: {_KEY}{name} is absent; convert the model again with a current converter"
-        )
+        raise TokenizerError(f"{_WHERE}: {_KEY}{name} is absent; convert the model again with a current converter")
     return list(values)
 
 
@@ -84,7 +82,5 @@ def _split_merge(merge: str, rank: int) -> tuple[str, str]:
     # From index 1: the left half is never empty, but may itself begin with a space.
     space = merge.find(" ", 1)
     if space < 0 or space == len(merge) - 1:
-        raise TokenizerError(
-            f"{_WHERE}: merge {rank} is {merge!r}; it must be two tokens with a space between"
-        )
+        raise TokenizerError(f"{_WHERE}: merge {rank} is {merge!r}; it must be two tokens with a space between")
     return merge[:space], merge[space + 1 :]

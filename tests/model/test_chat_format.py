@@ -35,9 +35,7 @@ def test_messages_tokens_and_generation_prompt_reach_the_template() -> None:
 
 
 def test_blocks_leave_no_white_space_behind() -> None:
-    chat = ChatFormat(
-        "{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n"
-    )
+    chat = ChatFormat("{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n")
     assert chat.render(USER) == "hi\n"
 
 
@@ -128,9 +126,7 @@ def test_tool_arguments_become_objects() -> None:
     assert chat.render(call('{"city": "Lyon"}')) == "Lyon"
     assert chat.render(call({"city": "Lyon"})) == "Lyon"
     assert chat.render(call("")) == ""
-    with pytest.raises(
-        TemplateError, match=r"messages\[0\].tool_calls\[0\].function.arguments is not valid JSON"
-    ):
+    with pytest.raises(TemplateError, match=r"messages\[0\].tool_calls\[0\].function.arguments is not valid JSON"):
         chat.render(call("{city"))
 
 

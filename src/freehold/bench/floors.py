@@ -1,0 +1,139 @@
+"""What the machine itself allows: bytes read from memory and multiplications a second, measured in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from freehold import kernels
+from freehold.core.errors import ArgumentError
+
+READ_NBYTES = 512 * 2**20
+"""Bytes of the array that is read; far more than the caches of common machines hold."""
+
+MATRIX_SIZE = 2048
+_TRIES = 7
+_WIDTH = 4096  # features of the one-row product; its weight is the whole array
+_ROW_NBYTES = _WIDTH * 4
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A limit: units a second, and what reached it. The largest of several tries, as nothing exceeds a limit."""
+
+    per_second: float
+    reached_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """Limits with `threads` threads.
+
+    read: bytes a second from memory. float32, bfloat16: floating-point operations a second of a square
+    product; a multiplication and an addition are two.
+    """
+
+    threads: int
+    read: Floor
+    float32: Floor
+    bfloat16: Floor
+
+    def seconds(self, flops: float, nbytes: float, dtype: torch.dtype = torch.float32) -> float:
+        """The least time for so many operations on values of `dtype` and so many bytes read from memory."""
+        peak = self.bfloat16 if dtype == torch.bfloat16 else self.float32
+        return max(flops / peak.per_second, nbytes / self.read.per_second)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """The limits for the head of a table."""
+        return (
+            f"Floors, {_threads(self.threads)}: reads {self.read.per_second / 1e9:.1f} GB/s ({self.read.reached_by}), float32 "
+            f"{self.float32.per_second / 1e9:.0f} GFLOP/s ({self.float32.reached_by}), bfloat16 "
+            f"{self.bfloat16.per_second / 1e9:.0f} GFLOP/s ({self.bfloat16.reached_by})"
+        )
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """torch and the kernels use so many threads inside, and what they used before afterwards."""
+    before = torch.get_num_threads(), kernels.threads()
+    torch.set_num_threads(threads)
+    kernels.set_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        kernels.set_threads(before[1])
+
+
+def measure_floors(
+    threads: int,
+    *,
+    read_nbytes: int = READ_NBYTES,
+    matrix_size: int = MATRIX_SIZE,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Floors:
+    """Measures the limits with so many threads; takes a few seconds, and twice read_nbytes of memory for a moment.
+
+    Raises ArgumentError for sizes that are too small.
+    """
+    if threads < 1 or read_nbytes < _ROW_NBYTES or matrix_size < 64:
+        raise ArgumentError(
+            f"threads is {threads}, read_nbytes {read_nbytes}, matrix_size {matrix_size}; "
+            f"the least are 1, {_ROW_NBYTES} and 64"
+        )
+    rows = read_nbytes // _ROW_NBYTES
+    products = 2 * matrix_size**3
+    with using_threads(threads):
+        return Floors(
+            threads=threads,
+            read=_limit(_readers(rows), rows * _ROW_NBYTES, clock),
+            float32=_limit(_products(matrix_size, torch.float32), products, clock),
+            bfloat16=_limit(_products(matrix_size, torch.bfloat16), products, clock),
+        )
+
+
+def _readers(rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each reads `rows` rows of float32 once. What a reader needs is freed when the next is asked for."""
+    array = torch.ones(rows, _WIDTH)
+    yield "torch.sum", array.sum
+    weight = kernels.pack_weight(array)
+    del array
+    x = torch.ones(1, _WIDTH)
+    yield "our one-row product", lambda: kernels.linear(x, weight)
+
+
+def _products(size: int, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
+    yield "torch.mm", lambda: torch.mm(a, b)
+    if dtype == torch.float32:
+        weight = kernels.pack_weight(b)
+        yield "our product", lambda: kernels.linear(a, weight)
+
+
+def _limit(
+    candidates: Iterator[tuple[str, Callable[[], object]]], amount: float, clock: Callable[[], float]
+) -> Floor:
+    best = Floor(0.0, "nothing")
+    for name, run in candidates:
+        run()
+        for _ in range(_TRIES):
+            start = clock()
+            run()
+            rate = amount / max(clock() - start, 1e-9)
+            if rate > best.per_second:
+                best = Floor(rate, name)
+    return best
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"

@@ -1,0 +1,118 @@
+"""`freehold bench`: the command group and its options. A suite is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+
+
+class Sizes(click.ParamType[tuple[int, ...]]):
+    """`512,2048,7900`: numbers of at least 1."""
+
+    name = "n,n,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Split and convert; a usage error if something is no such number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"{value!r} is not a list of numbers from 1, for example 512,2048", param, ctx)
+        return sizes
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of both sides; left out: all cores this process may use."
+)
+rounds_option = click.option(
+    "--rounds", type=click.IntRange(min=1), help="Measured rounds after the warm-up; 5, with --quick 2."
+)
+quick_option = click.option("--quick", is_flag=True, help="Small and few: whether it works, not how fast it is.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on the last line of stdout; the table goes to stderr."
+)
+markdown_option = click.option("--markdown", is_flag=True, help="The table in Markdown.")
+
+
+@click.group()
+def command() -> None:
+    """Measure Freehold beside its rivals.
+
+    Both sides alternate in one run; figures are medians, and the limits of the machine are measured with them.
+    """
+
+
+@command.command()
+@click.argument("model", required=False)
+@click.option("--prompt-tokens", type=Sizes(), help="Prompt lengths; 512,2048,7900 as far as they fit, with --quick 128.")
+@click.option("--new-tokens", type=click.IntRange(min=2), help="Tokens generated after each prompt; 64, with --quick 8.")
+@click.option("--rival", type=click.Choice(["llama.cpp", "none"]), default="llama.cpp", show_default=True)
+@click.option("--kv-dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="How our side stores K and V; llama.cpp's is float16.")  # fmt: skip
+@threads_option
+@rounds_option
+@quick_option
+@json_option
+@markdown_option
+def model(
+    model: str | None,
+    prompt_tokens: tuple[int, ...] | None,
+    new_tokens: int | None,
+    rival: str,
+    kv_dtype: str,
+    threads: int | None,
+    rounds: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Prefill, decoding, memory and loading of one model file, beside llama.cpp.
+
+    MODEL is a pulled name, a directory or a .gguf file; without it, the default model, fetched if it is missing.
+    """
+    from freehold.bench.report import show
+    from freehold.bench.suite_model import ModelSettings, run
+
+    settings = ModelSettings(
+        model=model,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens or (8 if quick else 64),
+        rounds=rounds or (2 if quick else 5),
+        threads=threads or _cores(),
+        kv_dtype=kv_dtype,
+        rival=rival,
+        quick=quick,
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command()
+@threads_option
+@rounds_option
+@quick_option
+@json_option
+@markdown_option
+def kernels(threads: int | None, rounds: int | None, quick: bool, as_json: bool, markdown: bool) -> None:
+    """Each native kernel beside torch's operator and the limits of the machine, with one thread and with all."""
+    from freehold.bench.report import show
+    from freehold.bench.suite_kernels import KernelSettings, run
+
+    counts = tuple(sorted({1, threads or _cores()}))
+    settings = KernelSettings(threads=counts, rounds=rounds or (2 if quick else 5), quick=quick)
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

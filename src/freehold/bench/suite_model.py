@@ -1,0 +1,333 @@
+"""`freehold bench model`: prefill, decoding, memory and loading of one model file, beside llama.cpp on the same file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from freehold.bench.floors import READ_NBYTES, Floors, measure_floors
+from freehold.bench.harness import Comparison, Samples, alternate, check_rounds, round_figures
+from freehold.bench.machine import Machine, this_machine
+from freehold.bench.report import Report
+from freehold.bench.rival import Obstacle, RivalSettings, Trial, candidates, obstacle, try_candidates
+from freehold.bench.traffic import file_nbytes_read
+from freehold.bench.workers import Worker
+from freehold.core.errors import ArgumentError
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.pull import DEFAULT_MODEL, pull, resolve
+
+DEFAULT_PROMPTS = (512, 2048, 7900)
+QUICK_PROMPTS = (128,)
+KV_NBYTES = {"float32": 4, "bfloat16": 2}
+_RIVAL_KV_NBYTES = 2  # float16
+_SETTLE_SECONDS = 0.1  # the other process's threads stop spinning long before
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """prompt_tokens None: the suite's own lengths, as far as they fit into the model's context."""
+
+    model: str | None
+    prompt_tokens: tuple[int, ...] | None
+    new_tokens: int
+    rounds: int
+    threads: int
+    kv_dtype: str
+    rival: str
+    quick: bool
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 2:
+            raise ArgumentError(f"new_tokens is {self.new_tokens}; a speed of decoding needs at least 2")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt length. Rates in tokens a second; `theirs` of a figure is missing where no rival ran.
+
+    floor_ours, floor_theirs: tokens a second if decoding did nothing but read weights and cache once.
+    """
+
+    prompt_tokens: int
+    prefill: dict[str, Samples]
+    decode: dict[str, Samples]
+    first_token_seconds: dict[str, Samples]
+    peak_nbytes: dict[str, int]
+    floor: dict[str, float]
+    same_leading_tokens: list[int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures by name; each holds "ours" and, if a rival ran, "theirs" and the ratios."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "prefill_tokens_per_second": _figure_json(self.prefill),
+            "decode_tokens_per_second": _figure_json(self.decode),
+            "time_to_first_token_seconds": _figure_json(self.first_token_seconds),
+            "decode_floor_tokens_per_second": self.floor,
+            "peak_memory_bytes": self.peak_nbytes,
+            "same_leading_tokens": self.same_leading_tokens,
+        }
+
+
+def run(settings: ModelSettings, say: Say) -> Report:
+    """Runs the suite. say: gets a line for each stage. Raises FreeholdError of the kind that fits."""
+    machine = this_machine()
+    path = _path_of(settings.model, say)
+    with open_checkpoint(path) as checkpoint:
+        missing = obstacle(settings.rival, checkpoint)
+        architecture = str(checkpoint.config.get("general.architecture"))
+        their_weights = file_nbytes_read(checkpoint) if missing is None else 0
+    if missing is not None and settings.rival != "none":
+        say(missing.reason)
+    say("measuring what the machine allows")
+    floors = measure_floors(
+        settings.threads,
+        read_nbytes=READ_NBYTES // 4 if settings.quick else READ_NBYTES,
+        matrix_size=512 if settings.quick else 2048,
+    )
+    bench = _Bench(settings, path, missing, say, floors, their_weights)
+    with ExitStack() as stack:
+        return bench.measure(stack, machine, architecture)
+
+
+def _path_of(model: str | None, say: Say) -> Path:
+    if model is not None and model != DEFAULT_MODEL:
+        return resolve(model)
+
+    shown: set[str] = set()
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        if what not in shown:
+            shown.add(what)
+            say(f"{what} {DEFAULT_MODEL}")
+
+    return pull(DEFAULT_MODEL, progress=progress)
+
+
+class _Bench:
+    """One run of the suite: the steps share its settings and its two workers."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        path: Path,
+        missing: Obstacle | None,
+        say: Say,
+        floors: Floors,
+        their_weights: int,
+    ) -> None:
+        self.settings, self.path, self.missing, self.say, self.floors = settings, path, missing, say, floors
+        self.their_weights = their_weights
+        self.workers: dict[str, Worker] = {}
+        self.loaded: dict[str, dict[str, Any]] = {}
+        self.idle_nbytes: dict[str, int] = {}
+        self.trials: list[Trial] = []
+
+    def measure(self, stack: ExitStack, machine: Machine, architecture: str) -> Report:
+        """All steps in order; the workers end with the stack."""
+        facts = self._look(stack)
+        lengths = _lengths(self.settings, facts["context_length"])
+        prompts = Prompts(facts["vocab_size"], facts["special_ids"])
+        context = max(lengths) + self.settings.new_tokens
+        chosen = None
+        if self.missing is None:
+            tried = candidates(architecture, max(lengths))
+            self.say(f"trying {len(tried)} settings of llama.cpp")
+            trial_prompts = [prompts.make(min(lengths), -3), prompts.make(max(lengths), -2)]
+            load = {"path": str(self.path), "context": context, "threads": self.settings.threads}
+            self.trials = try_candidates(tried, load, trial_prompts, self.settings.new_tokens)
+            chosen = self.trials[0].settings
+        loads = self._load(stack, context, chosen)
+        rows = [self._row(length, prompts) for length in lengths]
+        return self._report(machine, loads, rows)
+
+    def _look(self, stack: ExitStack) -> dict[str, Any]:
+        """What the model is, from a worker that ends at once: the lengths depend on it."""
+        self.say(f"loading {self.path.name}")
+        with Worker("freehold") as worker:
+            return worker.call("load", **self._our_load(context=1))
+
+    def _our_load(self, context: int) -> dict[str, Any]:
+        s = self.settings
+        return {"path": str(self.path), "context": context, "threads": s.threads, "kv_dtype": s.kv_dtype}
+
+    def _load(self, stack: ExitStack, context: int, chosen: RivalSettings | None) -> dict[str, Samples]:
+        """Load times, each in a new process; the processes of the last round stay."""
+        loads = {"freehold": self._our_load(context)}
+        if chosen is not None:
+            base = {"path": str(self.path), "context": context, "threads": self.settings.threads}
+            loads["llama.cpp"] = {**base, **asdict(chosen)}
+        rounds = self.settings.rounds
+
+        def turn(side: str) -> Callable[[int], float]:
+            def load(number: int) -> float:
+                worker = stack.enter_context(Worker(side))
+                self.idle_nbytes[side] = worker.call("memory")["resident_nbytes"]
+                self.loaded[side] = worker.call("load", **loads[side])
+                if number == rounds - 1:
+                    self.workers[side] = worker
+                else:
+                    worker.close()
+                return float(self.loaded[side]["load_seconds"])
+
+            return load
+
+        self.say(f"loading {rounds} times")
+        results = alternate({side: turn(side) for side in loads}, rounds=rounds, settle=_SETTLE_SECONDS)
+        return {_OURS_THEIRS[side]: Samples(tuple(seconds)) for side, seconds in results.items()}
+
+    def _row(self, length: int, prompts: Prompts) -> Row:
+        new = self.settings.new_tokens
+        self.say(f"prompt of {length} tokens, then {new} more, {self.settings.rounds} rounds")
+
+        def turn(worker: Worker) -> Callable[[int], dict[str, Any]]:
+            return lambda number: worker.call("answer", prompt=prompts.make(length, number), new_tokens=new)
+
+        turns = {side: turn(worker) for side, worker in self.workers.items()}
+        answers = alternate(turns, rounds=self.settings.rounds, settle=_SETTLE_SECONDS)
+        elements = self.workers["freehold"].call("cache_elements", depth=length)["elements"]
+        nbytes = {
+            "freehold": self.loaded["freehold"]["weight_nbytes_read"] + elements * KV_NBYTES[self.settings.kv_dtype],
+            "llama.cpp": self.their_weights + elements * _RIVAL_KV_NBYTES,
+        }
+        first, decode = _times(answers, "first_token_seconds"), _times(answers, "decode_seconds")
+        return Row(
+            prompt_tokens=length,
+            prefill={side: times.map(lambda t: length / t) for side, times in first.items()},
+            decode={side: times.map(lambda t: (new - 1) / t) for side, times in decode.items()},
+            first_token_seconds=first,
+            peak_nbytes={_OURS_THEIRS[s]: w.call("memory")["peak_nbytes"] for s, w in self.workers.items()},
+            floor={_OURS_THEIRS[s]: self.floors.read.per_second / nbytes[s] for s in self.workers},
+            same_leading_tokens=_same_leading_tokens(answers),
+        )
+
+    def _report(self, machine: Machine, loads: dict[str, Samples], rows: Sequence[Row]) -> Report:
+        s = self.settings
+        descriptions = {_OURS_THEIRS[side]: facts["description"] for side, facts in self.loaded.items()}
+        data = {
+            "machine": machine.as_json(),
+            "floors": self.floors.as_json(),
+            "settings": {**asdict(s), "model": self.path.name},
+            "rival": {
+                "name": s.rival,
+                "ran": self.missing is None,
+                "reason": None if self.missing is None else self.missing.reason,
+                "trials": [trial.as_json() for trial in self.trials],
+            },
+            "sides": descriptions,
+            "load_seconds": _figure_json(loads),
+            "idle_memory_bytes": {_OURS_THEIRS[side]: nbytes for side, nbytes in self.idle_nbytes.items()},
+            "weight_bytes": self.loaded["freehold"]["weight_nbytes"],
+            "rows": [row.as_json() for row in rows],
+        }
+        rival = self.missing.cell if self.missing is not None else None
+        return Report(
+            suite="model",
+            title=f"{self.path.name}, {s.threads} threads, {s.new_tokens} new tokens, medians of {s.rounds} rounds",
+            head=(*machine.lines(), self.floors.line()),
+            columns=_COLUMNS,
+            rows=[_cells(row, rival) for row in rows],
+            notes=(*self._notes(loads, descriptions), *check_rounds(s.rounds), *machine.warnings()),
+            data=data,
+        )
+
+    def _notes(self, loads: dict[str, Samples], descriptions: dict[str, str]) -> list[str]:
+        times = ", ".join(f"{side} {round_figures(samples.median)} s" for side, samples in loads.items())
+        idle = ", ".join(f"{_OURS_THEIRS[s]} {_mebibytes(n)}" for s, n in self.idle_nbytes.items())
+        notes = [f"{side}: {text}" for side, text in descriptions.items()]
+        if self.missing is not None:
+            notes.append(self.missing.reason)
+        if len(self.trials) > 1:
+            tried = "; ".join(f"{trial.settings}: {round_figures(trial.seconds)} s" for trial in self.trials)
+            notes.append(f"llama.cpp's settings are the fastest of those tried, once each: {tried}")
+        return [
+            *notes,
+            f"load (file in the page cache): {times}; median of {self.settings.rounds}",
+            f"peak memory (MiB) is the largest resident set of a process that does only this, up to and with the row; "
+            f"before loading: {idle}",
+            "floor: tokens a second if each new token cost only one read of our weights, and of K and V at the prompt's "
+            "depth, at the measured bandwidth",
+            "prompts are random tokens, new in every round, the same for both sides; greedy, end-of-sequence ignored; "
+            "prefill counts the time to the first token",
+        ]
+
+
+_OURS_THEIRS = {"freehold": "ours", "llama.cpp": "theirs"}
+_COLUMNS = (
+    "prompt", "prefill tok/s", "llama.cpp", "ratio", "decode tok/s", "llama.cpp", "ratio", "floor", "peak MiB", "llama.cpp",
+)  # fmt: skip
+
+
+class Prompts:
+    """Random prompts without special tokens; another one for each length and round, the same in every run."""
+
+    def __init__(self, vocab_size: int, special_ids: Sequence[int]) -> None:
+        special = set(special_ids)
+        self._ids = [token for token in range(vocab_size) if token not in special]
+
+    def make(self, length: int, number: int) -> list[int]:
+        """`length` token ids; two rounds of a run differ in their first token, so that no prefix is shared."""
+        prompt = random.Random(f"{length} {number}").choices(self._ids, k=length)
+        prompt[0] = self._ids[(length * 101 + number) % len(self._ids)]
+        return prompt
+
+
+def _lengths(settings: ModelSettings, context_length: int) -> tuple[int, ...]:
+    """The prompt lengths, ascending. Raises ArgumentError if one that was asked for does not fit, or none does."""
+    room = context_length - settings.new_tokens
+    asked = settings.prompt_tokens
+    wanted = sorted(set(asked or (QUICK_PROMPTS if settings.quick else DEFAULT_PROMPTS)))
+    fitting = [length for length in wanted if length <= room]
+    if not fitting or (asked and len(fitting) < len(wanted)):
+        raise ArgumentError(
+            f"--prompt-tokens {','.join(map(str, wanted))} with --new-tokens {settings.new_tokens}: the model's context "
+            f"is {context_length} tokens, so prompts of at most {room} fit"
+        )
+    return tuple(fitting)
+
+
+def _times(answers: dict[str, list[dict[str, Any]]], key: str) -> dict[str, Samples]:
+    return {_OURS_THEIRS[side]: Samples(tuple(a[key] for a in given)) for side, given in answers.items()}
+
+
+def _same_leading_tokens(answers: dict[str, list[dict[str, Any]]]) -> list[int]:
+    """For each round, how many tokens both sides gave before the first difference; empty without a rival."""
+    if "llama.cpp" not in answers:
+        return []
+    counts = []
+    for ours, theirs in zip(answers["freehold"], answers["llama.cpp"], strict=True):
+        pairs = list(zip(ours["token_ids"], theirs["token_ids"], strict=True))
+        counts.append(next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs)))
+    return counts
+
+
+def _figure_json(figure: dict[str, Samples]) -> dict[str, Any]:
+    if "theirs" in figure:
+        return Comparison(figure["ours"], figure["theirs"]).as_json()
+    return {"ours": figure["ours"].as_json(), "theirs": None}
+
+
+def _cells(row: Row, missing: str | None) -> list[str]:
+    """missing: what stands for the rival's figures, if it did not run."""
+
+    def figure(samples: dict[str, Samples]) -> list[str]:
+        ours = round_figures(samples["ours"].median)
+        if missing is not None:
+            return [ours, missing, "-"]
+        ratio = Comparison(samples["ours"], samples["theirs"]).ratio
+        return [ours, round_figures(samples["theirs"].median), f"{ratio:.2f}"]
+
+    peak = [_mebibytes(row.peak_nbytes["ours"])]
+    peak.append(missing if missing is not None else _mebibytes(row.peak_nbytes["theirs"]))
+    floor = round_figures(row.floor["ours"])
+    return [str(row.prompt_tokens), *figure(row.prefill), *figure(row.decode), floor, *peak]
+
+
+def _mebibytes(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f}"
