@@ -29,9 +29,7 @@ class Network:
         """Refuse an address beyond loopback, naming it."""
         internet = sock.family in (socket.AF_INET, socket.AF_INET6)
         if internet and not self._open and not str(address[0]).startswith(LOOPBACK):
-            raise ConnectionRefusedError(
-                f"a test tried to reach {address[0]}; only loopback is open to tests"
-            )
+            raise ConnectionRefusedError(f"a test tried to reach {address[0]}; only loopback is open to tests")
 
     @contextmanager
     def opened(self) -> Iterator[None]:

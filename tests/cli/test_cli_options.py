@@ -119,9 +119,5 @@ def test_every_engine_option_has_help() -> None:
     @engine_options
     def command(engine: dict[str, Any]) -> None: ...
 
-    assert [
-        param.name for param in command.params if isinstance(param, click.Option) and not param.help
-    ] == []
-    assert {param.name for param in command.params} == {f.name for f in fields(EngineConfig)} - {
-        "default_block_tokens"
-    }
+    assert [param.name for param in command.params if isinstance(param, click.Option) and not param.help] == []
+    assert {param.name for param in command.params} == {f.name for f in fields(EngineConfig)} - {"default_block_tokens"}

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.model
 
 
 def test_generate_continues_a_text(default_model: Path) -> None:
-    done = freehold(
-        "generate", "--prompt", "The capital of France is", "--max-tokens", "5", "--temperature", "0"
-    )
+    done = freehold("generate", "--prompt", "The capital of France is", "--max-tokens", "5", "--temperature", "0")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
     assert "[prompt 5 tokens (0 cached" in done.stderr

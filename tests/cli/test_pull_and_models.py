@@ -105,12 +105,8 @@ def test_no_other_model_is_fetched_unasked(monkeypatch: pytest.MonkeyPatch) -> N
     assert obtain("org/other") == "org/other"
 
 
-@pytest.mark.parametrize(
-    "error", [DownloadError("the disk is full; free some"), ModelNotFoundError("no model 'x'")]
-)
-def test_errors_end_with_status_1_and_debug_shows_where(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+@pytest.mark.parametrize("error", [DownloadError("the disk is full; free some"), ModelNotFoundError("no model 'x'")])
+def test_errors_end_with_status_1_and_debug_shows_where(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: Any, **__: Any) -> Path:
         raise error
 

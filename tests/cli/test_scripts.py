@@ -145,9 +145,7 @@ def test_torch_comes_first_and_from_the_index_named(machine: Machine) -> None:
     assert "--index-url" not in installs[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["native/kernel.cpp", "src/freehold/module.py", "pyproject.toml", "CMakeLists.txt"]
-)
+@pytest.mark.parametrize("name", ["native/kernel.cpp", "src/freehold/module.py", "pyproject.toml", "CMakeLists.txt"])
 def test_changed_sources_are_installed_again(machine: Machine, name: str) -> None:
     machine.install_fakes()
     machine.serve()
@@ -213,9 +211,7 @@ def test_pinned_torch_satisfies_the_project() -> None:
     assert pinned.group(1) in SpecifierSet(wanted.group(1))
 
 
-@pytest.mark.parametrize(
-    "path", ["scripts/serve", "scripts/test", "scripts/lint", "scripts/prove", ".ci/run"]
-)
+@pytest.mark.parametrize("path", ["scripts/serve", "scripts/test", "scripts/lint", "scripts/prove", ".ci/run"])
 def test_scripts_are_strict_and_parse(path: str) -> None:
     text = (ROOT / path).read_text("utf-8")
     assert "\nset -euo pipefail\n" in text

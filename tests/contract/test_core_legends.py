@@ -61,9 +61,7 @@ def test_the_drawing_is_read_with_its_depth() -> None:
 
 
 LEGEND = re.findall(r"^\| (\w+) +\|", axes.__doc__ or "", re.M)[1:]
-OPERATOR_AXES = [
-    name for name in LEGEND if name != "hidden_size"
-]  # the operator never sees the residual stream
+OPERATOR_AXES = [name for name in LEGEND if name != "hidden_size"]  # the operator never sees the residual stream
 
 
 @pytest.mark.parametrize("name", LEGEND)

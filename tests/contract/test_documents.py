@@ -15,9 +15,7 @@ from freehold.cli.main import main
 from support.repository import PACKAGE, ROOT, code_spans, documents, relative
 
 PAGES = documents()
-TOP_FOLDERS = "|".join(
-    re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name != ".git"
-)
+TOP_FOLDERS = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name != ".git")
 MADE_BY_TOOLS = (".venv", "build", "dist")
 
 
@@ -73,9 +71,7 @@ def named_commands(markdown: str) -> list[str]:
     """Lines of code that call `freehold`, continued lines joined, pipes and redirections cut off."""
     spans = [span.replace("\\\n", " ") for span in code_spans(markdown)]
     serve = [
-        re.sub(r"^(\s*(?:\$ )?)\./scripts/serve\b", r"\1freehold serve", line)
-        for s in spans
-        for line in s.split("\n")
+        re.sub(r"^(\s*(?:\$ )?)\./scripts/serve\b", r"\1freehold serve", line) for s in spans for line in s.split("\n")
     ]
     calls = (re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(freehold(?: [^|>&;]*)?)", line) for line in serve)
     return [call.group(1).strip() for call in calls if call and not call.group(1).startswith("freehold.")]
@@ -97,9 +93,7 @@ def test_the_checks_see_wrong_names() -> None:
         "serve has no option --wings",
         "serve has no option --tail",
     ]
-    paths = named_paths(
-        "`core/errors.py:FreeholdError` `core/errors.py:Nope` `./scripts/nope` `and/or` `x/core/y`"
-    )
+    paths = named_paths("`core/errors.py:FreeholdError` `core/errors.py:Nope` `./scripts/nope` `and/or` `x/core/y`")
     assert {problem_with_path(path) for path in paths} == {
         None,
         "core/errors.py defines no Nope",

@@ -24,9 +24,7 @@ def test_names_of_the_attention_operator() -> None:
         "select_blocks",
         "sparse_attention",
     ]
-    assert [
-        name for name in freehold.attention.__all__ if not callable(getattr(freehold.attention, name))
-    ] == []
+    assert [name for name in freehold.attention.__all__ if not callable(getattr(freehold.attention, name))] == []
 
 
 def test_unknown_names_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Rewrites the fixtures of this directory: `python tests/golden/make_golden.py [prompts] [operators] [model]`.
+"""Rewrites the fixtures of this directory: `python tests/golden/make_golden.py [prompts|operators|model ...]`.
 
 prompts    token ids for every tiny M3 shape, chosen so that no decision of the model is close to a tie
 operators  selected blocks and attention outputs from plain loops in float64, for given random inputs
@@ -33,7 +33,7 @@ _CHUNK = 50  # tokens tried at once while a prompt grows
 _TRIES = 200  # other tokens tried at one place before giving up
 
 
-# ------------------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------------ prompts
 
 
 def make_prompts() -> None:
@@ -81,7 +81,7 @@ def _quiet_stream(model: Any, spec: TinyM3Spec) -> list[int]:
 
 
 def _quiet_last_token(model: Any, stream: list[int], length: int) -> int:
-    """A last token for the prompt of `length` after which the whole greedy continuation holds no close decision.
+    """A last token for the prompt of `length` after which no decision of the greedy continuation is close.
 
     All but the last token is computed once; what is found is then checked the way the tests run it.
     """
@@ -96,14 +96,15 @@ def _quiet_last_token(model: Any, stream: list[int], length: int) -> int:
         known = (copy.deepcopy(before), copy.copy(trace)) if length > 1 else None
         if m3_oracle.continue_greedily(model, tokens, CONTINUATION, known=known).is_close:
             continue
-        if not m3_oracle.continue_greedily(model, tokens, CONTINUATION).is_close and not m3_oracle.run(
-            model, tokens
-        ).tight_positions:
+        if (
+            not m3_oracle.continue_greedily(model, tokens, CONTINUATION).is_close
+            and not m3_oracle.run(model, tokens).tight_positions
+        ):
             return tokens[-1]
     raise SystemExit(f"no quiet continuation found for length {length}")
 
 
-# ----------------------------------------------------------------------------------------------- operators
+# ---------------------------------------------------------------------------------------------- operators
 
 
 def make_operators() -> None:
@@ -119,17 +120,16 @@ def make_operators() -> None:
                 blocks = _select(inputs["index_q"][row, group], inputs["index_k"], row, case)
                 chosen[slot, group, : len(blocks)] = blocks
                 heads = case.num_q_heads // case.num_kv_heads
+                k, v = inputs["k"][:, group], inputs["v"][:, group]
                 for head in range(group * heads, (group + 1) * heads):
-                    attended[slot, head] = _attend(
-                        inputs["q"][row, head], inputs["k"][:, group], inputs["v"][:, group], row, blocks, case
-                    )
+                    attended[slot, head] = _attend(inputs["q"][row, head], k, v, row, blocks, case)
         arrays[f"{case.name}.block_ids"] = chosen
         arrays[f"{case.name}.out"] = attended.astype(np.float32)
     save_file(arrays, HERE / "operators.safetensors")
 
 
 def _select(index_q: Any, index_k: Any, row: int, case: OperatorCase) -> list[int]:
-    """The blocks that the query at position `row` reads: forced ones first, then by score, ties to the lower id."""
+    """The blocks that the query at `row` reads: forced ones first, then by score, ties to the lower id."""
     local = row // case.block_tokens
     score: dict[int, float] = {}
     for block in range(local + 1):
@@ -155,7 +155,7 @@ def _attend(q: Any, k: Any, v: Any, row: int, blocks: list[int], case: OperatorC
     return sum(weight * v[key] for weight, key in zip(weights, keys, strict=True))
 
 
-# --------------------------------------------------------------------------------------------------- model
+# -------------------------------------------------------------------------------------------------- model
 
 
 def make_model() -> None:
@@ -163,7 +163,7 @@ def make_model() -> None:
     spec = SHAPES[MODEL_CASE.shape]
     tokens = prompt(spec.name, MODEL_CASE.length)
     reference = m3_oracle.run(build_tiny_m3(spec), tokens)
-    assert not reference.tight_positions, f"the prompt of {spec.name} has close decisions; make the prompts first"
+    assert not reference.tight_positions, f"{spec.name}: close decisions; make the prompts first"
     rows = sampled_rows(len(tokens), spec.name)
     arrays = {f"block_ids.{layer}": ids[rows].numpy() for layer, ids in reference.block_ids.items()}
     arrays["logits"] = reference.logits[rows].numpy()

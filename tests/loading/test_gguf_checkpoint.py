@@ -69,9 +69,7 @@ def test_reading_stored_types_makes_no_copy(tmp_path: Path) -> None:
 def test_bfloat16_is_a_view(tmp_path: Path) -> None:
     values = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     data = values.view(torch.uint8).numpy().tobytes()
-    with opened(
-        tmp_path / "m.gguf", gguf_bytes((), [tensor_info("x", [8, 3], Kind.BF16, 0)], data)
-    ) as checkpoint:
+    with opened(tmp_path / "m.gguf", gguf_bytes((), [tensor_info("x", [8, 3], Kind.BF16, 0)], data)) as checkpoint:
         assert torch.equal(checkpoint.tensor("x"), values)
         assert mapped_file(checkpoint.tensor("x")) == tmp_path / "m.gguf"
 
@@ -138,9 +136,7 @@ def test_version_2_is_read(tmp_path: Path) -> None:
 def test_agrees_with_gguf_reader_on_the_default_model(default_model: Path) -> None:
     reader = gguf.GGUFReader(default_model)
     with open_checkpoint(default_model) as checkpoint:
-        fields = {
-            name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
-        }
+        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         assert checkpoint.config == fields
         stored = {t.name: (tuple(reversed(t.shape.tolist())), t.tensor_type.name) for t in reader.tensors}
         assert {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()} == stored

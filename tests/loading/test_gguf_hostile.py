@@ -174,9 +174,7 @@ def test_string_beyond_the_file(tmp_path: Path, length: int) -> None:
 def test_element_beyond_the_file(tmp_path: Path, size: int | None) -> None:
     """Also in a file so long that the element would fit: then the limit on headers stops it."""
     value = array(STRING, text("a") + struct.pack("<Q", 2**35) + b"b", 2)
-    refused(
-        tmp_path, gguf_bytes([key("k", ARRAY, value)]), f"element 1 of metadata 'k' claims {2**35}", size=size
-    )
+    refused(tmp_path, gguf_bytes([key("k", ARRAY, value)]), f"element 1 of metadata 'k' claims {2**35}", size=size)
 
 
 @pytest.mark.parametrize("kind", [STRING, U8, 12])
@@ -199,9 +197,7 @@ def test_array_of_arrays(tmp_path: Path) -> None:
     refused(tmp_path, gguf_bytes([key("k", ARRAY, nested)]), "array of arrays")
 
 
-@pytest.mark.parametrize(
-    "value", [key("k", 13, b""), key("k", ARRAY, array(13, b"", 0)), key("k", 2**32 - 1, b"")]
-)
+@pytest.mark.parametrize("value", [key("k", 13, b""), key("k", ARRAY, array(13, b"", 0)), key("k", 2**32 - 1, b"")])
 def test_unknown_value_type(tmp_path: Path, value: bytes) -> None:
     refused(tmp_path, gguf_bytes([value]), "value type (13|4294967295), which the format does not know")
 
@@ -220,17 +216,13 @@ def test_names_twice(tmp_path: Path) -> None:
 
 def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
     refused(tmp_path, gguf_bytes([key(b"\xff", BOOL, b"\1")]), "not valid UTF-8")
-    refused(
-        tmp_path, gguf_bytes([key("k", ARRAY, array(STRING, text("a") + text(b"\xc3"), 2))]), "element 1 of"
-    )
+    refused(tmp_path, gguf_bytes([key("k", ARRAY, array(STRING, text("a") + text(b"\xc3"), 2))]), "element 1 of")
     refused(tmp_path, gguf_bytes((), [tensor_info(b"\x80", [4], Kind.I8, 0)], bytes(4)), "not valid UTF-8")
 
 
 def test_long_names(tmp_path: Path) -> None:
     refused(tmp_path, gguf_bytes([key("k" * 2**16, BOOL, b"\1")]), "claims 65536 bytes")
-    refused(
-        tmp_path, gguf_bytes((), [tensor_info("x" * 1025, [4], Kind.I8, 0)], bytes(4)), "claims 1025 bytes"
-    )
+    refused(tmp_path, gguf_bytes((), [tensor_info("x" * 1025, [4], Kind.I8, 0)], bytes(4)), "claims 1025 bytes")
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
@@ -257,9 +249,7 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     ids=str,
 )
 def test_shapes(tmp_path: Path, sizes: list[int], match: str) -> None:
-    refused(
-        tmp_path, gguf_bytes((), [tensor_info("x", sizes, Kind.Q8_0, 0)], bytes(64)), f"tensor 'x' .*{match}"
-    )
+    refused(tmp_path, gguf_bytes((), [tensor_info("x", sizes, Kind.Q8_0, 0)], bytes(64)), f"tensor 'x' .*{match}")
 
 
 def test_axes_are_not_counted_before_they_are_checked(tmp_path: Path) -> None:
@@ -269,16 +259,12 @@ def test_axes_are_not_counted_before_they_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [4, 5, 31, 99, 2**32 - 1])
 def test_unknown_tensor_type(tmp_path: Path, kind: int) -> None:
-    refused(
-        tmp_path, gguf_bytes((), [tensor_info("x", [32], kind, 0)], bytes(64)), f"ggml type {kind}", LoadError
-    )
+    refused(tmp_path, gguf_bytes((), [tensor_info("x", [32], kind, 0)], bytes(64)), f"ggml type {kind}", LoadError)
 
 
 @pytest.mark.parametrize("offset", [1, 16, 2**63 + 1])
 def test_offset_off_the_alignment(tmp_path: Path, offset: int) -> None:
-    refused(
-        tmp_path, gguf_bytes((), [tensor_info("x", [4], Kind.I8, offset)], bytes(64)), "no multiple of 32"
-    )
+    refused(tmp_path, gguf_bytes((), [tensor_info("x", [4], Kind.I8, offset)], bytes(64)), "no multiple of 32")
 
 
 @pytest.mark.parametrize("offset", [64, 2**40, 2**64 - 32])
@@ -304,9 +290,7 @@ def test_alignment_that_is_none(tmp_path: Path, alignment: int) -> None:
 
 
 def test_alignment_of_another_type(tmp_path: Path) -> None:
-    refused(
-        tmp_path, gguf_bytes([key("general.alignment", STRING, text("32"))]), r"general\.alignment is '32'"
-    )
+    refused(tmp_path, gguf_bytes([key("general.alignment", STRING, text("32"))]), r"general\.alignment is '32'")
 
 
 def test_header_beyond_the_limit(tmp_path: Path) -> None:

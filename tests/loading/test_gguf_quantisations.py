@@ -12,7 +12,7 @@ import torch
 from freehold.core.errors import LoadError
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.loading.gguf import GgufCheckpoint
-from support.checkpoints_raw import gguf_bytes, tensor_info
+from support.checkpoints_raw import at_most_allocated, gguf_bytes, tensor_info
 
 Kind = gguf.GGMLQuantizationType
 
@@ -54,9 +54,7 @@ def test_blocks_of_random_bytes(tmp_path: Path, kind: Kind, shape: tuple[int, ..
 @pytest.mark.parametrize("kind", WRITTEN_BY_GGUF, ids=lambda kind: kind.name)
 def test_quantised_weights_come_back(tmp_path: Path, kind: Kind) -> None:
     weights = np.random.default_rng(1).standard_normal((19, 768)).astype(np.float32)
-    with open_checkpoint(
-        write(tmp_path / "m.gguf", kind, (19, 768), gguf.quantize(weights, kind))
-    ) as checkpoint:
+    with open_checkpoint(write(tmp_path / "m.gguf", kind, (19, 768), gguf.quantize(weights, kind))) as checkpoint:
         read = checkpoint.tensor("x").numpy()
     # Ternary types keep little more than the sign; the others are close.
     smallest = 0.6 if kind in (Kind.TQ1_0, Kind.TQ2_0) else 0.98
@@ -69,6 +67,14 @@ def test_tensor_of_many_chunks(tmp_path: Path) -> None:
     blocks = gguf.quantize(weights, Kind.Q8_0)
     with open_checkpoint(write(tmp_path / "m.gguf", Kind.Q8_0, (301, 2080), blocks)) as checkpoint:
         assert same(checkpoint.tensor("x"), gguf.dequantize(blocks, Kind.Q8_0))
+
+
+def test_dequantising_needs_little_beside_the_tensor_itself(tmp_path: Path) -> None:
+    blocks = np.zeros((2048, 2048 // 32 * 34), np.uint8)
+    with open_checkpoint(write(tmp_path / "m.gguf", Kind.Q8_0, (2048, 2048), blocks)) as checkpoint:
+        checkpoint.tensor("x")  # whatever NumPy and gguf allocate once
+        with at_most_allocated(4 * 2048 * 2048 + 6 * 2**20):
+            checkpoint.tensor("x")
 
 
 def test_every_call_is_a_tensor_of_its_own(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ def test_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models_dir() == Path("/srv/freehold/models")
 
 
-def test_the_variable_may_be_relative_or_begin_with_a_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_may_be_relative_or_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FREEHOLD_HOME", "here")
     assert freehold_home() == tmp_path / "here"
@@ -41,9 +39,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert freehold_home() == Path("/home/ada/.local/share/freehold")
 
 
-@pytest.mark.parametrize(
-    ("data", "home"), [("/data", "/data/freehold"), ("data", "/home/ada/.local/share/freehold")]
-)
+@pytest.mark.parametrize(("data", "home"), [("/data", "/data/freehold"), ("data", "/home/ada/.local/share/freehold")])
 def test_xdg(monkeypatch: pytest.MonkeyPatch, data: str, home: str) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", data)
     assert freehold_home() == Path(home)

@@ -83,9 +83,7 @@ def test_empty_directory(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "match"), [("model.safetensors", "name its directory"), ("model.onnx", "neither")]
-)
+@pytest.mark.parametrize(("name", "match"), [("model.safetensors", "name its directory"), ("model.onnx", "neither")])
 def test_file_of_another_kind(tmp_path: Path, name: str, match: str) -> None:
     (tmp_path / name).write_bytes(EMPTY)
     with pytest.raises(LoadError, match=match):

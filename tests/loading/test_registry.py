@@ -120,9 +120,7 @@ def test_unknown_name_says_what_is_here_and_what_to_do(model: Path) -> None:
         resolve("minimax-m2")
 
 
-@pytest.mark.parametrize(
-    "name", ["", "../../etc", "/nowhere/m.gguf", "a\0b", "a b", ".lock", "~nobody/m", "x" * 5000]
-)
+@pytest.mark.parametrize("name", ["", "../../etc", "/nowhere/m.gguf", "a\0b", "a b", ".lock", "~nobody/m", "x" * 5000])
 def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         resolve(name)
@@ -144,9 +142,7 @@ def test_a_model_that_moved_away(model: Path) -> None:
         resolve("tiny")
 
 
-@pytest.mark.parametrize(
-    "record", ["", "[]", "{}", '{"name": 1}', '{"name": "tiny", "path": "x", "extra": 1}']
-)
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"name": 1}', '{"name": "tiny", "path": "x", "extra": 1}'])
 def test_a_damaged_record_is_named(model: Path, home: Path, record: str) -> None:
     pull(str(model), name="tiny")
     (home / "models" / "tiny" / "source.json").write_text(record)

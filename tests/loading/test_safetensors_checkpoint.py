@@ -44,9 +44,7 @@ def write_sharded(directory: Path, shards: dict[str, dict[str, torch.Tensor]]) -
         directory.mkdir(exist_ok=True)
         safetensors.torch.save_file(tensors, directory / shard)
         weight_map.update(dict.fromkeys(tensors, shard))
-    return write_directory(
-        directory, {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()}
-    )
+    return write_directory(directory, {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()})
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -71,17 +69,13 @@ def test_every_dtype_reads_as_safetensors_reads_it(tmp_path: Path) -> None:
 def test_shards_read_as_one(tmp_path: Path) -> None:
     tensors = some_tensors()
     names = list(tensors)
-    shards = {
-        f"model-{i + 1:05d}-of-00003.safetensors": {n: tensors[n] for n in names[i::3]} for i in range(3)
-    }
+    shards = {f"model-{i + 1:05d}-of-00003.safetensors": {n: tensors[n] for n in names[i::3]} for i in range(3)}
     with open_checkpoint(write_sharded(tmp_path, shards)) as checkpoint:
         assert set(checkpoint.tensors) == set(tensors)
         assert [file.name for file in checkpoint.files] == sorted(shards)
         for name, tensor in tensors.items():
             assert same(checkpoint.tensor(name), tensor), name
-            assert checkpoint.files[checkpoint.extent(name).file].name == next(
-                s for s in shards if name in shards[s]
-            )
+            assert checkpoint.files[checkpoint.extent(name).file].name == next(s for s in shards if name in shards[s])
 
 
 def test_linked_files_are_read(tmp_path: Path) -> None:
@@ -207,9 +201,7 @@ class TestDigest:
 
     def test_another_config_is_another(self, tmp_path: Path) -> None:
         tensors = {"x": torch.zeros(3)}
-        assert self.write(tmp_path / "a", tensors) != self.write(
-            tmp_path / "b", tensors, b'{"rope_theta": 1}'
-        )
+        assert self.write(tmp_path / "a", tensors) != self.write(tmp_path / "b", tensors, b'{"rope_theta": 1}')
 
 
 def index_of(weight_map: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 from datetime import timedelta
@@ -103,18 +104,23 @@ def test_random_bytes(content: bytes) -> None:
     st.lists(st.sampled_from(NUMBERS) | st.integers(0, 64), max_size=3) | st.sampled_from(NUMBERS),
 )
 def test_hostile_numbers(dtype: Any, shape: Any, offsets: Any) -> None:
-    open_and_read(
-        safetensors_bytes({"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}, bytes(32))
-    )
+    open_and_read(safetensors_bytes({"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}, bytes(32)))
 
 
 def test_header_length_beyond_the_file(tmp_path: Path) -> None:
     corrupt(safetensors_bytes({}, b"", header_nbytes=9), "header of 9 bytes", tmp_path)
 
 
-@pytest.mark.parametrize("nbytes", [MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("nbytes", [MAX_HEADER_BYTES + 1, 2**35, 2**64 - 1])
 def test_header_length_beyond_the_limit(tmp_path: Path, nbytes: int) -> None:
-    corrupt(safetensors_bytes({}, b"", header_nbytes=nbytes), f"header of {nbytes} bytes", tmp_path)
+    """Also in a file so long that the header would fit."""
+    directory = write_directory(tmp_path, {"model.safetensors": safetensors_bytes({}, b"", header_nbytes=nbytes)})
+    os.truncate(directory / "model.safetensors", 2**36)
+    with (
+        at_most_allocated(4 * 2**20),
+        pytest.raises(CorruptFileError, match=f"header of {nbytes} bytes; at most {MAX_HEADER_BYTES} are read"),
+    ):
+        open_checkpoint(directory)
 
 
 @pytest.mark.parametrize("header", [b"[1]", b"", b' {"a": 1}', b"null", b"\xef\xbb\xbf{}"])
@@ -139,9 +145,7 @@ def test_header_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_name_that_is_not_unicode(tmp_path: Path) -> None:
-    corrupt(
-        raw_header(json.dumps({"\ud800": entry("U8", [0], 0, 0)}).encode()), "not valid Unicode", tmp_path
-    )
+    corrupt(raw_header(json.dumps({"\ud800": entry("U8", [0], 0, 0)}).encode()), "not valid Unicode", tmp_path)
 
 
 def test_name_twice(tmp_path: Path) -> None:
@@ -150,9 +154,7 @@ def test_name_twice(tmp_path: Path) -> None:
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
-    directory = write_directory(
-        tmp_path, {"model.safetensors": safetensors_bytes({"\x1b[2J" + "n" * 10_000: 1}, b"")}
-    )
+    directory = write_directory(tmp_path, {"model.safetensors": safetensors_bytes({"\x1b[2J" + "n" * 10_000: 1}, b"")})
     with pytest.raises(CorruptFileError) as caught:
         open_checkpoint(directory)
     assert "\x1b" not in str(caught.value)
@@ -161,9 +163,7 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 def test_tensors_that_overlap(tmp_path: Path) -> None:
     entries = {"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 2, 6)}
-    corrupt(
-        safetensors_bytes(entries, bytes(6)), "'b' begins at data offset 2 and overlaps tensor 'a'", tmp_path
-    )
+    corrupt(safetensors_bytes(entries, bytes(6)), "'b' begins at data offset 2 and overlaps tensor 'a'", tmp_path)
 
 
 def test_gap_between_tensors(tmp_path: Path) -> None:
@@ -172,9 +172,7 @@ def test_gap_between_tensors(tmp_path: Path) -> None:
 
 
 def test_bytes_before_the_first_tensor(tmp_path: Path) -> None:
-    corrupt(
-        safetensors_bytes({"a": entry("U8", [4], 1, 5)}, bytes(5)), "leaves a gap after the header", tmp_path
-    )
+    corrupt(safetensors_bytes({"a": entry("U8", [4], 1, 5)}, bytes(5)), "leaves a gap after the header", tmp_path)
 
 
 def test_data_cut_short(tmp_path: Path) -> None:
@@ -194,6 +192,9 @@ def test_bytes_after_the_last_tensor(tmp_path: Path) -> None:
         (entry("F32", [-2, -3], 0, 24), r"shape is \[-2, -3\]"),
         (entry("F32", [0, 2**40, 2**40], 0, 0), "product is below"),
         (entry("U8", [1] * 17, 0, 1), "at most 16"),
+        (entry("U8", [True], 0, 1), r"shape is \[True\]"),
+        (entry("U8", [1.0], 0, 1), r"shape is \[1\.0\]"),
+        (entry("U8", [1], False, 1), r"data_offsets are \[False, 1\]"),
         (entry("U8", [2], 4, 2), r"data_offsets are \[4, 2\]"),
         (entry("U8", [2], -2, 0), "data_offsets"),
         ({"dtype": "U8", "shape": [2]}, "must have dtype, shape and data_offsets"),

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.portable_random import portable_tokens
-from support.tiny_llama import LLAMAS, build_tiny_llama, write_tiny_llama
 
 import freehold
+from support.portable_random import portable_tokens
+from support.tiny_llama import LLAMAS, build_tiny_llama, write_tiny_llama
 
 TOLERANCE = 1e-4
 LENGTH = 700  # beyond the 256 positions that the stretched rotary variants call original
@@ -37,13 +37,14 @@ def _model(name: str) -> Any:
 
 
 def _tokens(name: str, length: int = LENGTH) -> list[int]:
-    return portable_tokens(length, seed=LLAMAS[name].seed, name="llama").tolist()
+    return [int(token) for token in portable_tokens(length, seed=LLAMAS[name].seed, name="llama")]
 
 
 @cache
 def _logits(name: str) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = _model(name)(input_ids=torch.tensor([_tokens(name)]), use_cache=False).logits[0]
+        out = _model(name)(input_ids=torch.tensor([_tokens(name)]), use_cache=False)
+    logits: torch.Tensor = out.logits[0]
     return logits
 
 
@@ -57,9 +58,7 @@ def test_logits_agree(directory: Callable[..., Path], name: str, impl: str) -> N
 
 
 @pytest.mark.parametrize("name", ["plain", "linear", "llama3", "yarn_tuned"])
-def test_the_older_form_of_the_rotary_keys_names_the_same_model(
-    directory: Callable[..., Path], name: str
-) -> None:
+def test_the_older_form_of_the_rotary_keys_names_the_same_model(directory: Callable[..., Path], name: str) -> None:
     config = json.loads((directory(name, older_form=True) / "config.json").read_text())
     assert "rope_parameters" not in config
     with freehold.LLM(directory(name, older_form=True), impl="native") as llm:
@@ -81,7 +80,7 @@ def test_greedy_continuations_are_identical(directory: Callable[..., Path], name
             output_logits=True,
         )
     best = torch.stack(out.logits)[:, 0].topk(2, dim=-1).values
-    assert float((best[:, 0] - best[:, 1]).min()) > 10 * TOLERANCE, "a token was chosen by too little: take another seed"
+    assert float((best[:, 0] - best[:, 1]).min()) > 10 * TOLERANCE, "two tokens are close: take another seed"
     with freehold.LLM(directory(name), impl=impl) as llm:
         answer = llm.generate(prompt, max_tokens=64, temperature=0.0, ignore_eos=True)
     assert list(answer.token_ids) == out.sequences[0, len(prompt) :].tolist()

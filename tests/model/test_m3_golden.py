@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.golden import MODEL_CASE, OPERATOR_CASES, OperatorCase, sampled_rows, stored
-from support.m3_prompts import prompt
-from support.tiny_m3 import SHAPES, write_tiny_m3
 
 import freehold
 from freehold.attention import attend_blocks, select_blocks
+from support.golden import MODEL_CASE, OPERATOR_CASES, OperatorCase, sampled_rows, stored
+from support.m3_prompts import prompt
+from support.tiny_m3 import SHAPES, write_tiny_m3
 
 IMPLS = ("reference", "native")
 
@@ -53,14 +53,13 @@ def test_operators_match_the_stored_rows(case: OperatorCase, impl: str) -> None:
         impl=impl,
     )
     assert torch.equal(block_ids[rows], torch.from_numpy(golden[f"{case.name}.block_ids"]))
-    out = attend_blocks(
-        inputs["q"], inputs["k"], inputs["v"], block_ids, query_start=0, block_tokens=case.block_tokens, impl=impl
-    )
+    q, k, v = (inputs[name] for name in ("q", "k", "v"))
+    out = attend_blocks(q, k, v, block_ids, query_start=0, block_tokens=case.block_tokens, impl=impl)
     torch.testing.assert_close(out[rows], torch.from_numpy(golden[f"{case.name}.out"]), atol=2e-6, rtol=1e-5)
 
 
 def test_fixtures_cover_a_selection() -> None:
-    """The stored rows of every case leave blocks out somewhere; otherwise dense attention would match them."""
+    """The stored rows of every case leave blocks out; otherwise dense attention would match them."""
     golden = stored("operators")
     for case in OPERATOR_CASES:
         rows = sampled_rows(case.total, case.name)

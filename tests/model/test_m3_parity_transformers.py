@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+
+import freehold
 from support import m3_oracle
 from support.m3_oracle import Continuation, Reference
 from support.m3_prompts import CONTINUATION, LENGTHS, prompt
 from support.tiny_m3 import SHAPES, ConfigForm, TinyM3Spec, build_tiny_m3, quiet_transformers, write_tiny_m3
-
-import freehold
 
 LOGIT_TOLERANCE = 2e-4
 EVERY_LENGTH = "release_selection"
@@ -126,9 +126,7 @@ def test_greedy_continuations_are_identical(
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("prefill_chunk", [1000, 96])
-def test_parity_holds_for_any_prefill_chunk(
-    directory: Callable[..., Path], impl: str, prefill_chunk: int
-) -> None:
+def test_parity_holds_for_any_prefill_chunk(directory: Callable[..., Path], impl: str, prefill_chunk: int) -> None:
     """Chunks that end inside a block; the shape has two local blocks and a small block size."""
     reference = _reference("two_local_blocks", 2500)
     with freehold.LLM(directory("two_local_blocks"), impl=impl, prefill_chunk=prefill_chunk) as llm:
@@ -148,16 +146,15 @@ def test_transformers_own_configuration_names_the_same_model(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_release_configuration_is_read_by_transformers_as_meant(
-    directory: Callable[..., Path], shape: str
-) -> None:
+def test_the_release_configuration_is_read_by_transformers_as_meant(directory: Callable[..., Path], shape: str) -> None:
     """Release names and release keys, read back by transformers, give the weights and the logits we started from."""
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers():
-        again, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             directory(shape), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
+    again, report = loaded
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report
     again.set_experts_implementation("eager")

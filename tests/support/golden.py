@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from support.portable_random import portable_normal, raw_words
 
 DIRECTORY = Path(__file__).parents[1] / "golden"
@@ -38,8 +39,7 @@ class OperatorCase:
             "index_k": (self.total, self.index_dim),
         }
         return {
-            name: portable_normal(shape, seed=self.seed, name=f"{self.name}.{name}")
-            for name, shape in shapes.items()
+            name: portable_normal(shape, seed=self.seed, name=f"{self.name}.{name}") for name, shape in shapes.items()
         }
 
 

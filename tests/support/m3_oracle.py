@@ -19,7 +19,7 @@ SELECTION_MARGIN = 1e-4
 """Least distance between the last block taken and the first one left out, relative to the boundary score.
 
 At position 5000 a rotary angle has been rounded by up to 3e-4 in fp32, so that two correct implementations
-(angles formed in fp32 or in fp64) have scores that differ by about 3e-5 of the largest; this leaves three times that.
+(angles formed in fp32 or in fp64) have scores that differ by about 3e-5 of the largest; this is three times that.
 """
 ROUTER_MARGIN = 5e-5
 """Least distance between the last expert taken and the first one left out; scores are near 0 to 1."""
@@ -43,7 +43,7 @@ class LayerTrace:
 
 @dataclass(slots=True)
 class Trace:
-    """The decisions of one run, by layer index. router_margins: float64 (len,), the closest call of any layer."""
+    """The decisions of one run, by layer index. router_margins: float64 (len,), by how much an expert won."""
 
     layers: dict[int, LayerTrace] = field(default_factory=dict)
     router_margins: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -63,8 +63,8 @@ class Trace:
 def traced(model: Any, before: Trace | None = None) -> Iterator[Trace]:
     """Within it, every forward pass of `model` (a MiniMaxM3SparseForConditionalGeneration) adds to the trace.
 
-    Passes over a cache append positions; a trace covers one sequence, batch size 1. before: the trace of what the
-    cache holds already; it is left as it is.
+    Passes over a cache append positions; a trace covers one sequence, batch size 1.
+    before: the trace of what the cache holds already; it is left as it is.
     """
     trace = Trace() if before is None else Trace(dict(before.layers), dict(before.router_margins))
     with ExitStack() as hooks:
@@ -97,7 +97,7 @@ def _selection_hook(trace: Trace, layer_index: int) -> Any:
 def _index_vectors(
     indexer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """index_q (len, num_index_heads, index_dim) and index_k (len, index_dim) in float64, from the layer's input."""
+    """index_q (len, num_index_heads, index_dim), index_k (len, index_dim), float64, from the layer's input."""
     length = hidden.shape[0]
     index_q = (hidden @ indexer.q_proj.weight.double().T).view(length, indexer.num_heads, indexer.head_dim)
     index_k = (hidden @ indexer.k_proj.weight.double().T).view(length, 1, indexer.head_dim)
@@ -107,7 +107,8 @@ def _index_vectors(
 
 
 def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * (1.0 + norm.weight.double())
+    weight: torch.Tensor = norm.weight.double()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * (1.0 + weight)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -118,7 +119,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _selection_margins(indexer: Any, index_q: torch.Tensor, index_k: torch.Tensor) -> torch.Tensor:
-    """For each query the smallest relative gap, over the heads, between the last block taken and the next one."""
+    """For each query the smallest relative gap, over the heads, between the last block taken and the next."""
     total_k, block = index_k.shape[0], indexer.block_size
     start = total_k - index_q.shape[0]
     num_blocks = -(-total_k // block)
@@ -146,7 +147,7 @@ def _selection_margins(indexer: Any, index_q: torch.Tensor, index_k: torch.Tenso
 
 
 def _ascending(chosen: torch.Tensor, topk: int) -> torch.Tensor:
-    """(num_index_heads, len, slots) in score order -> int32 (len, num_index_heads, topk), ascending, -1 tail."""
+    """(num_index_heads, len, slots) by score -> int32 (len, num_index_heads, topk), ascending, -1 tail."""
     after_all = torch.iinfo(torch.int32).max
     ids = chosen.permute(1, 0, 2).to(torch.int64)
     ids = ids.masked_fill(ids < 0, after_all).sort(dim=-1).values
@@ -171,7 +172,7 @@ def _router_hook(trace: Trace, layer_index: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """transformers' answer for one prompt. logits: fp32 (len, vocab); block_ids: as in `LayerTrace`, by layer."""
+    """transformers' answer for one prompt. logits: fp32 (len, vocab); block_ids: by layer, as in `LayerTrace`."""
 
     tokens: list[int]
     logits: torch.Tensor
@@ -190,7 +191,8 @@ def run(model: Any, tokens: list[int]) -> Reference:
 class Continuation:
     """A greedy continuation by transformers' own `generate`, and where a decision was close.
 
-    tight_positions: positions with a close block or expert. tight_tokens: steps at which two tokens were close.
+    tight_positions: positions with a close block or expert.
+    tight_tokens: steps at which two tokens were close.
     """
 
     tokens: list[int]

@@ -1,4 +1,4 @@
-"""Random numbers that are the same bits on every machine, so that a checkpoint need not be stored to be known.
+"""Random numbers with the same bits on every machine, so that a checkpoint need not be stored to be known.
 
 NumPy promises a stable stream for the raw words of PCG64 and for SeedSequence, but not for `standard_normal`;
 only the two that are promised are used here, with exact integer arithmetic on top.
@@ -32,11 +32,13 @@ def portable_normal(shape: tuple[int, ...], *, seed: int, name: str) -> NDArray[
     Every (seed, name) has its own stream, so the order in which tensors are drawn does not matter.
     """
     words = raw_words(math.prod(shape), seed, name)
-    sums = sum(((words >> np.uint64(16 * lane)) & np.uint64(0xFFFF)).astype(np.int64) for lane in range(_LANES))
-    return ((np.asarray(sums) - _MEAN) / _STD).astype(np.float32).reshape(shape)
+    lanes = [((words >> np.uint64(16 * lane)) & np.uint64(0xFFFF)).astype(np.int64) for lane in range(_LANES)]
+    normal: NDArray[np.float32] = ((np.sum(lanes, axis=0) - _MEAN) / _STD).astype(np.float32)
+    return normal.reshape(shape)
 
 
 def portable_tokens(count: int, *, seed: int, name: str, vocab: int = 256) -> NDArray[np.int64]:
     """`count` token ids below `vocab`, which must be a power of two so that every id is equally likely."""
     assert vocab & (vocab - 1) == 0, f"vocab is {vocab}; it must be a power of two"
-    return (raw_words(count, seed, name) & np.uint64(vocab - 1)).astype(np.int64)
+    tokens: NDArray[np.int64] = (raw_words(count, seed, name) & np.uint64(vocab - 1)).astype(np.int64)
+    return tokens

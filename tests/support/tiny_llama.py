@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from support.byte_tokenizer import write_byte_tokenizer
 from support.portable_random import portable_normal
 from support.tiny_m3 import quiet_transformers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB_SIZE = 320
 
@@ -76,7 +78,7 @@ LLAMAS: dict[str, TinyLlamaSpec] = {
 }
 
 
-def build_tiny_llama(spec: TinyLlamaSpec) -> LlamaForCausalLM:
+def build_tiny_llama(spec: TinyLlamaSpec) -> Any:
     """The transformers model of `spec`: fp32, eager attention, its weights filled from spec.seed."""
     sizes: dict[str, Any] = {} if spec.head_dim is None else {"head_dim": spec.head_dim}
     with quiet_transformers():
@@ -97,7 +99,7 @@ def build_tiny_llama(spec: TinyLlamaSpec) -> LlamaForCausalLM:
             eos_token_id=None,
             **sizes,
         )
-        model = LlamaForCausalLM(config).eval().float()
+        model = LlamaForCausalLM(config).eval().float()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("eager")
     with torch.no_grad():
         # A tied head is the embedding under a second name: `parameters` yields it once.
@@ -109,18 +111,18 @@ def build_tiny_llama(spec: TinyLlamaSpec) -> LlamaForCausalLM:
 
 def _scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
     if name.endswith("norm.weight"):
-        return 1.0 + 0.1 * noise
+        return 0.1 * noise + 1.0
     if name.endswith(".bias"):
         return 0.2 * noise
     if name.endswith("embed_tokens.weight"):
         return noise
-    return noise * (1.5 / noise.shape[-1] ** 0.5)
+    return noise * (1.5 / math.sqrt(noise.shape[-1]))
 
 
-def write_tiny_llama(spec: TinyLlamaSpec, directory: Path, *, older_form: bool = False) -> LlamaForCausalLM:
+def write_tiny_llama(spec: TinyLlamaSpec, directory: Path, *, older_form: bool = False) -> Any:
     """Write the checkpoint of `spec` to `directory` and return the transformers model that it came from.
 
-    older_form: config.json with rope_theta and rope_scaling, as checkpoints from before rope_parameters have them.
+    older_form: config.json with rope_theta and rope_scaling, as in checkpoints from before rope_parameters.
     """
     model = build_tiny_llama(spec)
     directory.mkdir(parents=True, exist_ok=True)

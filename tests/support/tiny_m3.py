@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from support.portable_random import portable_normal
+from numpy.typing import NDArray
 from transformers import MiniMaxM3SparseForConditionalGeneration, MiniMaxM3VLConfig
+
+from support.portable_random import portable_normal
 
 VOCAB_SIZE = 320
 # Ids that `write_byte_tokenizer` gives to M3's tokens; writing a checkpoint checks them.
@@ -31,7 +34,7 @@ ConfigForm = Literal["release", "transformers"]
 class TinyM3Spec:
     """The shape of one tiny model. `sparse_layers` and `moe_layers` hold one 0 or 1 for each layer.
 
-    The width of the shared expert is num_shared_experts * expert_size; rotary_dim is half of head_dim, as in M3.
+    The shared expert is num_shared_experts * expert_size wide; rotary_dim is half of head_dim, as in M3.
     gate_gain multiplies the gate and up matrices: from about 5, gates and ups run into the limit of 7.
     """
 
@@ -83,7 +86,8 @@ SHAPES: dict[str, TinyM3Spec] = {
         ),
         TinyM3Spec("two_local_blocks", block_tokens=32, topk=5, local_blocks=2, index_dim=128, seed=3),
         TinyM3Spec(
-            "four_index_heads", (0, 0, 1), (0, 0, 1), num_q_heads=8, num_kv_heads=4, topk=4, index_dim=32, seed=4,
+            "four_index_heads", (0, 0, 1), (0, 0, 1), num_q_heads=8, num_kv_heads=4, topk=4, index_dim=32,
+            seed=4,
         ),
         TinyM3Spec("one_far_block", (0, 1), (0, 1), num_kv_heads=1, num_q_heads=6, topk=2, seed=5),
         TinyM3Spec("clamped_gates", topk=8, block_tokens=64, gate_gain=5.0, num_shared_experts=2, seed=6),
@@ -97,11 +101,11 @@ SHAPES: dict[str, TinyM3Spec] = {
 }  # fmt: skip
 
 
-def build_tiny_m3(spec: TinyM3Spec) -> MiniMaxM3SparseForConditionalGeneration:
-    """The transformers model of `spec`: fp32, eager attention and experts, its weights filled from spec.seed."""
+def build_tiny_m3(spec: TinyM3Spec) -> Any:
+    """The transformers model of `spec`: fp32, eager attention and experts, weights filled from spec.seed."""
     with quiet_transformers():
         config = MiniMaxM3VLConfig(**release_config(spec))
-        model = MiniMaxM3SparseForConditionalGeneration(config).eval().float()
+        model = MiniMaxM3SparseForConditionalGeneration(config).eval().float()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
     model.generation_config.eos_token_id = None
@@ -111,9 +115,7 @@ def build_tiny_m3(spec: TinyM3Spec) -> MiniMaxM3SparseForConditionalGeneration:
     return model
 
 
-def write_tiny_m3(
-    spec: TinyM3Spec, directory: Path, *, config_form: ConfigForm = "release"
-) -> MiniMaxM3SparseForConditionalGeneration:
+def write_tiny_m3(spec: TinyM3Spec, directory: Path, *, config_form: ConfigForm = "release") -> Any:
     """Write the checkpoint of `spec` to `directory` and return the transformers model that it came from.
 
     config_form: "release" writes config.json with the keys of the published one, "transformers" keeps what
@@ -133,7 +135,11 @@ def write_tiny_m3(
 
 def release_config(spec: TinyM3Spec) -> dict[str, Any]:
     """config.json of `spec` with the keys and the nesting of the published checkpoint."""
-    merge = {"image_token_compression_method": "patch_merge", "spatial_merge_size": 2, "temporal_patch_size": 2}
+    merge = {
+        "image_token_compression_method": "patch_merge",
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     return {
         "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
         "model_type": "minimax_m3_vl",
@@ -228,22 +234,28 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from stored.items()
 
 
-def _draw(name: str, shape: tuple[int, ...], spec: TinyM3Spec) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _draw(name: str, shape: tuple[int, ...], spec: TinyM3Spec) -> NDArray[np.float32]:
     """One tensor of the checkpoint. Text norms are offsets from 1; those of the vision tower are not."""
     noise = portable_normal(shape, seed=spec.seed, name=name)
+    scale, offset = _distribution(name, shape, spec)
+    drawn: NDArray[np.float32] = noise * np.float32(scale) + np.float32(offset)
+    return drawn
+
+
+def _distribution(name: str, shape: tuple[int, ...], spec: TinyM3Spec) -> tuple[float, float]:
+    """Standard deviation and mean of a tensor's entries."""
     if name.endswith("e_score_correction_bias"):
-        return noise * np.float32(0.2)
+        return 0.2, 0.0
     if name.endswith(".bias"):
-        return noise * np.float32(0.1)
+        return 0.1, 0.0
     if len(shape) == 1:
-        offset = 1.0 if ".vision_tower." in name else 0.0
-        return np.float32(offset) + noise * np.float32(0.1)
+        return 0.1, 1.0 if ".vision_tower." in name else 0.0
     if name.endswith("embed_tokens.weight"):
-        return noise
-    # Experts are stacked as [experts, out, in], the patch embedding is [out, channels, frames, rows, columns].
-    fan_in = shape[-1] if len(shape) <= 3 else int(np.prod(shape[1:]))
+        return 1.0, 0.0
+    # Experts are stacked as [experts, out, in]; the patch embedding is [out, channels, frames, rows, columns].
+    fan_in = shape[-1] if len(shape) <= 3 else math.prod(shape[1:])
     gain = spec.gate_gain if "gate_up_proj" in name else 1.0
-    return noise * np.float32(gain * 1.5 / fan_in**0.5)
+    return gain * 1.5 / math.sqrt(fan_in), 0.0
 
 
 def _write_tokenizer(directory: Path) -> None:
@@ -259,21 +271,22 @@ def _write_tokenizer(directory: Path) -> None:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without progress bars, and without the remark that M3's default token ids exceed a tiny vocabulary."""
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        transformers.utils.logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
 
 
 # ---------------------------------------------------------------------------------------------------- GGUF
 
 
-def write_tiny_m3_gguf(spec: TinyM3Spec, path: Path) -> MiniMaxM3SparseForConditionalGeneration:
-    """Write the same weights as one fp32 GGUF file of architecture "minimax-m3"; returns the transformers model.
+def write_tiny_m3_gguf(spec: TinyM3Spec, path: Path) -> Any:
+    """Write the same weights as one fp32 GGUF file of architecture "minimax-m3"; return the transformers model.
 
     The format has no lists for each layer: layers from `leading_dense_block_count` on are sparse and MoE.
     """
@@ -360,9 +373,7 @@ def byte_symbol(value: int) -> str:
     return chr(256 + [byte for byte in range(256) if byte not in printable].index(value))
 
 
-def _gguf_tensors(
-    text: dict[str, np.ndarray[Any, Any]], spec: TinyM3Spec
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _gguf_tensors(text: dict[str, NDArray[Any]], spec: TinyM3Spec) -> Iterator[tuple[str, NDArray[Any]]]:
     """GGUF bakes the 1 of "1 + w" into the norms and keeps gate and up apart."""
     yield "token_embd.weight", text["embed_tokens.weight"]
     yield "output_norm.weight", text["norm.weight"] + 1
@@ -377,9 +388,7 @@ def _gguf_tensors(
             yield f"blk.{layer}.{name}", array
 
 
-def _gguf_layer(
-    source: dict[str, np.ndarray[Any, Any]], *, sparse: bool
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _gguf_layer(source: dict[str, NDArray[Any]], *, sparse: bool) -> Iterator[tuple[str, NDArray[Any]]]:
     yield "attn_norm.weight", source["input_layernorm.weight"] + 1
     yield "ffn_norm.weight", source["post_attention_layernorm.weight"] + 1
     for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,11 @@ from freehold import kernels
 from freehold.bench.case import Case, Turns, copies_for
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 
-BLOCK_TOKENS, TOPK = 128, 16
+BLOCK_TOKENS, TOPK, INDEX_DIM = 128, 16, 128
+
+# With bfloat16 K and V, torch wants bfloat16 queries and rounds the probabilities too.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_DTYPE_TEXT = {torch.float32: "float32", torch.bfloat16: "bfloat16 K, V"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,13 @@ M3 = AttentionShape("M3", 64, 4, 128, rows=1, depth=8192)
 
 def attention_cases(*, cold_nbytes: int, quick: bool) -> Iterator[Case]:
     """Dense decoding and prefill, sparse decoding, and selection. A case's tensors live until the next is asked for."""
-    short, long = (1024, 4096) if quick else (8192, 32768)
-    chunk = 64 if quick else 512
+    short, long, chunk = (1024, 4096, 64) if quick else (8192, 32768, 512)
     for dtype in (torch.float32, torch.bfloat16):
         yield _dense(replace(SMOLLM2, depth=short, dtype=dtype), cold_nbytes)
-        yield _dense(replace(M3, depth=short, dtype=dtype), cold_nbytes)
+        yield _dense(replace(M3, depth=long, dtype=dtype), cold_nbytes)
+        yield _sparse(replace(M3, depth=long, dtype=dtype), cold_nbytes)
     yield _dense(replace(SMOLLM2, rows=chunk, depth=short // 2), 0)
     yield _dense(replace(M3, rows=chunk // 4, depth=short // 2), 0)
-    yield _sparse(replace(M3, depth=long), cold_nbytes)
     yield _select(1, long, cold_nbytes)
     yield _select(chunk // 4, long, 0)
 
@@ -66,102 +69,150 @@ class _Stored:
         generator = torch.Generator().manual_seed(3)
         s = shape
         self.nbytes = 2 * s.depth * s.num_kv_heads * s.head_dim * s.dtype.itemsize
-        copies = copies_for(self.nbytes, cold_nbytes)
-        blocks = -(-s.depth // BLOCK_TOKENS)
+        self.copies = copies_for(self.nbytes, cold_nbytes)
+        blocks = s.depth // BLOCK_TOKENS
         k, v = (torch.randn(s.depth, s.num_kv_heads, s.head_dim, generator=generator) for _ in range(2))
         spec = LaneSpec(s.num_kv_heads, s.head_dim)
-        self.lanes = LayerLanes.allocate(spec, copies * blocks, BLOCK_TOKENS, s.dtype)
+        self.lanes = LayerLanes.allocate(spec, self.copies * blocks, BLOCK_TOKENS, s.dtype)
         self.spans = []
-        for copy in range(copies):
+        for copy in range(self.copies):
             slots = range(copy * blocks, (copy + 1) * blocks)
             kernels.write(self.lanes, Spans.pack([Span(0, s.depth, slots)], BLOCK_TOKENS), k, v)
             self.spans.append(Spans.pack([Span(s.depth - s.rows, s.rows, slots)], BLOCK_TOKENS))
-        self.k = [k.transpose(0, 1).to(s.dtype).contiguous() for _ in range(copies)]
-        self.v = [v.transpose(0, 1).to(s.dtype).contiguous() for _ in range(copies)]
+        self.k = [k.transpose(0, 1).to(s.dtype).contiguous() for _ in range(self.copies)]
+        self.v = [v.transpose(0, 1).to(s.dtype).contiguous() for _ in range(self.copies)]
         self.q = torch.randn(s.rows, s.num_q_heads, s.head_dim, generator=generator)
-        self.scale = s.head_dim**-0.5
-        self.copies = copies
 
 
-def _dense(shape: AttentionShape, cold_nbytes: int) -> Case:
-    stored, s = _Stored(shape, cold_nbytes), shape
-    turns = Turns(stored.copies)
+class _Sdpa:
+    """torch's scaled_dot_product_attention, in the layouts that its CPU kernel may like best.
 
-    def ours() -> Tensor:
-        return kernels.attend(stored.q, stored.lanes, stored.spans[turns()], block_ids=None, scale=stored.scale)
+    keys, values: each (num_kv_heads, total_k, head_dim), taken in turn. Several queries see what is causal.
+    """
 
-    return Case(
-        name=f"attend, dense, {s.name}",
-        shape=s.text,
-        dtype="float32" if s.dtype == torch.float32 else "bfloat16 K, V",
-        flops=4.0 * s.num_q_heads * s.head_dim * s.visible,
-        nbytes=stored.nbytes if s.rows == 1 else 0.0,
-        ours=ours,
-        rivals=_Torch(shape, stored).ways(),
-        peak=s.dtype,
-        tolerance=1e-4 if s.dtype == torch.float32 else 5e-2,
-    )
-
-
-class _Torch:
-    """torch's scaled_dot_product_attention, in the layouts that its CPU kernel may like best."""
-
-    def __init__(self, shape: AttentionShape, stored: _Stored) -> None:
-        self.shape, self.stored, self.turns = shape, stored, Turns(stored.copies)
-        s, group = shape, shape.num_q_heads // shape.num_kv_heads
-        q = stored.q.to(s.dtype)
+    def __init__(self, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
+        rows, num_q_heads, head_dim = q.shape
+        num_kv_heads, total_k, _ = keys[0].shape
+        group = num_q_heads // num_kv_heads
+        self.keys, self.values, self.rows = keys, values, rows
+        q = q.to(keys[0].dtype)
         self.q = q.transpose(0, 1)[None].contiguous()  # (1, num_q_heads, rows, head_dim)
-        by_group = q.view(s.rows, s.num_kv_heads, group, s.head_dim).permute(1, 2, 0, 3)
-        self.folded = by_group.reshape(1, s.num_kv_heads, group * s.rows, s.head_dim).contiguous()
+        by_group = q.view(rows, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
+        self.folded = by_group.reshape(1, num_kv_heads, group * rows, head_dim).contiguous()
         self.mask: Tensor | None = None
-        if s.rows > 1:
-            keys, queries = torch.arange(s.depth), torch.arange(s.depth - s.rows, s.depth)
-            self.mask = keys <= queries[:, None]  # (rows, depth)
+        if rows > 1:
+            self.mask = torch.arange(total_k) <= torch.arange(total_k - rows, total_k)[:, None]
         self.folded_mask = None if self.mask is None else self.mask.repeat(group, 1)
 
     def ways(self) -> dict[str, Callable[[], Tensor]]:
         """Name -> what computes it. The group's queries are rows of one head, or heads share K and V."""
-        return {"SDPA, group folded": self._folded, "SDPA, enable_gqa": self._grouped}
+        # Each takes the copies in its own turn, from the first on.
+        folded, grouped = Turns(len(self.keys)), Turns(len(self.keys))
+        return {
+            "SDPA, folded": lambda: self._group_folded(folded()),
+            "SDPA, gqa": lambda: self._grouped(grouped()),
+        }
 
-    def _folded(self) -> Tensor:
-        s, copy = self.shape, self.turns()
-        k, v = self.stored.k[copy][None], self.stored.v[copy][None]
-        out = F.scaled_dot_product_attention(self.folded, k, v, attn_mask=self.folded_mask, scale=self.stored.scale)
-        return out.view(s.num_q_heads, s.rows, s.head_dim).transpose(0, 1)
+    def _group_folded(self, copy: int) -> Tensor:
+        k, v = self.keys[copy][None], self.values[copy][None]
+        out = F.scaled_dot_product_attention(self.folded, k, v, attn_mask=self.folded_mask)
+        return out.reshape(-1, self.rows, out.shape[-1]).transpose(0, 1)
 
-    def _grouped(self) -> Tensor:
-        copy = self.turns()
-        k, v = self.stored.k[copy][None], self.stored.v[copy][None]
-        out = F.scaled_dot_product_attention(
-            self.q, k, v, attn_mask=self.mask, scale=self.stored.scale, enable_gqa=True
-        )
-        return out[0].transpose(0, 1)
+    def _grouped(self, copy: int) -> Tensor:
+        k, v = self.keys[copy][None], self.values[copy][None]
+        return F.scaled_dot_product_attention(self.q, k, v, attn_mask=self.mask, enable_gqa=True)[0].transpose(0, 1)
+
+
+def _dense(shape: AttentionShape, cold_nbytes: int) -> Case:
+    stored, s = _Stored(shape, cold_nbytes), shape
+    turns, scale = Turns(stored.copies), s.head_dim**-0.5
+    return Case(
+        name=f"attend dense, {s.name}",
+        shape=s.text,
+        dtype=_DTYPE_TEXT[s.dtype],
+        flops=4.0 * s.num_q_heads * s.head_dim * s.visible,
+        nbytes=stored.nbytes if s.rows == 1 else 0.0,
+        ours=lambda: kernels.attend(
+            stored.q, stored.lanes, stored.spans[turns()], block_ids=None, scale=scale
+        ),
+        rivals=_Sdpa(stored.q, stored.k, stored.v).ways(),
+        peak=s.dtype,
+        tolerance=_TOLERANCE[s.dtype],
+    )
 
 
 def _sparse(shape: AttentionShape, cold_nbytes: int) -> Case:
-    """TOPK random blocks for each KV head. The rival reads the same blocks, gathered for it beforehand."""
+    """One query and TOPK blocks for each KV head, others in each turn until all were read. The rival's blocks were
+    gathered for it beforehand."""
     stored, s = _Stored(shape, cold_nbytes), shape
     generator = torch.Generator().manual_seed(4)
-    blocks = s.depth // BLOCK_TOKENS
-    topk = min(TOPK, blocks)
-    rows = [torch.randperm(blocks - 1, generator=generator)[: topk - 1].sort().values for _ in range(s.num_kv_heads)]
-    local = torch.tensor([blocks - 1])
-    block_ids = torch.stack([torch.cat((row, local)) for row in rows])[None].to(torch.int32)
-    tokens = (block_ids[0].long()[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS)).flatten(1)
-    index = tokens[:, :, None].expand(-1, -1, s.head_dim)
-    gathered = _Stored(replace(s, depth=BLOCK_TOKENS), 0)  # its tensors are replaced by those of the chosen blocks
-    gathered.q, gathered.scale, gathered.copies = stored.q, stored.scale, stored.copies
-    gathered.k = [k.gather(1, index) for k in stored.k]
-    gathered.v = [v.gather(1, index) for v in stored.v]
-    turns, nbytes = Turns(stored.copies), 2 * tokens.numel() * s.head_dim * s.dtype.itemsize
+    blocks, scale = s.depth // BLOCK_TOKENS, s.head_dim**-0.5
+    orders = torch.stack([torch.randperm(blocks, generator=generator) for _ in range(s.num_kv_heads)])
+    choices = [part.sort(dim=1).values for part in torch.split(orders, TOPK, dim=1)]  # each (num_kv_heads, TOPK)
+    block_ids = [choice[None].to(torch.int32).contiguous() for choice in choices]
+    turns = Turns(stored.copies * len(choices))
+
+    def ours() -> Tensor:
+        copy, choice = divmod(turns(), len(choices))
+        return kernels.attend(stored.q, stored.lanes, stored.spans[copy], block_ids=block_ids[choice], scale=scale)
+
+    keys = [_gather(k, choice) for k in stored.k for choice in choices]
+    values = [_gather(v, choice) for v in stored.v for choice in choices]
     return Case(
-        name=f"attend, sparse, {s.name}",
-        shape=f"{s.text}, {topk} blocks of {BLOCK_TOKENS}",
+        name=f"attend sparse, {s.name}",
+        shape=f"{s.text}, {TOPK} blocks",
+        dtype=_DTYPE_TEXT[s.dtype],
+        flops=4.0 * s.num_q_heads * s.head_dim * TOPK * BLOCK_TOKENS,
+        nbytes=stored.nbytes * TOPK / blocks,
+        ours=ours,
+        rivals={f"{name}, gathered": way for name, way in _Sdpa(stored.q, keys, values).ways().items()},
+        peak=s.dtype,
+        tolerance=_TOLERANCE[s.dtype],
+    )
+
+
+def _gather(x: Tensor, choice: Tensor) -> Tensor:
+    """x (num_kv_heads, depth, head_dim), choice (num_kv_heads, topk) -> the chosen blocks' tokens, like x."""
+    tokens = (choice[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS)).flatten(1)
+    return x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def _select(rows: int, depth: int, cold_nbytes: int) -> Case:
+    """Selection with M3's index branch: one head of INDEX_DIM for each KV head, all on the same index keys."""
+    generator = torch.Generator().manual_seed(5)
+    nbytes, blocks, heads = depth * INDEX_DIM * 4, depth // BLOCK_TOKENS, M3.num_kv_heads
+    copies = copies_for(nbytes, cold_nbytes)
+    index_q = torch.randn(rows, heads, INDEX_DIM, generator=generator)
+    index_k = torch.randn(depth, INDEX_DIM, generator=generator)
+    lanes = LayerLanes.allocate(LaneSpec(1, 16, INDEX_DIM), copies * blocks, BLOCK_TOKENS, torch.float32)
+    nothing = torch.zeros(depth, 1, 16)
+    spans = []
+    for copy in range(copies):
+        slots = range(copy * blocks, (copy + 1) * blocks)
+        whole = Spans.pack([Span(0, depth, slots)], BLOCK_TOKENS)
+        kernels.write(lanes, whole, nothing, nothing, index_k)
+        spans.append(Spans.pack([Span(depth - rows, rows, slots)], BLOCK_TOKENS))
+    plain = [index_k.clone() for _ in range(copies)]
+    positions = torch.arange(depth - rows, depth)
+    future = torch.arange(depth) > positions[:, None]
+    local = positions // BLOCK_TOKENS
+    ours, theirs = Turns(copies), Turns(copies)
+
+    def by_torch() -> Tensor:
+        scores = index_q.view(rows * heads, INDEX_DIM) @ plain[theirs()].T
+        if rows > 1:
+            scores = scores.view(rows, heads, depth).masked_fill_(future[:, None], -torch.inf)
+        best = scores.view(rows, heads, blocks, BLOCK_TOKENS).amax(dim=-1)
+        best.scatter_(2, local[:, None, None].expand(-1, heads, 1), torch.inf)
+        return best.topk(TOPK, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+
+    return Case(
+        name="select, M3",
+        shape=f"{rows} at depth {depth}, {heads} heads of {INDEX_DIM}",
         dtype="float32",
-        flops=4.0 * s.num_q_heads * s.head_dim * topk * BLOCK_TOKENS,
-        nbytes=nbytes,
-        ours=lambda: kernels.attend(
-            stored.q, stored.lanes, stored.spans[turns()], block_ids=block_ids, scale=stored.scale
-        ),
-        rivals=_Torch(replace(s, depth=tokens.shape[1]), gathered).ways(),
+        flops=2.0 * heads * INDEX_DIM * float((positions + 1).sum()),
+        nbytes=nbytes if rows == 1 else 0.0,
+        ours=lambda: kernels.select(index_q, lanes, spans[ours()], topk=TOPK),
+        rivals={"matmul, amax, topk": by_torch},
+        tolerance=1e-2,  # a near tie falls otherwise in float32 sums of another order, and shifts the ids after it
     )

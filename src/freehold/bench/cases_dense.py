@@ -41,7 +41,7 @@ def dense_cases(*, rows: int, cold_nbytes: int, quick: bool) -> Iterator[Case]:
             if not shape.name.endswith("head"):
                 yield _linear(shape, rows, dtype, 0)
     for width in _NORM_WIDTHS:
-        yield _rms_norm(rows, width)
+        yield _rms_norm(rows, width, cold_nbytes)
 
 
 def _linear(shape: LinearShape, rows: int, dtype: torch.dtype, cold_nbytes: int) -> Case:
@@ -69,15 +69,18 @@ def _linear(shape: LinearShape, rows: int, dtype: torch.dtype, cold_nbytes: int)
     )
 
 
-def _rms_norm(rows: int, width: int) -> Case:
+def _rms_norm(rows: int, width: int, cold_nbytes: int) -> Case:
     generator = torch.Generator().manual_seed(2)
-    x, weight = (torch.randn(*size, generator=generator) for size in ((rows, width), (width,)))
+    weight = torch.randn(width, generator=generator)
+    copies = copies_for(rows * width * 4, cold_nbytes)
+    values = torch.randn(rows, width, generator=generator)
+    x, ours, theirs = [values.clone() for _ in range(copies)], Turns(copies), Turns(copies)
     return Case(
         name="rms_norm",
         shape=f"{rows} x {width}",
         dtype="float32",
         flops=4.0 * rows * width,
-        nbytes=0.0,
-        ours=lambda: kernels.rms_norm(x, weight, _NORM_EPS),
-        rivals={"F.rms_norm": lambda: F.rms_norm(x, (width,), weight, _NORM_EPS)},
+        nbytes=rows * width * 4.0,
+        ours=lambda: kernels.rms_norm(x[ours()], weight, _NORM_EPS),
+        rivals={"F.rms_norm": lambda: F.rms_norm(x[theirs()], (width,), weight, _NORM_EPS)},
     )

@@ -48,16 +48,26 @@ class Floors:
         peak = self.bfloat16 if dtype == torch.bfloat16 else self.float32
         return max(flops / peak.per_second, nbytes / self.read.per_second)
 
+    def at_least(self, fewer: Floors) -> Floors:
+        """These limits, raised to those reached with fewer threads: more threads can do what fewer did."""
+        return Floors(
+            self.threads,
+            read=max(self.read, fewer.read, key=_rate),
+            float32=max(self.float32, fewer.float32, key=_rate),
+            bfloat16=max(self.bfloat16, fewer.bfloat16, key=_rate),
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)
 
     def line(self) -> str:
         """The limits for the head of a table."""
+        read, single, half = self.read, self.float32, self.bfloat16
         return (
-            f"Floors, {_threads(self.threads)}: reads {self.read.per_second / 1e9:.1f} GB/s ({self.read.reached_by}), float32 "
-            f"{self.float32.per_second / 1e9:.0f} GFLOP/s ({self.float32.reached_by}), bfloat16 "
-            f"{self.bfloat16.per_second / 1e9:.0f} GFLOP/s ({self.bfloat16.reached_by})"
+            f"limits, {_threads(self.threads)}: reads {read.per_second / 1e9:.1f} GB/s ({read.reached_by}), "
+            f"float32 {single.per_second / 1e9:.0f} GFLOP/s ({single.reached_by}), "
+            f"bfloat16 {half.per_second / 1e9:.0f} GFLOP/s ({half.reached_by})"
         )
 
 
@@ -77,20 +87,18 @@ def using_threads(threads: int) -> Iterator[None]:
 def measure_floors(
     threads: int,
     *,
-    read_nbytes: int = READ_NBYTES,
-    matrix_size: int = MATRIX_SIZE,
+    quick: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Floors:
-    """Measures the limits with so many threads; takes a few seconds, and twice read_nbytes of memory for a moment.
+    """Measures the limits with so many threads; takes a few seconds, and twice READ_NBYTES of memory for a moment.
 
-    Raises ArgumentError for sizes that are too small.
+    quick: reads a quarter of that and multiplies smaller matrices, which caches may flatter and overheads harm.
+    Raises ArgumentError for threads < 1.
     """
-    if threads < 1 or read_nbytes < _ROW_NBYTES or matrix_size < 64:
-        raise ArgumentError(
-            f"threads is {threads}, read_nbytes {read_nbytes}, matrix_size {matrix_size}; "
-            f"the least are 1, {_ROW_NBYTES} and 64"
-        )
-    rows = read_nbytes // _ROW_NBYTES
+    if threads < 1:
+        raise ArgumentError(f"threads is {threads}; it must be at least 1")
+    rows = READ_NBYTES // _ROW_NBYTES // (4 if quick else 1)
+    matrix_size = MATRIX_SIZE // (4 if quick else 1)
     products = 2 * matrix_size**3
     with using_threads(threads):
         return Floors(
@@ -133,6 +141,10 @@ def _limit(
             if rate > best.per_second:
                 best = Floor(rate, name)
     return best
+
+
+def _rate(floor: Floor) -> float:
+    return floor.per_second
 
 
 def _threads(count: int) -> str:

@@ -43,7 +43,8 @@ class Machine:
         """The facts for the head of a table."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return (
-            f"{self.cpu}, {self.cores} cores allowed, kernels {self.isa}, {self.memory_nbytes / 2**30:.0f} GiB, {self.system}",
+            f"{self.cpu}, {self.cores} cores allowed, kernels {self.isa}, {self.memory_nbytes / 2**30:.0f} GiB, "
+            f"{self.system}",
             f"Python {self.python}, {versions}",
         )
 
@@ -78,7 +79,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         text = cpuinfo.read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {key: value for key, value in re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.M)}
+    facts: dict[str, str] = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.M))
     if "model name" not in facts:
         return platform.processor() or platform.machine()
     if "cpu family" not in facts or "model" not in facts:

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 
-
 class Sizes(click.ParamType[tuple[int, ...]]):
     """`512,2048,7900`: numbers of at least 1."""
 
@@ -56,11 +55,26 @@ def command() -> None:
 
 @command.command()
 @click.argument("model", required=False)
-@click.option("--prompt-tokens", type=Sizes(), help="Prompt lengths; 512,2048,7900 as far as they fit, with --quick 128.")
-@click.option("--new-tokens", type=click.IntRange(min=2), help="Tokens generated after each prompt; 64, with --quick 8.")
-@click.option("--rival", type=click.Choice(["llama.cpp", "none"]), default="llama.cpp", show_default=True)
-@click.option("--kv-dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
-              help="How our side stores K and V; llama.cpp's is float16.")  # fmt: skip
+@click.option(
+    "--prompt-tokens", type=Sizes(), help="Prompt lengths; 512,2048,7900 as far as they fit, with --quick 128."
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=2), help="Tokens generated after each prompt; 64, with --quick 8."
+)
+@click.option(
+    "--rival",
+    type=click.Choice(["llama.cpp", "none"]),
+    default="llama.cpp",
+    show_default=True,
+    help="What runs beside us; it needs a .gguf file.",
+)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="How our side stores K and V; llama.cpp's are float16.",
+)
 @threads_option
 @rounds_option
 @quick_option

@@ -12,7 +12,7 @@ import click
 SCHEMA = 1
 """Version of the JSON object; it rises when a key changes its meaning or goes away."""
 
-_WIDTH = 150  # columns where stdout is no terminal
+_WIDTH = 180  # columns where stdout is no terminal
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ def obstacle(rival: str, checkpoint: Checkpoint) -> Obstacle | None:
         )
     if checkpoint.format != "gguf":
         return Obstacle(
-            "not readable", f"llama.cpp reads GGUF files only, and {checkpoint.path} is a {checkpoint.format} checkpoint."
+            "not readable",
+            f"llama.cpp reads GGUF files only, and {checkpoint.path} is a {checkpoint.format} checkpoint.",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""`freehold bench model`: prefill, decoding, memory and loading of one model file, beside llama.cpp on the same file."""
+"""`freehold bench model`: prefill, decoding, memory and loading of one model file, beside llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold.bench.floors import READ_NBYTES, Floors, measure_floors
+from freehold.bench.floors import Floors, measure_floors
 from freehold.bench.harness import Comparison, Samples, alternate, check_rounds, round_figures
 from freehold.bench.machine import Machine, this_machine
 from freehold.bench.report import Report
@@ -86,11 +86,7 @@ def run(settings: ModelSettings, say: Say) -> Report:
     if missing is not None and settings.rival != "none":
         say(missing.reason)
     say("measuring what the machine allows")
-    floors = measure_floors(
-        settings.threads,
-        read_nbytes=READ_NBYTES // 4 if settings.quick else READ_NBYTES,
-        matrix_size=512 if settings.quick else 2048,
-    )
+    floors = measure_floors(settings.threads, quick=settings.quick)
     bench = _Bench(settings, path, missing, say, floors, their_weights)
     with ExitStack() as stack:
         return bench.measure(stack, machine, architecture)
@@ -251,17 +247,20 @@ class _Bench:
             f"load (file in the page cache): {times}; median of {self.settings.rounds}",
             f"peak memory (MiB) is the largest resident set of a process that does only this, up to and with the row; "
             f"before loading: {idle}",
-            "floor: tokens a second if each new token cost only one read of our weights, and of K and V at the prompt's "
-            "depth, at the measured bandwidth",
+            "floor: tokens a second if each new token cost only one read of our weights, and of K and V at the "
+            "prompt's depth, at the measured bandwidth",
             "prompts are random tokens, new in every round, the same for both sides; greedy, end-of-sequence ignored; "
             "prefill counts the time to the first token",
         ]
 
 
 _OURS_THEIRS = {"freehold": "ours", "llama.cpp": "theirs"}
+_RIVAL = "llama.cpp"
 _COLUMNS = (
-    "prompt", "prefill tok/s", "llama.cpp", "ratio", "decode tok/s", "llama.cpp", "ratio", "floor", "peak MiB", "llama.cpp",
-)  # fmt: skip
+    *("prompt", "prefill tok/s", _RIVAL, "ratio"),
+    *("decode tok/s", _RIVAL, "ratio", "floor"),
+    *("peak MiB", _RIVAL),
+)
 
 
 class Prompts:
@@ -286,8 +285,8 @@ def _lengths(settings: ModelSettings, context_length: int) -> tuple[int, ...]:
     fitting = [length for length in wanted if length <= room]
     if not fitting or (asked and len(fitting) < len(wanted)):
         raise ArgumentError(
-            f"--prompt-tokens {','.join(map(str, wanted))} with --new-tokens {settings.new_tokens}: the model's context "
-            f"is {context_length} tokens, so prompts of at most {room} fit"
+            f"--prompt-tokens {','.join(map(str, wanted))} with --new-tokens {settings.new_tokens}: the model's "
+            f"context is {context_length} tokens, so prompts of at most {room} fit"
         )
     return tuple(fitting)
 

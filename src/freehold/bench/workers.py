@@ -12,7 +12,6 @@ from typing import Any
 
 from freehold.core.errors import FreeholdError
 
-
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 

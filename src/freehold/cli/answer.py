@@ -62,7 +62,7 @@ def interruptible() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, before)
 
 
-def follow(events: Iterator[Event], write: Callable[[str], None], interrupt: Interrupt) -> Answer:
+def follow(events: Iterator[Event], write: Callable[[str], object], interrupt: Interrupt) -> Answer:
     """Write an answer's text while it comes; a noted Ctrl-C closes `events`, which cancels the request.
 
     Raises RequestError when the engine reports that the request failed.
@@ -148,9 +148,7 @@ def speed_line(answer: Answer) -> str:
     def speed(value: float | None) -> str:
         return "" if value is None else f", {value:.1f} tokens/s"
 
-    prompt = (
-        f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached{speed(prefill_speed(usage))})"
-    )
+    prompt = f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached{speed(prefill_speed(usage))})"
     ended = ", ended by max_tokens or the context" if answer.reason == "length" else ""
     return f"[{prompt}; answer {usage.completion_tokens} tokens{speed(decode_speed(usage))}{ended}]"
 

@@ -23,9 +23,7 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps({"models": [asdict(model) for model in known]}, default=str))
         return
     if not known:
-        click.echo(
-            f"No model was pulled into {models_dir()} yet; `freehold pull` fetches the default one.", err=True
-        )
+        click.echo(f"No model was pulled into {models_dir()} yet; `freehold pull` fetches the default one.", err=True)
         return
     width = max(len(model.name) for model in known)
     for model in known:

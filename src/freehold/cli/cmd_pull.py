@@ -29,8 +29,6 @@ def pull(source: str | None, name: str | None, as_json: bool) -> None:
     named = [known for known in list_models() if known.path == path and name in (None, known.name)]
     model = max(named, key=lambda known: known.date)
     if as_json:
-        click.echo(
-            json.dumps({"name": model.name, "path": str(path), "source": model.source, "size": model.size})
-        )
+        click.echo(json.dumps({"name": model.name, "path": str(path), "source": model.source, "size": model.size}))
     else:
         click.echo(f"{model.name} is ready: {path}")

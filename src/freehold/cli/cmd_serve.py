@@ -18,9 +18,7 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
 
 @click.command()
 @model_argument
-@click.option(
-    "--host", help="Address to listen on; other than loopback needs a key.", show_default=SHOWN_HOST
-)
+@click.option("--host", help="Address to listen on; other than loopback needs a key.", show_default=SHOWN_HOST)
 @click.option("--port", type=click.INT, help="Port to listen on; 0: any free one.", show_default=SHOWN_PORT)
 @click.option(
     "--api-key",
@@ -28,9 +26,7 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
     help="The token that clients must send. Other users can see options; prefer the variable.",
     show_envvar=True,
 )
-@click.option(
-    "--alias", "aliases", multiple=True, help="A further name for the model. May be given several times."
-)
+@click.option("--alias", "aliases", multiple=True, help="A further name for the model. May be given several times.")
 @engine_options
 def serve(
     model: str | None,
@@ -70,6 +66,4 @@ def announce(url: str, model_name: str, *, with_key: bool) -> None:
     # In double quotes, so that the shell fills in the variable.
     key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if with_key else ""
     click.echo(f"Serving {model_name} on {url}/v1  (Ctrl-C ends)")
-    click.echo(
-        f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
-    )
+    click.echo(f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}")

@@ -27,9 +27,7 @@ class LazyCommand:
 COMMANDS: dict[str, LazyCommand] = {
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
-    "generate": LazyCommand(
-        "freehold.cli.cmd_generate", "generate", "Continue a text, or answer it with --chat."
-    ),
+    "generate": LazyCommand("freehold.cli.cmd_generate", "generate", "Continue a text, or answer it with --chat."),
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),
     "pull": LazyCommand("freehold.cli.cmd_pull", "pull", "Fetch a model and keep it under a name."),
     "serve": LazyCommand("freehold.cli.cmd_serve", "serve", "Serve a model over the OpenAI-compatible API."),

@@ -15,9 +15,7 @@ from freehold.core.errors import ModelNotFoundError
 if TYPE_CHECKING:
     from freehold.engine.llm import LLM
 
-MODEL_HELP = (
-    "A pulled name, a directory or a .gguf file; without it, the default model, fetched if it is missing."
-)
+MODEL_HELP = "A pulled name, a directory or a .gguf file; without it, the default model, fetched if it is missing."
 
 model_argument = click.argument("model", required=False)
 model_option = click.option("--model", "-m", help=MODEL_HELP)

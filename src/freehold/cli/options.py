@@ -30,9 +30,7 @@ class LogitBias(click.ParamType[tuple[int, float]]):
 
     name = "token_id=bias"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, float]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
         """Split and convert one value; a usage error if it is not an integer, `=` and a number."""
         if isinstance(value, tuple):
             return value
@@ -60,9 +58,7 @@ def field_help(cls: type) -> dict[str, str]:
     return found
 
 
-def dataclass_options(
-    cls: type, *, into: str, without: Collection[str] = ()
-) -> Callable[[Callback], Callback]:
+def dataclass_options(cls: type, *, into: str, without: Collection[str] = ()) -> Callable[[Callback], Callback]:
     """Give a command one option for each field of `cls`.
 
     The command receives one dict, as keyword argument `into`, with the values of all fields but those in
@@ -103,9 +99,7 @@ def _option(field: Field[Any], hint: Any, text: str) -> Callable[[Callback], Cal
     common: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
     hint = _without_none(hint)
     if hint is bool:
-        return click.option(
-            f"{flag}/--no-{flag[2:]}" if default else flag, field.name, is_flag=True, **common
-        )
+        return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, field.name, is_flag=True, **common)
     if get_origin(hint) is Literal:
         return click.option(flag, field.name, type=click.Choice(get_args(hint)), **common)
     if get_origin(hint) is tuple:
