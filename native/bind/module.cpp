@@ -1,7 +1,9 @@
 // Python binding: addresses and sizes in, a status out. Shapes are checked once, in src/freehold/kernels.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -30,12 +32,16 @@ Spans spans_at(int num, Address row_begin, Address start, Address blocks, Addres
           at<const std::int64_t>(table_begin)};
 }
 
+SketchLanes sketch_at(Address keys, Address codes, Address centre, Address bounds) {
+  return {at<void>(keys), at<std::uint8_t>(codes), at<float>(centre), at<float>(bounds)};
+}
+
 const char* name_of(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  return isa == Isa::avx512bf16 ? "avx512bf16" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 }
 
 bool use_isa(const std::string& name) {
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (name == name_of(isa) && isa_supported(isa)) {
       table = &kernels(isa);
       return true;
@@ -65,22 +71,26 @@ NB_MODULE(_native, m) {
                          spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(block_ids),
                          topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads}));
   }, release);
-  m.def("select", [](Address index_q, Address index_k, Address index_norm, int storage, int num_spans, Address row_begin,
+  m.def("select", [](Address index_q, Address keys, Address codes, Address centre, Address bounds, int storage,
+                     int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int num_index_heads,
                      int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, int threads) {
-    std::int64_t resolved = 0;
-    check(table->select({at<const float>(index_q), at<const void>(index_k), at<const float>(index_norm), Storage(storage),
-                         spans_at(num_spans, row_begin, start, blocks, table_begin), at<std::int32_t>(block_ids),
-                         num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, &resolved}));
-    return resolved;
-  }, release);
-  m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address index_lane,
-                    Address index_norm, int storage, Address slot, Address offset, int rows, int num_kv_heads,
-                    int head_dim, int index_dim, int block_tokens) {
+    std::array<std::int64_t, 4> work{};
+    {
+      nb::gil_scoped_release unlocked;
+      check(table->select({at<const float>(index_q), sketch_at(keys, codes, centre, bounds), Storage(storage),
+                           spans_at(num_spans, row_begin, start, blocks, table_begin), at<std::int32_t>(block_ids),
+                           num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, work.data()}));
+    }
+    return std::make_tuple(work[0], work[1], work[2], work[3]);
+  });
+  m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address keys,
+                    Address codes, Address centre, Address bounds, int storage, Address slot, Address offset, int rows,
+                    int num_kv_heads, int head_dim, int index_dim, int block_tokens, int threads) {
     check(table->write({at<const float>(k), at<const float>(v), at<const float>(index_k), at<void>(k_lane),
-                        at<void>(v_lane), at<void>(index_lane), at<float>(index_norm), Storage(storage),
+                        at<void>(v_lane), sketch_at(keys, codes, centre, bounds), Storage(storage),
                         at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
-                        index_dim, block_tokens}));
+                        index_dim, block_tokens, threads}));
   }, release);
   m.def("rms_norm", [](Address x, int rows, int dim, Address weight, float eps, Address y, int threads) {
     check(table->rms_norm(at<const float>(x), rows, dim, at<const float>(weight), eps, at<float>(y), threads));

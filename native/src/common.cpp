@@ -69,11 +69,14 @@ extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512bf16_kernels;
 #endif
 
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
+    case Isa::avx512bf16:
+      return isa_supported(Isa::avx512) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -89,6 +92,7 @@ bool isa_supported(Isa isa) {
 }
 
 Isa best_isa() {
+  if (isa_supported(Isa::avx512bf16)) return Isa::avx512bf16;
   if (isa_supported(Isa::avx512)) return Isa::avx512;
   if (isa_supported(Isa::avx2)) return Isa::avx2;
   return Isa::portable;
@@ -96,6 +100,7 @@ Isa best_isa() {
 
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::avx512bf16) return avx512bf16_kernels;
   if (isa == Isa::avx512) return avx512_kernels;
   if (isa == Isa::avx2) return avx2_kernels;
 #endif

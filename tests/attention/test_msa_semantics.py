@@ -346,7 +346,7 @@ def problems(draw_value: st.DrawFn) -> tuple[dict[str, int], dict[str, int]]:
         "total_k": total_q + draw_value(st.integers(0, 260)),
         "num_kv_heads": num_kv_heads,
         "num_q_heads": num_kv_heads * draw_value(st.sampled_from([1, 2, 3, 8, 17])),
-        "head_dim": draw_value(st.sampled_from([2, 17, 32, 64, 80, 128])),
+        "head_dim": draw_value(st.sampled_from([2, 18, 32, 64, 80, 128])),
         "index_dim": draw_value(st.sampled_from([1, 8, 33, 64, 128])),
         "seed": draw_value(st.integers(0, 10_000)),
     }
@@ -381,22 +381,22 @@ def test_native_selects_what_the_reference_selects(problem: tuple[dict[str, int]
 
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.sampled_from([1.0, 30.0]))
-def test_native_attention_is_as_exact_as_eager_fp32(
+def test_native_attention_errs_by_rounding_only(
     problem: tuple[dict[str, int], dict[str, int]], sharpness: float
 ) -> None:
-    """Its error against float64 is at most a small multiple of the error of the same sum in eager fp32."""
+    """Against float64: a logit may be off by the rounding of its dot product, whose size |q| |k| bounds, and a
+    weighted mean of v by twice that; the 8 is for the exponential and the sums."""
     sizes, options = problem
     x = draw(**sizes)
     x["q"] = x["q"] * sharpness
     block_ids = select(x, impl="reference", **options)
     where = {name: options[name] for name in ("query_start", "block_tokens")}
     doubled = {name: tensor.double() for name, tensor in x.items()}
-    exact = attend(doubled, block_ids, impl="reference", **where)
-    eager = attend(x, block_ids, impl="reference", **where)
-    native = attend(x, block_ids, impl="native", **where)
-    last_bit = torch.finfo(torch.float32).eps * float(x["v"].abs().max())
-    allowed = 3 * float((eager - exact).abs().max()) + 4 * last_bit
-    assert float((native - exact).abs().max()) <= allowed
+    error = attend(x, block_ids, impl="native", **where) - attend(doubled, block_ids, impl="reference", **where)
+    norms = [float(x[name].norm(dim=-1).max()) for name in ("q", "k")]
+    logit_size = norms[0] * norms[1] * sizes["head_dim"] ** -0.5
+    allowed = torch.finfo(torch.float32).eps * (2 * logit_size + 8) * float(x["v"].abs().max())
+    assert float(error.abs().max()) <= allowed
 
 
 @settings(max_examples=40, deadline=None)

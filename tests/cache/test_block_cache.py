@@ -55,18 +55,16 @@ def test_copied_blocks_carry_all_lanes():
     assert cache.reserve(first, 5)
     slot = first.slots[0]
     for lanes in cache.pool.lanes:
-        for lane in (lanes.k, lanes.v, lanes.index_k, lanes.index_norm):
-            if lane is not None:
-                lane[slot].copy_(torch.randn(lane[slot].shape))
+        for lane in lanes.tensors():
+            lane[slot] = torch.randint(0, 100, lane[slot].shape).to(lane.dtype)
     cache.computed(first, 5)
     second = cache.open([1, 2, 3, 9, 9])
     assert second.num_computed == 3
     copy = second.slots[0]
     assert copy != slot
     for lanes in cache.pool.lanes:
-        for lane in (lanes.k, lanes.v, lanes.index_k, lanes.index_norm):
-            if lane is not None:
-                assert torch.equal(lane[copy], lane[slot])
+        for lane in lanes.tensors():
+            assert torch.equal(lane[copy], lane[slot])
 
 
 def test_the_least_recently_used_leaf_goes_first():

@@ -11,7 +11,7 @@ from freehold import kernels
 from freehold.core.errors import ArgumentError, KernelError
 
 ISAS = []
-for _name in ("portable", "avx2", "avx512"):
+for _name in ("portable", "avx2", "avx512", "avx512bf16"):
     try:
         kernels.use_isa(_name)
         ISAS.append(_name)

@@ -7,10 +7,12 @@
 //
 // Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
 //   packed weight  (ceil(out / 64), in, 64)            one panel holds 64 outputs, input index slow
-//   K lane         (num_slots, num_kv_heads, head_dim, B)   transposed, so that a lane is a token
-//   V lane         (num_slots, num_kv_heads, B, P)          a lane is a channel
-//   index-K lane   (num_slots, index_dim, B)                transposed like K
-//   index norms    (num_slots) float: an upper bound of |key| over the block
+//   K lane, fp32   (num_slots, num_kv_heads, head_dim, B)        transposed, so that a lane is a token
+//   K lane, bf16   (num_slots, num_kv_heads, head_dim / 2, B, 2) the same, in pairs of channels
+//   V lane, fp32   (num_slots, num_kv_heads, B, P)               a lane is a channel
+//   V lane, bf16   (num_slots, num_kv_heads, B / 2, P, 2)        the same, in pairs of tokens
+//   index keys     (num_slots, B, index_dim)                     as they are: what selection is exact about
+//   sketch         see SketchLanes: derived from the index keys of full blocks
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +21,8 @@ namespace freehold {
 
 enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2 };
 enum class Storage : int { f32 = 0, bf16 = 1 };
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+// avx512bf16 has VNNI and BF16 besides.
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 constexpr int kPanel = 64;  // outputs in one panel of a packed weight
 
@@ -47,16 +50,23 @@ struct AttendArgs {
   int threads;
 };
 
+// Index keys, and for each full block a coarse copy: key = centre + scale * (code - 128) + rest.
+struct SketchLanes {
+  void* keys;           // (num_slots, B, index_dim), fp32 or bf16
+  std::uint8_t* codes;  // (num_slots, ceil(index_dim / 4), B, 4)
+  float* centre;        // (num_slots, index_dim)
+  float* bounds;        // (num_slots, 4): scale; largest |rest|; largest |scale * (code - 128)|; |centre|
+};
+
 struct SelectArgs {
   const float* index_q;  // (total_q, num_index_heads, index_dim)
-  const void* index_k;
-  const float* index_norm;
+  SketchLanes sketch;
   Storage storage;
   Spans spans;
   std::int32_t* block_ids;  // (total_q, num_index_heads, topk), written whole
   int num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks;
   int threads;
-  std::int64_t* resolved;  // out: blocks whose score had to be settled in double precision
+  std::int64_t* work;  // out (4): blocks scanned, index bytes scanned, blocks looked at again, keys scored exactly
 };
 
 struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_k may be nullptr
@@ -65,12 +75,11 @@ struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_
   const float* index_k;  // (rows, index_dim)
   void* k_lane;
   void* v_lane;
-  void* index_lane;
-  float* index_norm;
+  SketchLanes sketch;
   Storage storage;
   const std::int32_t* slot;    // (rows)
   const std::int32_t* offset;  // (rows) token's place in its block
-  int rows, num_kv_heads, head_dim, index_dim, block_tokens;
+  int rows, num_kv_heads, head_dim, index_dim, block_tokens, threads;
 };
 
 struct Kernels {  // one table for each instruction set

@@ -50,27 +50,28 @@ class ReferenceBlockAttention:
         self, lanes: LayerLanes, spans: Spans, k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None
     ) -> None:
         """Stores new tokens; see `BlockAttention`."""
-        slot, offset = spans.slot.long(), spans.offset.long()
-        lanes.k[slot, :, :, offset] = k.to(lanes.k.dtype)
-        lanes.v[slot, :, offset, : v.shape[2]] = v.to(lanes.v.dtype)
-        lanes.v[slot, :, offset, v.shape[2] :] = 0
-        if lanes.index_k is None or lanes.index_norm is None or index_k is None:
-            return
-        lanes.index_k[slot, :, offset] = index_k.to(lanes.index_k.dtype)
-        norms = index_k.to(lanes.index_k.dtype).double().norm(dim=-1) * (1 + 1e-6)
-        lanes.index_norm[slot[offset == 0]] = 0.0
-        lanes.index_norm.scatter_reduce_(0, slot, norms.float(), "amax")
+        slot, offset, dim = spans.slot.long(), spans.offset.long(), lanes.head_dim
+        k, v = k.to(lanes.k.dtype), v.to(lanes.v.dtype)
+        if lanes.k.ndim == 5:  # bfloat16 lies in pairs
+            lanes.k[slot, :, :, offset] = k.unflatten(2, (dim // 2, 2))
+            lanes.v[slot, :, offset // 2, :dim, offset % 2] = v
+        else:
+            lanes.k[slot, :, :, offset] = k
+            lanes.v[slot, :, offset, :dim] = v
+        if lanes.index is not None and index_k is not None:
+            # The coarse copy is the kernels' own; the oracle selects from the keys.
+            lanes.index.keys[slot, offset] = index_k.to(lanes.index.keys.dtype)
 
     def select(
         self, index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, topk: int, local_blocks: int, init_blocks: int
     ) -> torch.Tensor:
         """Selects over each span's gathered index keys."""
-        if lanes.index_k is None:
+        if lanes.index is None:
             raise ArgumentError("these lanes have no index keys: the layer is dense")
         pieces = []
         for s in range(spans.num):
             first, end, start = spans.bounds(s)
-            keys = lanes.index_k[spans.slots_of(s).long()].transpose(1, 2).flatten(0, 1)[: start + end - first]
+            keys = lanes.index.keys[spans.slots_of(s).long()].flatten(0, 1)[: start + end - first]
             pieces.append(
                 reference.select_blocks(
                     index_q[first:end],
@@ -92,9 +93,7 @@ class ReferenceBlockAttention:
         for s in range(spans.num):
             first, end, start = spans.bounds(s)
             slots, total_k = spans.slots_of(s).long(), start + end - first
-            # (blocks, heads, head_dim, tokens) -> (tokens, heads, head_dim)
-            k = lanes.k[slots].permute(0, 3, 1, 2).flatten(0, 1)[:total_k]
-            v = lanes.v[slots].permute(0, 2, 1, 3).flatten(0, 1)[:total_k, :, : lanes.head_dim]
+            k, v = lanes.flat_k(slots)[:total_k], lanes.flat_v(slots)[:total_k]
             if block_ids is None:
                 pieces.append(reference.dense_attention(q[first:end], k, v, query_start=start, scale=scale))
             else:

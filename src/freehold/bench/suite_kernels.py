@@ -19,7 +19,10 @@ from freehold.bench.report import Report
 Say = Callable[[str], None]
 
 _ROWS = 512
-_COLUMNS = ("kernel", "shape", "type", "threads", "ours", "torch", "ratio", "limit", "% of limit", "torch's way")
+_COLUMNS = (
+    *("kernel", "shape", "type", "threads", "our ms"),
+    *("ours", "torch", "ratio", "limit", "% of limit", "torch's way"),
+)
 _NOTES = (
     "ours, torch and limit in one unit; ratio: our speed / torch's, medians of alternating rounds; torch's way is "
     "the fastest of those that give the same values",
@@ -74,6 +77,7 @@ class Row:
             self.case.shape,
             self.case.dtype,
             str(self.threads),
+            round_figures(ours * 1e3),
             f"{round_figures(self.rate(ours))} {self.unit}",
             round_figures(self.rate(theirs)),
             f"{self.speed_ratio:.2f}",

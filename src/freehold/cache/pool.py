@@ -55,18 +55,8 @@ class BlockPool:
     def copy(self, source: int, target: int) -> None:
         """Copies all lanes of one slot into another."""
         for lanes in self.lanes:
-            for lane in (lanes.k, lanes.v, lanes.index_k, lanes.index_norm):
-                if lane is not None:
-                    lane[target].copy_(lane[source])
-
-    def nbytes_per_block(self) -> int:
-        """Bytes of one slot over all layers."""
-        total = 0
-        for lanes in self.lanes:
-            for lane in (lanes.k, lanes.v, lanes.index_k, lanes.index_norm):
-                if lane is not None:
-                    total += lane[0].numel() * lane.element_size()
-        return total
+            for lane in lanes.tensors():
+                lane[target].copy_(lane[source])
 
     def check_integrity(self, holders: Items[int]) -> None:
         """Recounts: `holders` names a slot once for each holder. Raises AssertionError on any disagreement."""

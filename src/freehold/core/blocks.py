@@ -6,12 +6,13 @@ index-K of every layer; a *slot* is its place in the cache. Attention and cache 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from freehold.core.axes import ceil_div
+from freehold.core.errors import ArgumentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,44 +25,95 @@ class LaneSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerLanes:
-    """One layer's part of every slot; `padded` is head_dim rounded up to a multiple of 16.
+class IndexLane:
+    """The index keys of a sparse layer, and a coarse copy of each full block that the selection scans first.
 
-    k:          (num_slots, num_kv_heads, head_dim, block_tokens), transposed: a vector register holds tokens
-    v:          (num_slots, num_kv_heads, block_tokens, padded)
-    index_k:    (num_slots, index_dim, block_tokens), or None
-    index_norm: (num_slots,) float32, an upper bound of |index key| over the slot, or None
+    keys:   (num_slots, block_tokens, index_dim), what selection is exact about
+    codes:  (num_slots, ceil(index_dim / 4), block_tokens, 4) uint8: key ~ centre + scale * (code - 128)
+    centre: (num_slots, index_dim) float32, the mean of the block's keys
+    bounds: (num_slots, 4) float32: scale, largest |key - its stand-in|, largest |scale * (code - 128)|, |centre|
+
+    codes, centre and bounds are derived from keys when a block becomes full; they are not written before.
     """
 
+    keys: torch.Tensor
+    codes: torch.Tensor
+    centre: torch.Tensor
+    bounds: torch.Tensor
+
+    @property
+    def index_dim(self) -> int:
+        """Width of an index key."""
+        return int(self.keys.shape[2])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLanes:
+    """One layer's part of every slot; P is head_dim rounded up to a multiple of 16.
+
+    float32:  k (num_slots, num_kv_heads, head_dim, block_tokens), v (num_slots, num_kv_heads, block_tokens, P)
+    bfloat16: k (num_slots, num_kv_heads, head_dim / 2, block_tokens, 2), v (num_slots, num_kv_heads,
+        block_tokens / 2, P, 2): in pairs along the axis that attention sums over
+    index:    the index branch's lane, or None in a dense layer
+    """
+
+    head_dim: int
+    block_tokens: int
     k: torch.Tensor
     v: torch.Tensor
-    index_k: torch.Tensor | None
-    index_norm: torch.Tensor | None
+    index: IndexLane | None
 
     @property
-    def block_tokens(self) -> int:
-        """Tokens in a block."""
-        return int(self.k.shape[3])
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        return int(self.k.shape[1])
 
-    @property
-    def head_dim(self) -> int:
-        """Width of a key head."""
-        return int(self.k.shape[2])
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor of the layer; the first axis is the slot."""
+        yield from (self.k, self.v)
+        if self.index is not None:
+            yield from (self.index.keys, self.index.codes, self.index.centre, self.index.bounds)
+
+    def flat_k(self, slots: torch.Tensor) -> torch.Tensor:
+        """Keys of the slots' tokens in order: (len(slots) * block_tokens, num_kv_heads, head_dim)."""
+        k = self.k[slots]
+        if k.ndim == 5:  # (blocks, heads, pairs, tokens, 2) -> (blocks, heads, channels, tokens)
+            k = k.permute(0, 1, 2, 4, 3).flatten(2, 3)
+        return k.permute(0, 3, 1, 2).flatten(0, 1)
+
+    def flat_v(self, slots: torch.Tensor) -> torch.Tensor:
+        """Values of the slots' tokens in order: (len(slots) * block_tokens, num_kv_heads, head_dim)."""
+        v = self.v[slots]
+        if v.ndim == 5:  # (blocks, heads, pairs, channels, 2) -> (blocks, heads, tokens, channels)
+            v = v.permute(0, 1, 2, 4, 3).flatten(2, 3)
+        return v.permute(0, 2, 1, 3).flatten(0, 1)[..., : self.head_dim]
 
     @staticmethod
     def allocate(spec: LaneSpec, num_slots: int, block_tokens: int, dtype: torch.dtype) -> LayerLanes:
         """Uninitialised lanes; the operating system hands out memory only as slots are written."""
-        padded = ceil_div(spec.head_dim, 16) * 16
-        index_k = index_norm = None
+        heads, dim, padded = spec.num_kv_heads, spec.head_dim, ceil_div(spec.head_dim, 16) * 16
+        if dtype == torch.bfloat16:
+            if dim % 2:
+                raise ArgumentError(f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one; use float32")
+            k = torch.empty(num_slots, heads, dim // 2, block_tokens, 2, dtype=dtype)
+            v = torch.empty(num_slots, heads, block_tokens // 2, padded, 2, dtype=dtype)
+        else:
+            k = torch.empty(num_slots, heads, dim, block_tokens, dtype=dtype)
+            v = torch.empty(num_slots, heads, block_tokens, padded, dtype=dtype)
+        index = None
         if spec.index_dim is not None:
-            index_k = torch.empty(num_slots, spec.index_dim, block_tokens, dtype=dtype)
-            index_norm = torch.zeros(num_slots, dtype=torch.float32)
-        return LayerLanes(
-            k=torch.empty(num_slots, spec.num_kv_heads, spec.head_dim, block_tokens, dtype=dtype),
-            v=torch.empty(num_slots, spec.num_kv_heads, block_tokens, padded, dtype=dtype),
-            index_k=index_k,
-            index_norm=index_norm,
-        )
+            width = spec.index_dim
+            index = IndexLane(
+                keys=torch.empty(num_slots, block_tokens, width, dtype=dtype),
+                codes=torch.empty(num_slots, ceil_div(width, 4), block_tokens, 4, dtype=torch.uint8),
+                centre=torch.empty(num_slots, width),
+                bounds=torch.empty(num_slots, 4),
+            )
+        return LayerLanes(dim, block_tokens, k, v, index)
+
+    def nbytes_per_block(self) -> int:
+        """Bytes of one slot."""
+        return sum(t[0].numel() * t.element_size() for t in self.tensors())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from freehold.core.axes import ceil_div
-from freehold.core.blocks import LaneSpec
+from freehold.core.blocks import LaneSpec, LayerLanes
 from freehold.core.config import EngineConfig
-
-
-def nbytes_per_block(specs: Sequence[LaneSpec], block_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers: K, V (padded to 16 channels), index-K and its norm."""
-    total = 0
-    for spec in specs:
-        padded = ceil_div(spec.head_dim, 16) * 16
-        elements = spec.num_kv_heads * (spec.head_dim + padded) + (spec.index_dim or 0)
-        total += elements * block_tokens * dtype.itemsize + (4 if spec.index_dim else 0)
-    return total
 
 
 def cache_blocks(
@@ -29,5 +19,6 @@ def cache_blocks(
     if config.cache_tokens is not None:
         return ceil_div(config.cache_tokens, block_tokens)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    affordable = memory // 4 // nbytes_per_block(specs, block_tokens, dtype)
+    block = sum(LayerLanes.allocate(spec, 1, block_tokens, dtype).nbytes_per_block() for spec in specs)
+    affordable = memory // 4 // block
     return max(1, min(2 * ceil_div(context_length, block_tokens), affordable))

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from freehold.core.blocks import LayerLanes, Spans
+from freehold.core.blocks import IndexLane, LayerLanes, Spans
 from freehold.core.errors import ArgumentError
 from freehold.kernels.library import STORAGE, check, native, threads
+
+
+@dataclass(frozen=True, slots=True)
+class SelectStats:
+    """What a selection read. `scanned_bytes` of the coarse copy; then the blocks that its bounds could not order,
+    and the keys that were scored exactly for them."""
+
+    scanned_blocks: int
+    scanned_bytes: int
+    blocks_looked_at_again: int
+    keys_scored_exactly: int
 
 
 def select(
@@ -16,35 +29,44 @@ def select(
 
     index_q (rows, num_index_heads, index_dim) float32. A block's score is the largest index_q . index_k over its
     visible keys; the best win, ties to the lower id; the last `local_blocks` and first `init_blocks` blocks always
-    win and use slots. Scores that float32 cannot tell apart are settled in double precision.
+    win and use slots. An int8 copy of the keys bounds each score from both sides; what the bounds cannot order is
+    scored from the keys in double precision, so the choice is exact whatever the keys are.
     """
-    rows, num_index_heads, index_dim = index_q.shape
-    if lanes.index_k is None or lanes.index_norm is None:
+    return select_with_stats(
+        index_q, lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks
+    )[0]
+
+
+def select_with_stats(
+    index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, topk: int, local_blocks: int = 1, init_blocks: int = 0
+) -> tuple[torch.Tensor, SelectStats]:
+    """`select`, and what it had to read."""
+    index = lanes.index
+    if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
+    rows, num_index_heads, index_dim = index_q.shape
     if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
         raise ArgumentError(
             f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
             "local_blocks must be at least 1, and the two together at most topk"
         )
-    num_slots, _, block_tokens = lanes.index_k.shape
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
-    _check_spans(spans, rows, block_tokens)
-    native().select(
-        check("index_q", index_q, torch.float32, rows, None, lanes.index_k.shape[1]),
-        check("index_k", lanes.index_k, lanes.index_k.dtype, None, None, None),
-        check("index_norm", lanes.index_norm, torch.float32, num_slots),
-        _storage(lanes),
+    _check_spans(spans, rows, lanes.block_tokens)
+    work = native().select(
+        check("index_q", index_q, torch.float32, rows, None, index.index_dim),
+        *_sketch(index),
+        STORAGE[index.keys.dtype],
         *_addresses(spans),
         block_ids.data_ptr(),
         num_index_heads,
         index_dim,
-        block_tokens,
+        lanes.block_tokens,
         topk,
         local_blocks,
         init_blocks,
         threads(),
     )
-    return block_ids
+    return block_ids, SelectStats(*work)
 
 
 def attend(
@@ -54,27 +76,28 @@ def attend(
 
     block_ids int32 (rows, num_kv_heads, topk), ascending with -1 tail, or None for every block (dense). The
     softmax visits blocks in ascending order for every row alone, so a row's bits do not depend on its neighbours.
+    Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
     """
     rows, num_q_heads, head_dim = q.shape
-    _, num_kv_heads, _, block_tokens = lanes.k.shape
-    if num_q_heads % num_kv_heads:
-        raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {num_kv_heads}")
+    if num_q_heads % lanes.num_kv_heads:
+        raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
+    if not scale > 0:
+        raise ArgumentError(f"scale is {scale}; it must be positive")
     out = torch.empty_like(q)
-    _check_spans(spans, rows, block_tokens)
-    topk = 0 if block_ids is None else block_ids.shape[2]
+    _check_spans(spans, rows, lanes.block_tokens)
     native().attend(
         check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
         out.data_ptr(),
-        check("k", lanes.k, lanes.k.dtype, None, None, None, None),
-        check("v", lanes.v, lanes.k.dtype, None, num_kv_heads, block_tokens, None),
+        lanes.k.data_ptr(),
+        lanes.v.data_ptr(),
         _storage(lanes),
         *_addresses(spans),
-        0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, num_kv_heads, None),
-        topk,
+        0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, lanes.num_kv_heads, None),
+        0 if block_ids is None else block_ids.shape[2],
         num_q_heads,
-        num_kv_heads,
+        lanes.num_kv_heads,
         head_dim,
-        block_tokens,
+        lanes.block_tokens,
         scale,
         threads(),
     )
@@ -88,27 +111,31 @@ def write(
 
     All lanes of a layer are written together: index_k is required exactly where the lanes have index keys.
     """
-    rows, num_kv_heads, head_dim = k.shape
-    if (index_k is None) != (lanes.index_k is None):
+    index, rows = lanes.index, k.shape[0]
+    if (index_k is None) != (index is None):
         raise ArgumentError("index_k must be given exactly for layers with index keys; the lanes travel together")
     _check_spans(spans, rows, lanes.block_tokens)
     native().write(
-        check("k", k, torch.float32, rows, lanes.k.shape[1], lanes.head_dim),
-        check("v", v, torch.float32, rows, num_kv_heads, head_dim),
-        0 if index_k is None else check("index_k", index_k, torch.float32, rows, lanes.index_k.shape[1]),  # type: ignore[union-attr]
+        check("k", k, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
+        check("v", v, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
+        0 if index_k is None or index is None else check("index_k", index_k, torch.float32, rows, index.index_dim),
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
-        0 if lanes.index_k is None else lanes.index_k.data_ptr(),
-        0 if lanes.index_norm is None else lanes.index_norm.data_ptr(),
+        *((0, 0, 0, 0) if index is None else _sketch(index)),
         _storage(lanes),
         spans.slot.data_ptr(),
         spans.offset.data_ptr(),
         rows,
-        num_kv_heads,
-        head_dim,
-        0 if lanes.index_k is None else lanes.index_k.shape[1],
+        lanes.num_kv_heads,
+        lanes.head_dim,
+        0 if index is None else index.index_dim,
         lanes.block_tokens,
+        threads(),
     )
+
+
+def _sketch(index: IndexLane) -> tuple[int, int, int, int]:
+    return index.keys.data_ptr(), index.codes.data_ptr(), index.centre.data_ptr(), index.bounds.data_ptr()
 
 
 def _storage(lanes: LayerLanes) -> int:
@@ -120,7 +147,8 @@ def _storage(lanes: LayerLanes) -> int:
 def _check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
     if spans.rows != rows or spans.block_tokens != block_tokens:
         raise ArgumentError(
-            f"the spans hold {spans.rows} rows in blocks of {spans.block_tokens}; the tensors {rows} rows in blocks of {block_tokens}"
+            f"the spans hold {spans.rows} rows in blocks of {spans.block_tokens}; "
+            f"the tensors {rows} rows in blocks of {block_tokens}"
         )
     if block_tokens % 16:
         raise ArgumentError(f"block_tokens is {block_tokens}; it must be a multiple of 16")

@@ -18,7 +18,7 @@ except ImportError as error:
     _library = None
     _reason = str(error)
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 
 STORAGE = {torch.float32: 0, torch.bfloat16: 1}
 """The stored element types, and their numbers in the native interface."""
@@ -39,7 +39,7 @@ def native() -> Any:
 
 
 def isa() -> str:
-    """The instruction set in use: "portable", "avx2" or "avx512"."""
+    """The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16" (VNNI and BF16 besides)."""
     return str(native().isa())
 
 

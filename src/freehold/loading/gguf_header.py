@@ -154,9 +154,7 @@ def read_header(file: MappedFile, index: int) -> GgufHeader:
     if version not in (2, 3):
         if version in (2 << 24, 3 << 24):
             raise LoadError(f"{file.path}: is a big-endian GGUF file; only little-endian ones are read")
-        raise LoadError(
-            f"{file.path}: has GGUF version {version}; versions 2 and 3 are read. Convert the model again"
-        )
+        raise LoadError(f"{file.path}: has GGUF version {version}; versions 2 and 3 are read. Convert the model again")
     tensor_count = cursor.u64("the tensor count")
     key_count = cursor.u64("the metadata count")
     if tensor_count > MAX_TENSORS:
@@ -224,9 +222,7 @@ def _tensor_infos(cursor: _Cursor, count: int) -> dict[str, tuple[TensorInfo, in
             raise cursor.fail(f"{what} has {num_axes} axes; at most {MAX_AXES} are allowed")
         sizes = [cursor.u64(f"the shape of {what}") for _ in range(num_axes)]
         if 0 in sizes or math.prod(sizes) >= 2**60:
-            raise cursor.fail(
-                f"{what} has the sizes {sizes}; they must be positive and their product below 2**60"
-            )
+            raise cursor.fail(f"{what} has the sizes {sizes}; they must be positive and their product below 2**60")
         kind = cursor.u32(f"the type of {what}")
         try:
             dtype = GGMLQuantizationType(kind)

@@ -100,9 +100,7 @@ def wanted_files(source: HubSource, names: list[str]) -> list[str]:
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     if source.file is not None:
         if source.file not in ggufs:
-            raise ModelNotFoundError(
-                f"{source.repo}: holds no {source.file!r}. Its GGUF files:\n{listed(ggufs)}"
-            )
+            raise ModelNotFoundError(f"{source.repo}: holds no {source.file!r}. Its GGUF files:\n{listed(ggufs)}")
         return _parts(source.file, ggufs)
     top = [name for name in names if "/" not in name and not name.lower().endswith(_NEVER)]
     wanted = sorted(name for name in top if any(fnmatch.fnmatchcase(name, pattern) for pattern in _WANTED))
@@ -116,9 +114,7 @@ def wanted_files(source: HubSource, names: list[str]) -> list[str]:
             f"{source.repo}: holds {len(ggufs)} GGUF files; name one of them, as in"
             f" {source.repo}:{ggufs[0]}\n{listed(ggufs, most=len(ggufs))}"
         )
-    raise ModelNotFoundError(
-        f"{source.repo}: holds neither safetensors nor GGUF files; no other format is read"
-    )
+    raise ModelNotFoundError(f"{source.repo}: holds neither safetensors nor GGUF files; no other format is read")
 
 
 def _parts(name: str, ggufs: list[str]) -> list[str]:
@@ -201,8 +197,7 @@ def _mapped_errors(source: HubSource) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise DownloadError(
-            f"{source.repo}: its owner demands that you accept terms; do so on the model's page and run"
-            " `hf auth login`"
+            f"{source.repo}: its owner demands that you accept terms; do so on the model's page and run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFoundError(

@@ -30,9 +30,7 @@ def open_regular(path: Path) -> int:
         raise LoadError(f"{path}: cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise LoadError(
-            f"{path}: is not a regular file; a checkpoint consists of regular files, or links to them"
-        )
+        raise LoadError(f"{path}: is not a regular file; a checkpoint consists of regular files, or links to them")
     return descriptor
 
 

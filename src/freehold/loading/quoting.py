@@ -6,15 +6,13 @@ _LONGEST = 120
 
 
 def quoted(name: object) -> str:
-    """`name` as a Python literal of at most 120 characters.
+    """`name` as a Python literal, cut after 120 characters.
 
     Names in a checkpoint are chosen by whoever wrote it. As a literal they can neither move a terminal's
     cursor nor fill the screen.
     """
-    if isinstance(name, str) and len(name) > _LONGEST:
-        return f"{name[: _LONGEST // 2]!r}... ({len(name)} characters)"
     text = repr(name)
-    return text if len(text) <= 2 * _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def listed(names: list[str], most: int = 20) -> str:

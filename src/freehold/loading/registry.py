@@ -78,13 +78,9 @@ def find_model(name: str) -> PulledModel | None:
         model = PulledModel(**{**entry, "path": path})
         ok = all(isinstance(text, str) for text in (model.name, model.source, model.date)) and model.size >= 0
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise CorruptFileError(
-            f"{record}: {error}; remove {record.parent} and pull the model again"
-        ) from error
+        raise CorruptFileError(f"{record}: {error}; remove {record.parent} and pull the model again") from error
     if not ok or model.name != name:
-        raise CorruptFileError(
-            f"{record}: is not a record of {name!r}; remove {record.parent} and pull again"
-        )
+        raise CorruptFileError(f"{record}: is not a record of {name!r}; remove {record.parent} and pull again")
     return model
 
 

@@ -58,9 +58,7 @@ class SafetensorsCheckpoint(Checkpoint):
         """Open `directory`, whose *.safetensors files are `names`. Raises as `open_checkpoint` does."""
         config_path = directory / "config.json"
         if not os.path.exists(config_path):
-            raise LoadError(
-                f"{directory}: has no config.json; without it the model's architecture is unknown"
-            )
+            raise LoadError(f"{directory}: has no config.json; without it the model's architecture is unknown")
         config = read_json_object(config_path)
         generation_path = directory / "generation_config.json"
         generation_config = read_json_object(generation_path) if os.path.exists(generation_path) else {}
@@ -74,8 +72,7 @@ class SafetensorsCheckpoint(Checkpoint):
             header_nbytes, found = read_header(file, index)
             for name in found.keys() & tensors.keys():
                 raise CorruptFileError(
-                    f"{file.path}: holds tensor {quoted(name)}, which"
-                    f" {shards[tensors[name][1].file]} holds too"
+                    f"{file.path}: holds tensor {quoted(name)}, which {shards[tensors[name][1].file]} holds too"
                 )
             tensors.update(found)
             mapped.append(file)
@@ -98,8 +95,7 @@ class SafetensorsCheckpoint(Checkpoint):
         dtype = _TORCH_DTYPES.get(info.dtype)
         if dtype is None:
             raise LoadError(
-                f"{self.path}: tensor {quoted(name)} is {info.dtype}, which PyTorch"
-                f" {torch.__version__} cannot hold"
+                f"{self.path}: tensor {quoted(name)} is {info.dtype}, which PyTorch {torch.__version__} cannot hold"
             )
         return self._open_files()[extent.file].view(extent.offset, dtype, info.shape)
 
@@ -113,9 +109,7 @@ def _read_index(directory: Path) -> dict[str, str]:
     path = directory / INDEX_NAME
     weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFileError(
-            f"{path}: its weight_map must map tensor names to files, and is {quoted(weight_map)}"
-        )
+        raise CorruptFileError(f"{path}: its weight_map must map tensor names to files, and is {quoted(weight_map)}")
     for tensor, shard in weight_map.items():
         # A shard is a plain name in this directory. Separators, drive letters and '..' would lead elsewhere.
         # What the name leads to may be a link, as in the Hugging Face cache.
@@ -165,12 +159,9 @@ def _check_index(
     Tensors that the index leaves out are no fault here: whether a tensor is wanted is the model's to say.
     """
     absent = [
-        name
-        for name, shard in weight_map.items()
-        if name not in tensors or shards[tensors[name][1].file] != shard
+        name for name, shard in weight_map.items() if name not in tensors or shards[tensors[name][1].file] != shard
     ]
     if absent:
         raise CorruptFileError(
-            f"{directory / INDEX_NAME}: {len(absent)} tensors are not in the file it names for"
-            f" them:\n{listed(absent)}"
+            f"{directory / INDEX_NAME}: {len(absent)} tensors are not in the file it names for them:\n{listed(absent)}"
         )

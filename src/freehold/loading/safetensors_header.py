@@ -82,9 +82,7 @@ def _header_bytes(file: MappedFile) -> bytes:
         )
     header = file.buffer[8 : 8 + nbytes]
     if not header.startswith(b"{"):
-        raise CorruptFileError(
-            f"{file.path}: its header begins with {header[:8]!r} and not with a JSON object"
-        )
+        raise CorruptFileError(f"{file.path}: its header begins with {header[:8]!r} and not with a JSON object")
     return header
 
 
@@ -92,9 +90,7 @@ def _check_metadata(file: MappedFile, metadata: Any) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CorruptFileError(
-            f"{file.path}: its __metadata__ must map texts to texts, and is {quoted(metadata)}"
-        )
+        raise CorruptFileError(f"{file.path}: its __metadata__ must map texts to texts, and is {quoted(metadata)}")
 
 
 def _entry(file: MappedFile, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
@@ -105,9 +101,7 @@ def _entry(file: MappedFile, name: str, entry: Any) -> tuple[TensorInfo, int, in
     except UnicodeEncodeError as error:
         raise CorruptFileError(f"{where}: its name is not valid Unicode") from error
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CorruptFileError(
-            f"{where}: must have dtype, shape and data_offsets alone, and is {quoted(entry)}"
-        )
+        raise CorruptFileError(f"{where}: must have dtype, shape and data_offsets alone, and is {quoted(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS_PER_ELEMENT:
         raise CorruptFileError(f"{where}: its dtype is {quoted(dtype)}, which the format does not know")

@@ -43,7 +43,7 @@ def select_blocks(
     init_blocks: int,
 ) -> torch.Tensor:
     """See `freehold.attention.select_blocks`."""
-    nothing = index_k.new_empty(index_k.shape[0], 1, 16)
+    nothing = index_k.new_zeros(index_k.shape[0], 1, 2)
     lanes = _blocks(nothing, nothing, index_k, block_tokens)
     spans = _queries(index_q.shape[0], index_k.shape[0], query_start, block_tokens)
     return kernels.select(

@@ -1,0 +1,234 @@
+"""`freehold bench model`: both sides on one file, a rival that is missing, and lengths that do not fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from freehold.bench import floors as floors_module
+from freehold.bench import suite_model
+from freehold.bench.rival import RivalSettings, candidates, try_candidates
+from freehold.bench.suite_model import ModelSettings, Prompts
+from freehold.bench.workers import Worker
+from freehold.cli.main import main
+from freehold.core.errors import ArgumentError, FreeholdError
+from freehold.core.events import FinishEvent, Usage
+from support.tiny_llama import LLAMAS, write_tiny_llama
+from support.tiny_m3 import SHAPES, write_tiny_m3_gguf
+
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None,
+    reason="llama-cpp-python is not installed: pip install 'freehold[rivals]'",
+)
+KEYS = set("suite schema machine floors settings rival sides load_seconds rows notes".split())
+KEYS |= {"idle_memory_bytes", "weight_bytes"}
+FIGURES = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds")
+
+
+@pytest.fixture(autouse=True)
+def small_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors_module, "READ_NBYTES", 8 * 2**20)
+    monkeypatch.setattr(floors_module, "MATRIX_SIZE", 128)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MiniMax-M3, context 8192."""
+    path = tmp_path_factory.mktemp("bench") / "tiny.gguf"
+    write_tiny_m3_gguf(SHAPES["release_selection"], path)
+    return path
+
+
+def bench(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["bench", "model", *arguments])
+
+
+def json_of(done: Result) -> dict[str, Any]:
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 1
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report.keys() == KEYS
+    return report
+
+
+@needs_llama_cpp
+def test_both_sides_of_a_tiny_model(tiny_gguf: Path) -> None:
+    done = bench(str(tiny_gguf), "--quick", "--new-tokens", "4", "--json")
+    report = json_of(done)
+    (row,) = report["rows"]
+    assert row["prompt_tokens"] == 128
+    for name in FIGURES:
+        figure = row[name]
+        assert figure["ratio_of_medians"] == pytest.approx(figure["ours"]["median"] / figure["theirs"]["median"])
+        assert len(figure["ours"]["samples"]) == len(figure["theirs"]["samples"]) == 2
+        assert figure["ours"]["min"] > 0
+    speed, seconds = row["prefill_tokens_per_second"], row["time_to_first_token_seconds"]
+    assert speed["ours"]["samples"] == pytest.approx([128 / t for t in seconds["ours"]["samples"]])
+    assert row["decode_floor_tokens_per_second"].keys() == row["peak_memory_bytes"].keys() == {"ours", "theirs"}
+    for side, idle in report["idle_memory_bytes"].items():
+        assert row["peak_memory_bytes"][side] > idle > 0
+    assert report["rival"]["ran"] is True
+    # Without flash attention llama.cpp would run this model densely, and prompts of 128 need no larger batch.
+    assert [(t["batch_tokens"], t["flash_attention"]) for t in report["rival"]["trials"]] == [(512, True)]
+    assert "flash attention on" in report["sides"]["theirs"]
+    assert report["load_seconds"]["ours"]["min"] > 0
+    assert "tiny.gguf" in done.stderr
+
+
+def test_without_the_rival(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llama_cpp" else find_spec(name, *rest)
+    )
+    done = bench(str(tiny_gguf), "--quick", "--rounds", "1", "--new-tokens", "2", "--json")
+    report = json_of(done)
+    assert report["rival"]["ran"] is False
+    assert "pip install 'freehold[rivals]'" in report["rival"]["reason"]
+    (row,) = report["rows"]
+    assert row["decode_tokens_per_second"]["theirs"] is None
+    assert row["peak_memory_bytes"].keys() == {"ours"}
+    assert done.stderr.count("not installed │") == 3
+    assert done.stderr.index("pip install 'freehold[rivals]'") < done.stderr.index("measuring")
+
+
+def test_a_directory_is_measured_without_the_rival(tmp_path: Path) -> None:
+    write_tiny_llama(LLAMAS["tied"], tmp_path / "tiny")
+    done = bench(str(tmp_path / "tiny"), "--quick", "--rounds", "1", "--prompt-tokens", "20,40", "--markdown")
+    assert done.exit_code == 0, done.output
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| 20", "| 40"]
+    assert rows[0][2] == "llama.cpp"
+    if importlib.util.find_spec("llama_cpp") is not None:
+        assert rows[2][2] == "not readable"
+        assert "llama.cpp reads GGUF files only" in done.stderr
+
+
+def test_nothing_is_said_about_a_rival_that_was_not_asked_for(tiny_gguf: Path) -> None:
+    done = bench(str(tiny_gguf), "--quick", "--rounds", "1", "--new-tokens", "2", "--rival", "none", "--markdown")
+    assert done.exit_code == 0, done.output
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("| 128 "))
+    assert row.split(" | ")[2] == "-"
+    assert "rivals]" not in done.output
+
+
+def test_lengths_beyond_the_context_are_refused(tiny_gguf: Path) -> None:
+    done = bench(str(tiny_gguf), "--quick", "--rival", "none", "--prompt-tokens", "16,8190")
+    assert done.exit_code == 1
+    assert "8192 tokens, so prompts of at most 8184 fit" in done.stderr
+
+
+def settings(**changes: Any) -> ModelSettings:
+    values: dict[str, Any] = {
+        "model": None,
+        "prompt_tokens": None,
+        "new_tokens": 64,
+        "rounds": 5,
+        "threads": 1,
+        "kv_dtype": "float32",
+        "rival": "none",
+        "quick": False,
+    }
+    return ModelSettings(**{**values, **changes})
+
+
+def test_own_lengths_are_those_that_fit() -> None:
+    lengths = suite_model._lengths
+    assert lengths(settings(), 8192) == (512, 2048, 7900)
+    assert lengths(settings(), 4096) == (512, 2048)
+    assert lengths(settings(quick=True), 4096) == (128,)
+    assert lengths(settings(prompt_tokens=(9, 5, 9)), 100) == (5, 9)
+    with pytest.raises(ArgumentError, match="at most 36 fit"):
+        lengths(settings(), 100)
+
+
+@pytest.mark.parametrize("value", ["512,x", "", "0", "5,-1", "1.5"])
+def test_lengths_that_are_no_numbers_are_wrong_usage(value: str) -> None:
+    done = bench("--prompt-tokens", value)
+    assert done.exit_code == 2
+    assert "is not a list of numbers from 1" in done.stderr
+
+
+def test_a_speed_needs_two_tokens() -> None:
+    with pytest.raises(ArgumentError, match="new_tokens is 1"):
+        settings(new_tokens=1)
+
+
+def test_prompts_share_no_beginning_and_no_special_token() -> None:
+    prompts = Prompts(vocab_size=50, special_ids=[0, 7])
+    made = [prompts.make(length, number) for length in (64, 512) for number in range(-3, 5)]
+    assert [len(prompt) for prompt in made] == [64] * 8 + [512] * 8
+    assert len({prompt[0] for prompt in made}) == len(made)
+    assert not {0, 7} & {token for prompt in made for token in prompt}
+    assert prompts.make(64, 1) == Prompts(50, [0, 7]).make(64, 1)
+
+
+def test_candidates_of_the_rival() -> None:
+    assert candidates("llama", 512) == [RivalSettings(512, True), RivalSettings(512, False)]
+    assert candidates("llama", 600) == [RivalSettings(n, flash) for flash in (True, False) for n in (512, 2048)]
+    assert candidates("minimax-m3", 600) == [RivalSettings(512, True), RivalSettings(2048, True)]
+
+
+def test_the_rival_keeps_the_settings_with_which_it_is_fastest() -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Fake:
+        """A rival that is fast without flash attention, and slow on its first prompt."""
+
+        seconds = 0.0
+
+        def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+            calls.append((name, arguments))
+            if name == "load":
+                self.seconds = 2.0 if arguments["flash_attention"] else 1.0
+                return {}
+            first = self.seconds if len(arguments["prompt"]) > 1 else 100.0
+            return {"first_token_seconds": first, "decode_seconds": 0.5}
+
+    @contextmanager
+    def worker(side: str) -> Iterator[Fake]:
+        assert side == "llama.cpp"
+        yield Fake()
+
+    tried = [RivalSettings(512, True), RivalSettings(512, False)]
+    trials = try_candidates(tried, {"path": "x"}, [[1], [1, 2]], 8, worker=worker)  # type: ignore[arg-type]
+    assert [(trial.settings, trial.seconds) for trial in trials] == [(tried[1], 1.5), (tried[0], 2.5)]
+    assert [name for name, _ in calls] == ["load", "answer", "answer"] * 2
+    assert calls[0][1] == {"path": "x", **asdict(tried[0])}
+
+
+def test_a_cached_prompt_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    from freehold.bench.side_freehold import FreeholdSide
+
+    class Cached:
+        def events(self, *_: Any) -> Iterator[FinishEvent]:
+            yield FinishEvent("id", "length", Usage(prompt_tokens=4, cached_tokens=3))
+
+    side = FreeholdSide()
+    side.llm = Cached()  # type: ignore[assignment]
+    with pytest.raises(FreeholdError, match="3 prompt tokens were cached"):
+        side.answer(prompt=[1, 2, 3, 4], new_tokens=2)
+
+
+@needs_llama_cpp
+@pytest.mark.model
+def test_both_sides_continue_a_text_alike(default_model: Path) -> None:
+    """They run the same model on the same tokens: greedy answers to a clear prompt do not differ at once."""
+    with Worker("freehold") as ours, Worker("llama.cpp") as theirs:
+        base = {"path": str(default_model), "context": 128, "threads": 2}
+        ours.call("load", **base, kv_dtype="float32")
+        theirs.call("load", **base, batch_tokens=512, flash_attention=True)
+        import freehold
+
+        with freehold.LLM(default_model, cache_tokens=128) as llm:
+            prompt = llm.encode("One, two, three, four, five, six, seven,")
+        answers = [side.call("answer", prompt=prompt, new_tokens=12)["token_ids"] for side in (ours, theirs)]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 12
