@@ -58,8 +58,8 @@ def test_peak_memory_keeps_what_resident_memory_lost() -> None:
     block = torch.ones(size, dtype=torch.uint8)
     held = resident_memory()
     del block
-    assert peak_memory() >= held >= size
-    assert peak_memory() >= before
+    assert held >= size
+    assert peak_memory() >= max(before, held) - 2**22  # Linux counts pages in batches for each core
     assert resident_memory() <= held - size // 2
 
 

@@ -77,7 +77,7 @@ def test_worker_calls_and_ends() -> None:
 def test_an_error_of_the_side_is_raised() -> None:
     with (
         Worker("echo", command=python(ECHO.replace("'value'", "'error'"))) as worker,
-        pytest.raises(FreeholdError, match="echo: {'call': 'hello'}"),
+        pytest.raises(FreeholdError, match=r"echo: \{'call': 'hello'\}"),
     ):
         worker.call("hello")
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-_LONGEST = 120
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 120
+_SHORT.maxother = 120
+_SHORT.maxlong = 40
+_SHORT.maxlist = 16
+_SHORT.maxlevel = 3
 
 
 def quoted(name: object) -> str:
-    """`name` as a Python literal, cut after 120 characters.
+    """`name` as a Python literal, shortened: of a text 120 characters are shown, of a list 16 elements.
 
     Names in a checkpoint are chosen by whoever wrote it. As a literal they can neither move a terminal's
     cursor nor fill the screen.
     """
-    text = repr(name)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return _SHORT.repr(name)
 
 
 def listed(names: list[str], most: int = 20) -> str:

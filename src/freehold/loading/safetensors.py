@@ -17,7 +17,7 @@ from freehold.loading.mapping import MappedFile
 from freehold.loading.quoting import listed, quoted
 from freehold.loading.safetensors_header import read_header
 
-MAX_INDEX_BYTES = 32 * 2**20
+MAX_INDEX_BYTES = 16 * 2**20
 """Most bytes of model.safetensors.index.json; MiniMax-M3's has 3 MiB."""
 
 _TORCH_DTYPES = {

@@ -16,8 +16,8 @@ from freehold.loading.json_object import parse_json_object
 from freehold.loading.mapping import MappedFile
 from freehold.loading.quoting import quoted
 
-MAX_HEADER_BYTES = 32 * 2**20
-"""Longest header that is parsed: about 250,000 tensors. MiniMax-M3 in a single file would need 3 MiB."""
+MAX_HEADER_BYTES = 16 * 2**20
+"""Longest header that is parsed: about 130,000 tensors. MiniMax-M3 in a single file would need 3 MiB."""
 
 MAX_AXES = 16
 """Most axes of a tensor."""
