@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_engine import VOCAB, random_tokens, tiny_engine, tiny_model
 
 from freehold.core.errors import BusyError, CapacityError, ContextLengthError, RequestError
 from freehold.core.events import FinishEvent, PrefillEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
+from support.tiny_engine import VOCAB, random_tokens, tiny_engine, tiny_model
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 
@@ -119,7 +119,7 @@ def test_what_can_never_be_served_is_refused_with_the_reason(engine, model):
     with pytest.raises(RequestError, match="logit_bias has token id -1"):
         engine.submit([1], SamplingParams(logit_bias={-1: 1.0}))
     small = tiny_engine(model, cache_tokens=64)
-    with pytest.raises(CapacityError, match="needs 108 tokens of cache .* holds 64"):
+    with pytest.raises(CapacityError, match=r"needs 108 tokens of cache .* holds 64"):
         small.submit(random_tokens(100), GREEDY)
     full = tiny_engine(model, max_waiting=1, max_running=1)
     full.submit([1, 2], GREEDY)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 
 from freehold import kernels
 from freehold.core.events import FinishEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
+from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 
 
 @pytest.fixture(scope="module", params=["llama", "m3"])

@@ -59,9 +59,7 @@ def test_the_usage_chunk(ask, chunks_of):
     assert all("usage" not in chunk for chunk in chunks_of(ask(app).complete(stream=True)))
 
 
-@pytest.mark.parametrize(
-    "prompt", ["", [], [[]], ["a", ""], [97, "a"], [-1], [1.5], [True], None, {}, [2**31]]
-)
+@pytest.mark.parametrize("prompt", ["", [], [[]], ["a", ""], [97, "a"], [-1], [1.5], [True], None, {}, [2**31]])
 def test_prompts_that_are_none(ask, prompt):
     response = ask(create_app(FakeBackend())).complete(prompt=prompt)
     assert response.status_code == 400

@@ -17,9 +17,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "script", [Script([b"x"] * 1000, delay=0.01), Script(prefill=30)], ids=["decode", "prefill"]
-)
+@pytest.mark.parametrize("script", [Script([b"x"] * 1000, delay=0.01), Script(prefill=30)], ids=["decode", "prefill"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_cancels_its_requests(running, until, path, script, stream):
     backend = FakeBackend(script)

@@ -60,17 +60,13 @@ def test_an_empty_key_is_no_key(key):
         create_app(FakeBackend(), api_key=key)
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", ""]
-)
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", ""])
 def test_without_a_key_only_names_of_this_machine_are_served(ask, host):
     response = ask(create_app(FakeBackend())).get("/v1/models", headers={"Host": host})
     assert error_of(response) == (403, "host_not_allowed")
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "[::1]", "a.localhost"]
-)
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "[::1]", "a.localhost"])
 def test_names_of_this_machine(ask, host):
     assert ask(create_app(FakeBackend())).get("/v1/models", headers={"Host": host}).status_code == 200
 
@@ -80,9 +76,7 @@ def test_the_body_limit_is_exact(ask):
     asker = ask(create_app(backend, max_body_bytes=1000))
     filler = 1000 - len(b'{"model":"fake/model","messages":[{"role":"user","content":""}]}')
     for extra, status in ((0, 200), (1, 413), (100_000, 413)):
-        body = b'{"model":"fake/model","messages":[{"role":"user","content":"%s"}]}' % (
-            b"x" * (filler + extra)
-        )
+        body = b'{"model":"fake/model","messages":[{"role":"user","content":"%s"}]}' % (b"x" * (filler + extra))
         response = asker.request("POST", "/v1/chat/completions", content=body, headers=JSON)
         assert response.status_code == status
     assert error_of(response) == (413, "body_too_large")
@@ -93,9 +87,7 @@ def test_the_body_limit_is_exact(ask):
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_what_a_web_page_may_send_unasked_is_refused(ask, content_type):
     headers = {"Content-Type": content_type} if content_type else {}
-    response = ask(create_app(FakeBackend())).request(
-        "POST", "/v1/chat/completions", content=b"{}", headers=headers
-    )
+    response = ask(create_app(FakeBackend())).request("POST", "/v1/chat/completions", content=b"{}", headers=headers)
     assert error_of(response) == (415, "unsupported_media_type")
 
 
@@ -127,9 +119,7 @@ def test_hostile_bodies_are_the_client_s_error(ask, path, body):
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
 def test_numbers_that_json_does_not_have(ask, number):
-    body = (
-        b'{"model":"fake/model","messages":[{"role":"user","content":"a"}],"chat_template_kwargs":{"a":%s}}'
-    )
+    body = b'{"model":"fake/model","messages":[{"role":"user","content":"a"}],"chat_template_kwargs":{"a":%s}}'
     asker = ask(create_app(FakeBackend()))
     for value, status in ((b"1", 200), (number, 400)):
         response = asker.request("POST", "/v1/chat/completions", content=body % value, headers=JSON)
@@ -165,9 +155,7 @@ def test_an_error_of_ours_hides_its_text_from_client_and_log(ask, caplog, stream
 
     backend.render_chat = broken
     with caplog.at_level(logging.DEBUG):
-        response = ask(create_app(backend)).chat(
-            stream=stream, messages=[{"role": "user", "content": "PRIVATE"}]
-        )
+        response = ask(create_app(backend)).chat(stream=stream, messages=[{"role": "user", "content": "PRIVATE"}])
     assert error_of(response) == (500, "internal_error")
     request_id = response.headers["x-request-id"]
     assert request_id in response.json()["error"]["message"]

@@ -153,7 +153,13 @@ def sparse_attention(
 
 
 def dense_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float | None = None, impl: str = "auto"
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    query_start: int,
+    scale: float | None = None,
+    impl: str = "auto",
 ) -> torch.Tensor:
     """Causal attention of every query to every key at or before its position; shapes as `attend_blocks`."""
     _check_attention(q, k, v, query_start)

@@ -53,7 +53,7 @@ class ReferenceBlockAttention:
         slot, offset, dim = spans.slot.long(), spans.offset.long(), lanes.head_dim
         k, v = k.to(lanes.k.dtype), v.to(lanes.v.dtype)
         if lanes.k.ndim == 5:  # bfloat16 lies in pairs
-            lanes.k[slot, :, :, offset] = k.unflatten(2, (dim // 2, 2))
+            lanes.k[slot, :, :, offset] = k.view(*k.shape[:2], dim // 2, 2)
             lanes.v[slot, :, offset // 2, :dim, offset % 2] = v
         else:
             lanes.k[slot, :, :, offset] = k

@@ -94,7 +94,9 @@ class LayerLanes:
         heads, dim, padded = spec.num_kv_heads, spec.head_dim, ceil_div(spec.head_dim, 16) * 16
         if dtype == torch.bfloat16:
             if dim % 2:
-                raise ArgumentError(f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one; use float32")
+                raise ArgumentError(
+                    f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one; use float32"
+                )
             k = torch.empty(num_slots, heads, dim // 2, block_tokens, 2, dtype=dtype)
             v = torch.empty(num_slots, heads, block_tokens // 2, padded, 2, dtype=dtype)
         else:

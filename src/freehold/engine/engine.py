@@ -79,13 +79,20 @@ class Engine:
         if not prompt:
             raise RequestError("the prompt is empty; send at least one token", field="prompt")
         vocab_size = self.model.vocab_size
-        for name, ids in (("prompt", prompt), ("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for name, ids in (
+            ("prompt", prompt),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
             wrong = [t for t in ids if not 0 <= t < vocab_size]
             if wrong:
-                raise RequestError(f"{name} has token id {wrong[0]}; the vocabulary has {vocab_size} tokens", field=name)
+                raise RequestError(
+                    f"{name} has token id {wrong[0]}; the vocabulary has {vocab_size} tokens", field=name
+                )
         if len(prompt) >= self.context_length:
             raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens; the context is {self.context_length} tokens, the answer included",
+                f"the prompt has {len(prompt)} tokens; "
+                f"the context is {self.context_length} tokens, the answer included",
                 field="prompt",
             )
         needed = min(self.context_length, len(prompt) + (params.max_tokens or 1))
@@ -133,7 +140,9 @@ class Engine:
     def _advance(self, request: Request, logits: np.ndarray) -> list[Event]:
         """Samples a request's next token and says what became of it."""
         if not np.isfinite(logits).all():
-            return [self._finish(request, "error", error="the model's logits are not finite; the weights may be damaged")]
+            return [
+                self._finish(request, "error", error="the model's logits are not finite; the weights may be damaged")
+            ]
         tokens, params = request.tokens, request.params
         token = request.sampler.sample(logits, tokens[: request.prompt_len], tokens[request.prompt_len :])
         if request.first_token is None:

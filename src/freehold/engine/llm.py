@@ -92,7 +92,9 @@ class LLM:
                 self.engine.step()
 
     @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **sampling: Any) -> Generation: ...
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **sampling: Any
+    ) -> Generation: ...
     @overload
     def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
     def generate(
@@ -106,9 +108,13 @@ class LLM:
         return self._answer(ids, stream, sampling)
 
     @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **sampling: Any) -> Generation: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **sampling: Any
+    ) -> Generation: ...
     @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **sampling: Any
+    ) -> Iterator[str]: ...
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **sampling: Any
     ) -> Generation | Iterator[str]:

@@ -36,7 +36,11 @@ class Runner:
             [t for sequence, start, length in pieces for t in sequence.tokens[start : start + length]]
         )
         logits = self.model.forward(
-            token_ids, spans, self.cache.pool.lanes, logit_rows=torch.tensor(logit_rows, dtype=torch.int64), observer=observer
+            token_ids,
+            spans,
+            self.cache.pool.lanes,
+            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
+            observer=observer,
         )
         for sequence, start, length in pieces:
             self.cache.computed(sequence, start + length)

@@ -32,9 +32,7 @@ def select(
     win and use slots. An int8 copy of the keys bounds each score from both sides; what the bounds cannot order is
     scored from the keys in double precision, so the choice is exact whatever the keys are.
     """
-    return select_with_stats(
-        index_q, lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks
-    )[0]
+    return select_with_stats(index_q, lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks)[0]
 
 
 def select_with_stats(

@@ -33,7 +33,8 @@ def native() -> Any:
     """
     if _library is None:
         raise KernelError(
-            f"the compiled kernels could not be loaded ({_reason}); install the package with a C++ compiler: pip install ."
+            f"the compiled kernels could not be loaded ({_reason}); "
+            "install the package where there is a C++ compiler: pip install ."
         )
     return _library
 

@@ -15,7 +15,8 @@ HARMLESS = frozenset(
     torch_dtype dtype transformers_version use_cache initializer_range initializer_factor model_type
     transformers.js_config is_llama_config keys_to_ignore_at_inference output_attentions output_hidden_states
     return_dict chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention id2label label2id
-    problem_type tokenizer_class base_model_tp_plan base_model_pp_plan unsloth_version unsloth_fixed task_specific_params
+    problem_type tokenizer_class base_model_tp_plan base_model_pp_plan unsloth_version unsloth_fixed
+    task_specific_params
     """.split()
 )
 """Keys that say nothing about a forward pass of inference."""
@@ -74,7 +75,9 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
-            raise ConfigError(f"{self.where}: {key!r} must list {length} zeros and ones, one for each layer; it is {value!r}")
+            raise ConfigError(
+                f"{self.where}: {key!r} must list {length} zeros and ones, one for each layer; it is {value!r}"
+            )
         return tuple(bool(v) for v in value)
 
     def done(self, ignored: Iterable[str] = ()) -> None:

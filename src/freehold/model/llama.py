@@ -105,7 +105,9 @@ class LlamaConfig:
 
     def _checked(self, where: str) -> LlamaConfig:
         if self.num_q_heads % self.num_kv_heads:
-            raise ConfigError(f"{where}: {self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads")
+            raise ConfigError(
+                f"{where}: {self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads"
+            )
         if self.head_dim % 2:
             raise ConfigError(f"{where}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
         return self

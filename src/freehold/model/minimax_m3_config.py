@@ -70,9 +70,9 @@ class MiniMaxM3Config:
             outer.require("tie_word_embeddings", [False, text.get("tie_word_embeddings", False)])
             outer.done(ignored=_VISION_KEYS | {"quantization_config"})
             if values.get("quantization_config"):
+                method = values["quantization_config"].get("quant_method")
                 raise ConfigError(
-                    f"{where}: 'quantization_config' asks for "
-                    f"{values['quantization_config'].get('quant_method')!r}; only unquantised safetensors are read so far"
+                    f"{where}: 'quantization_config' asks for {method!r}; only unquantised safetensors are read so far"
                 )
         f = Fields(text, where)
         layers = f.positive("num_hidden_layers")
@@ -158,13 +158,17 @@ class MiniMaxM3Config:
         if self.num_q_heads % self.num_kv_heads:
             problems.append(f"{self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads")
         if any(self.sparse_attention) and self.num_index_heads != self.num_kv_heads:
-            problems.append(f"{self.num_index_heads} index heads, but each of {self.num_kv_heads} KV heads needs its own")
+            problems.append(
+                f"{self.num_index_heads} index heads, but each of {self.num_kv_heads} KV heads needs its own"
+            )
         if self.rotary_dim % 2 or self.rotary_dim > min(self.head_dim, self.index_dim):
             problems.append(f"rotary_dim {self.rotary_dim} must be even, and at most head_dim and index_dim")
         if self.block_tokens % 16:
             problems.append(f"block size {self.block_tokens} must be a multiple of 16")
         if not 1 <= self.local_blocks + self.init_blocks <= self.topk:
-            problems.append(f"{self.local_blocks} local and {self.init_blocks} first blocks must fit into top-{self.topk}")
+            problems.append(
+                f"{self.local_blocks} local and {self.init_blocks} first blocks must fit into top-{self.topk}"
+            )
         if self.num_experts_per_token > self.num_experts:
             problems.append(f"{self.num_experts_per_token} experts a token, but only {self.num_experts} experts")
         if problems:
@@ -238,7 +242,9 @@ def _index_sizes(sparse: Fields, text: Fields, layers: int, release_form: bool) 
     return sizes
 
 
-def _layer_list(f: Fields, flags_key: str | None, types_key: str, types: dict[str, bool], layers: int) -> tuple[bool, ...]:
+def _layer_list(
+    f: Fields, flags_key: str | None, types_key: str, types: dict[str, bool], layers: int
+) -> tuple[bool, ...]:
     flags = None if flags_key is None else f.flags(flags_key, layers)
     names = f.optional(types_key)
     if names is not None:

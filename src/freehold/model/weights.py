@@ -46,9 +46,7 @@ def load_weights(
         source.take(tensor if source.adapt is None else source.adapt(tensor))
 
 
-def _check(
-    where: str, infos: Mapping[str, object], sources: list[Source], ignored: Callable[[str], bool]
-) -> None:
+def _check(where: str, infos: Mapping[str, object], sources: list[Source], ignored: Callable[[str], bool]) -> None:
     missing, misshapen, mistyped = [], [], []
     for source in {s.name: s for s in sources}.values():
         info = infos.get(source.name)
@@ -63,6 +61,4 @@ def _check(
     used = {s.name for s in sources}
     unexpected = sorted(name for name in infos if name not in used and not ignored(name))
     if missing or misshapen or mistyped or unexpected:
-        raise TensorMismatchError(
-            where, missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped
-        )
+        raise TensorMismatchError(where, missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped)

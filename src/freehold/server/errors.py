@@ -99,8 +99,7 @@ def describe_exception(error: BaseException) -> str:
     parts = []
     while seen is not None:
         frames = "".join(
-            f"\n  {frame.filename}:{frame.lineno} in {frame.name}"
-            for frame in traceback.extract_tb(seen.__traceback__)
+            f"\n  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(seen.__traceback__)
         )
         parts.append(f"{type(seen).__module__}.{type(seen).__qualname__}{frames}")
         seen = seen.__cause__ or seen.__context__

@@ -63,9 +63,7 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         choices = range(self._generation.num_choices)
         async with self._generation:
-            await send(
-                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            )
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await _send_data(send, [chunk for index in choices for chunk in self._chunks.opening(index)])
             end = await self._send_answers(send)
             if isinstance(end, ClientGone):

@@ -48,9 +48,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _refusal(
-    kind: Literal["unknown", "unsupported", "value"], detail: str, field: str = ""
-) -> PydanticCustomError:
+def _refusal(kind: Literal["unknown", "unsupported", "value"], detail: str, field: str = "") -> PydanticCustomError:
     """An error that parse_request turns into a RequestError; `field` is relative to the validated value."""
     context = {"detail": detail, "field": field}
     if kind == "unknown":
@@ -136,9 +134,9 @@ class SamplingFields(WireModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[
-        list[str] | None, BeforeValidator(_stop_texts, json_schema_input_type=str | list[str] | None)
-    ] = None
+    stop: Annotated[list[str] | None, BeforeValidator(_stop_texts, json_schema_input_type=str | list[str] | None)] = (
+        None
+    )
     stop_token_ids: Annotated[list[int] | None, BeforeValidator(_stop_token_ids)] = None
     logit_bias: Annotated[
         dict[int, float] | None, PlainValidator(_logit_bias, json_schema_input_type=dict[str, float] | None)
@@ -180,9 +178,7 @@ class SamplingFields(WireModel):
         )
 
 
-_SAMPLING_NAMES = tuple(
-    name for name in SamplingParams.__dataclass_fields__ if name in SamplingFields.model_fields
-)
+_SAMPLING_NAMES = tuple(name for name in SamplingParams.__dataclass_fields__ if name in SamplingFields.model_fields)
 
 
 def derived_seed(seed: int | None, choice: int) -> int | None:
@@ -294,9 +290,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise _refusal(
-            "value", "it must be a string, a list of strings, of token ids or of lists of token ids"
-        )
+        raise _refusal("value", "it must be a string, a list of strings, of token ids or of lists of token ids")
     if all(isinstance(item, str) for item in value):
         prompts: list[str | list[int]] = value
     elif all(isinstance(item, list) for item in value):

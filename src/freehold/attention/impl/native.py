@@ -22,7 +22,9 @@ def _queries(total_q: int, total_k: int, query_start: int, block_tokens: int) ->
 def _blocks(k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None, block_tokens: int) -> LayerLanes:
     """Lays flat k, v (total_k, heads, head_dim) and index_k (total_k, index_dim) into blocks of their own type."""
     if k.dtype not in kernels.library.STORAGE:
-        raise ArgumentError(f"the native kernels store float32 or bfloat16, not {k.dtype}; convert, or use impl='reference'")
+        raise ArgumentError(
+            f"the native kernels store float32 or bfloat16, not {k.dtype}; convert, or use impl='reference'"
+        )
     total_k, num_kv_heads, head_dim = k.shape
     spec = LaneSpec(num_kv_heads, head_dim, None if index_k is None else index_k.shape[1])
     num_slots = ceil_div(total_k, block_tokens)
@@ -67,7 +69,9 @@ def attend_blocks(
     return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale)
 
 
-def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float) -> torch.Tensor:
+def dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float
+) -> torch.Tensor:
     """See `freehold.attention.dense_attention`."""
     block_tokens = 128  # only a layout here: dense attention reads every block
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)

@@ -13,7 +13,9 @@ _BUDGET = 1 << 26
 """Most elements of an intermediate tensor."""
 
 
-def block_scores(index_q: torch.Tensor, index_k: torch.Tensor, positions: torch.Tensor, block_tokens: int) -> torch.Tensor:
+def block_scores(
+    index_q: torch.Tensor, index_k: torch.Tensor, positions: torch.Tensor, block_tokens: int
+) -> torch.Tensor:
     """M[i, r, b] = max over visible j in block b of q_idx[i, r] . k_idx[j]: (total_q, num_index_heads, num_blocks).
 
     float64 (Eq. 6 without its scale, which cannot change an order); -inf where a block has no visible key. The
@@ -104,7 +106,9 @@ def attend_blocks(
     return torch.cat(pieces) if pieces else torch.empty_like(q)
 
 
-def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float) -> torch.Tensor:
+def dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float
+) -> torch.Tensor:
     """Causal attention of every query to every key at or before its position."""
     total_q, num_q_heads, head_dim = q.shape
     total_k, num_kv_heads, _ = k.shape
