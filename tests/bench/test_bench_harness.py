@@ -92,9 +92,7 @@ def test_seconds_of_a_call() -> None:
 
 def test_short_calls_are_repeated_until_a_turn_is_long_enough() -> None:
     time = Time()
-    times = time_calls(
-        {"a": time.taking("a", 0.25)}, rounds=2, min_seconds=2.0, clock=time.clock, sleep=time.sleep
-    )
+    times = time_calls({"a": time.taking("a", 0.25)}, rounds=2, min_seconds=2.0, clock=time.clock, sleep=time.sleep)
     assert times["a"].values == pytest.approx((0.25, 0.25))
     assert time.log.count("a") == 3 + 8 * 3
 

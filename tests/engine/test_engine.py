@@ -167,3 +167,12 @@ def test_the_step_that_samples_equals_score(engine):
     rid = engine.submit(tokens, SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
     token = next(e.token_id for e in finish(engine)[rid] if isinstance(e, TokenEvent))
     assert token == int(torch.argmax(engine.score(tokens)[-1]))
+
+
+def test_a_sampled_padding_row_has_no_text_and_ends_nothing(engine):
+    padding = VOCAB - 1
+    rid = engine.submit([5, 6], SamplingParams(max_tokens=3, temperature=0.0, logit_bias={padding: 100.0}))
+    events = finish(engine)[rid]
+    assert [e.token_id for e in events if isinstance(e, TokenEvent)] == [padding] * 3
+    assert "".join(e.text for e in events if isinstance(e, TokenEvent)) == ""
+    assert events[-1].reason == "length"

@@ -28,9 +28,7 @@ def entry(dtype: str, shape: Sequence[int], begin: int, end: int) -> dict[str, A
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def write_directory(
-    directory: Path, files: dict[str, bytes], config: bytes = b'{"model_type": "test"}'
-) -> Path:
+def write_directory(directory: Path, files: dict[str, bytes], config: bytes = b'{"model_type": "test"}') -> Path:
     """A checkpoint directory with config.json and `files`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_bytes(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from freehold.core.config import EngineConfig
+from freehold.core.errors import TokenizerError
 from freehold.engine.engine import Engine
 from freehold.model.compute import compute_for
 from freehold.model.layers import Linear, RMSNorm
@@ -69,7 +70,9 @@ class Alphabet:
     special_ids = frozenset({0})
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 of the token's character."""
+        """The UTF-8 of the token's character; the last ids are padding and have none."""
+        if token_id >= VOCAB - 8:
+            raise TokenizerError(f"token id {token_id} is not in the vocabulary")
         return chr(0x100 + token_id).encode()
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:

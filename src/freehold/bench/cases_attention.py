@@ -132,9 +132,7 @@ def _dense(shape: AttentionShape, cold_nbytes: int) -> Case:
         dtype=_DTYPE_TEXT[s.dtype],
         flops=4.0 * s.num_q_heads * s.head_dim * s.visible,
         nbytes=stored.nbytes if s.rows == 1 else 0.0,
-        ours=lambda: kernels.attend(
-            stored.q, stored.lanes, stored.spans[turns()], block_ids=None, scale=scale
-        ),
+        ours=lambda: kernels.attend(stored.q, stored.lanes, stored.spans[turns()], block_ids=None, scale=scale),
         rivals=_Sdpa(stored.q, stored.k, stored.v).ways(),
         peak=s.dtype,
         tolerance=_TOLERANCE[s.dtype],

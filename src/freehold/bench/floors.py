@@ -81,7 +81,7 @@ def using_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before[0])
-        pass
+        kernels.set_threads(before[1])
 
 
 def measure_floors(
@@ -128,9 +128,7 @@ def _products(size: int, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[],
         yield "our product", lambda: kernels.linear(a, weight)
 
 
-def _limit(
-    candidates: Iterator[tuple[str, Callable[[], object]]], amount: float, clock: Callable[[], float]
-) -> Floor:
+def _limit(candidates: Iterator[tuple[str, Callable[[], object]]], amount: float, clock: Callable[[], float]) -> Floor:
     best = Floor(0.0, "nothing")
     for name, run in candidates:
         run()

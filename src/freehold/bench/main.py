@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,9 +14,7 @@ class Sizes(click.ParamType[tuple[int, ...]]):
 
     name = "n,n,..."
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Split and convert; a usage error if something is no such number."""
         if isinstance(value, tuple):
             return value
@@ -126,6 +125,53 @@ def kernels(threads: int | None, rounds: int | None, quick: bool, as_json: bool,
     counts = tuple(sorted({1, threads or _cores()}))
     settings = KernelSettings(threads=counts, rounds=rounds or (2 if quick else 5), quick=quick)
     show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command()
+@click.option("--contexts", type=Sizes(), help="Tokens; 1 K to 1 M, with --quick 1 K to 8 K.")
+@click.option(
+    "--keys",
+    type=click.Choice(["structured", "random"]),
+    default="structured",
+    show_default=True,
+    help="Index keys that resemble trained ones, or independent ones.",
+)
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the ratios into this PNG file."
+)
+@threads_option
+@rounds_option
+@quick_option
+@json_option
+@markdown_option
+def attention(
+    contexts: tuple[int, ...] | None,
+    keys: str,
+    plot: Path | None,
+    threads: int | None,
+    rounds: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Sparse attention at MiniMax-M3's shape beside torch's dense attention and the limits of the machine.
+
+    A million tokens need about 7 GB of memory, and some minutes for the dense side.
+    """
+    from freehold.bench.report import show
+    from freehold.bench.suite_attention import AttentionSettings, check_contexts, run
+
+    wanted = contexts or tuple(1024 * n for n in ((1, 8) if quick else (1, 2, 8, 32, 64, 128, 1024)))
+    check_contexts(wanted)
+    settings = AttentionSettings(
+        contexts=wanted, keys=keys, threads=threads or _cores(), rounds=rounds or (2 if quick else 5), quick=quick
+    )
+    report = run(settings, _say)
+    if plot is not None:
+        from freehold.bench.plot import draw_ratios
+
+        draw_ratios(report, plot)
+    show(report, as_json=as_json, markdown=markdown)
 
 
 def _say(line: str) -> None:

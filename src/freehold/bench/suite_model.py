@@ -266,17 +266,23 @@ _COLUMNS = (
 
 
 class Prompts:
-    """Random prompts without special tokens; another one for each length and round, the same in every run."""
+    """Random prompts without special tokens; another one for each length and round, the same in every run.
+
+    No two begin with the same token, as long as there are that many: nothing of one is cached for the next.
+    """
 
     def __init__(self, vocab_size: int, special_ids: Sequence[int]) -> None:
         special = set(special_ids)
         self._ids = [token for token in range(vocab_size) if token not in special]
+        self._made: dict[tuple[int, int], list[int]] = {}
 
     def make(self, length: int, number: int) -> list[int]:
-        """`length` token ids; two rounds of a run differ in their first token, so that no prefix is shared."""
-        prompt = random.Random(f"{length} {number}").choices(self._ids, k=length)
-        prompt[0] = self._ids[(length * 101 + number) % len(self._ids)]
-        return prompt
+        """`length` token ids for the round of that number; the same ones when asked again, for the other side."""
+        if (length, number) not in self._made:
+            prompt = random.Random(f"{length} {number}").choices(self._ids, k=length)
+            prompt[0] = self._ids[len(self._made) % len(self._ids)]
+            self._made[length, number] = prompt
+        return self._made[length, number]
 
 
 def _lengths(settings: ModelSettings, context_length: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from freehold.cache import BlockCache, BlockPool
 from freehold.core.config import EngineConfig
-from freehold.core.errors import BusyError, CapacityError, ContextLengthError, RequestError
+from freehold.core.errors import BusyError, CapacityError, ContextLengthError, RequestError, TokenizerError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
 from freehold.engine.memory import cache_blocks
@@ -152,7 +152,7 @@ class Engine:
         request.sequence.tokens.append(token)
         if token in params.stop_token_ids or (token in self.tokenizer.eos_ids and not params.ignore_eos):
             return [TokenEvent(request.request_id, token, ""), self._finish(request, "stop", flush=True)]
-        text, stopped = request.stops.push(request.decoder.push(token))
+        text, stopped = request.stops.push(_text_of(request, token))
         event = TokenEvent(request.request_id, token, text)
         if stopped:
             return [event, self._finish(request, "stop")]
@@ -206,3 +206,11 @@ class Engine:
         finally:
             self.cache.close(sequence)
         return torch.cat(pieces)
+
+
+def _text_of(request: Request, token: int) -> str:
+    """The text that a token makes certain. Rows of the embedding beyond the vocabulary (padding) have none."""
+    try:
+        return request.decoder.push(token)
+    except TokenizerError:
+        return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from freehold import kernels
@@ -63,9 +65,15 @@ def attend_blocks(
     block_tokens: int,
     scale: float,
 ) -> torch.Tensor:
-    """See `freehold.attention.attend_blocks`."""
+    """See `freehold.attention.attend_blocks`. Only the blocks that were chosen are laid out."""
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
-    lanes = _blocks(k, v, None, block_tokens)
+    used = torch.unique(block_ids[block_ids >= 0]).long()
+    slots = torch.full((ceil_div(k.shape[0], block_tokens),), -1, dtype=torch.int32)
+    slots[used] = torch.arange(len(used), dtype=torch.int32)
+    tokens = (used[:, None] * block_tokens + torch.arange(block_tokens)).flatten()
+    tokens = tokens[tokens < k.shape[0]]
+    lanes = _blocks(k[tokens], v[tokens], None, block_tokens)
+    spans = replace(spans, table=slots[: len(spans.table)].contiguous())
     return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale)
 
 
