@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_m3 import SHAPES, build_tiny_m3
 
 from freehold.core.errors import ArgumentError
 from freehold.integrations import transformers as freehold_transformers
+from support.tiny_m3 import SHAPES, build_tiny_m3
 
 
 @pytest.fixture(scope="module", params=["two_local_blocks", "four_index_heads"])

@@ -6,19 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.instruction_sets import supported
 
 from freehold import kernels
-from freehold.core.errors import ArgumentError, KernelError
+from freehold.core.errors import ArgumentError
 
-ISAS = []
-for _name in ("portable", "avx2", "avx512", "avx512bf16"):
-    try:
-        kernels.use_isa(_name)
-        ISAS.append(_name)
-    except KernelError:
-        pass
+ISAS = supported()
 BEST = ISAS[-1]
-kernels.use_isa(BEST)
 
 
 @pytest.fixture(params=ISAS, autouse=True)

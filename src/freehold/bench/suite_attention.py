@@ -27,12 +27,12 @@ _COLUMNS = (
     *("index B/key", "again", "% of limit", "same sets"),
 )
 _NOTES = (
-    "shape: 64 query and 4 KV heads of 128, index 4 x 128 with one key, blocks of 128, top 16; K, V and index keys bfloat16",
+    "shape: 64 query and 4 KV heads of 128, index 4 x 128 with one key, blocks of 128, top 16; all stored in bfloat16",
     "ours: select + attend. dense: the fastest of torch's ways on the same queries, bfloat16. ratio: dense / ours",
     "dense floor: reading K and V once at the measured bandwidth (decode), or their products at the measured bfloat16 "
     "peak (prefill); / floor: that floor / ours",
-    "index B/key: bytes read for the choice, per key and pass over the keys (a plain int8 scan reads 130); again: blocks "
-    "of a query and head that the int8 bounds could not order",
+    "index B/key: bytes read for the choice, per key and pass over the keys (a plain int8 scan reads 130); again: "
+    "blocks of a query and head that the int8 bounds could not order",
     "% of limit: the work that ours cannot avoid - one pass over the int8 index and the chosen blocks (decode), or the "
     "index products in int8 at twice the bfloat16 peak and attention at the peak (prefill) - as part of its time",
     "same sets: rows compared with the float64 reference / rows that chose the same blocks",

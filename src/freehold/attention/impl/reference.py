@@ -63,8 +63,11 @@ def _top_blocks(
     distance = (local[:, None] - block)[:, None, :]  # (rows, 1, num_blocks); negative: in the future
     forced = ((distance < local_blocks) | (block < init_blocks)) & (distance >= 0)
     visible = (distance >= 0).expand(rows, heads, num_blocks)
-    # Sorting by (forced, score) with a stable sort leaves ties in ascending order of block id.
-    order = scores.masked_fill(forced, torch.inf).masked_fill(~visible, -torch.inf)
+    # A score may be infinite too; only forced blocks stand at infinity. The stable sort leaves ties in ascending
+    # order of block id.
+    order = (
+        scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(forced, torch.inf).masked_fill(~visible, -torch.inf)
+    )
     ids = order.sort(dim=-1, descending=True, stable=True).indices[..., :topk]
     ids = ids.masked_fill(~visible.gather(-1, ids), num_blocks).sort(dim=-1).values
     ids = ids.masked_fill(ids == num_blocks, -1)
