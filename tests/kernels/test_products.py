@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.instruction_sets import supported
 
 from freehold import kernels
 from freehold.core.errors import ArgumentError
+from support.instruction_sets import supported
 
 ISAS = supported()
 BEST = ISAS[-1]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.instruction_sets import supported
 
 from freehold import kernels
 from freehold.attention.impl import reference
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
+from support.instruction_sets import supported
 
 ISAS = supported()
 
