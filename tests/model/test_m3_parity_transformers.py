@@ -24,6 +24,7 @@ from support.tiny_m3 import SHAPES, ConfigForm, TinyM3Spec, build_tiny_m3, quiet
 LOGIT_TOLERANCE = 2e-4
 EVERY_LENGTH = "release_selection"
 PROVE = os.environ.get("FREEHOLD_PROVE") == "1"
+pytestmark = [pytest.mark.slow] if PROVE else []
 IMPLS = ("reference", "native")
 
 

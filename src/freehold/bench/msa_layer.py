@@ -96,6 +96,39 @@ class MsaLayer:
         turn = Turns(len(spans))
         return lambda: kernels.attend(q, self.lanes, spans[turn()], block_ids=None, scale=HEAD_DIM**-0.5)
 
+    def sparse_whole(self, context: int, chunk: int) -> Callable[[], Tensor]:
+        """A whole prompt of `context` tokens, in chunks: what a sparse layer does from the first token on."""
+        q, index_q = self.queries(context)
+        slots = range(context // BLOCK_TOKENS)
+        chunks = [
+            (first, Spans.pack([Span(first, chunk, slots[: (first + chunk) // BLOCK_TOKENS])], BLOCK_TOKENS))
+            for first in range(0, context, chunk)
+        ]
+
+        def run() -> Tensor:
+            for first, where in chunks:
+                part = slice(first, first + chunk)
+                block_ids = kernels.select(index_q[part], self.lanes, where, topk=TOPK)
+                out = kernels.attend(q[part], self.lanes, where, block_ids=block_ids, scale=HEAD_DIM**-0.5)
+            return out
+
+        return run
+
+    def torch_whole(self, context: int) -> dict[str, Callable[[], object]]:
+        """torch's ways over a whole prompt: dense causal attention; up to 4,096 tokens also the dense product under
+        a block mask, which is how transformers runs sparse layers on a CPU."""
+        q, _ = self.queries(context)
+        queries = q.bfloat16().transpose(0, 1)[None].contiguous()
+        k, v = (t[None, :, :context].repeat_interleave(GROUP, dim=1) for t in (self.k, self.v))
+        ways: dict[str, Callable[[], object]] = {
+            "SDPA, causal": lambda: F.scaled_dot_product_attention(queries, k, v, is_causal=True)
+        }
+        if context <= 4096:
+            mask = torch.zeros(1, NUM_Q_HEADS, context, context, dtype=torch.bfloat16)
+            mask.masked_fill_(torch.ones(context, context, dtype=torch.bool).triu(1), torch.finfo(torch.bfloat16).min)
+            ways["block mask"] = lambda: F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+        return ways
+
     def torch_dense(self, context: int, rows: int) -> dict[str, Callable[[], object]]:
         """torch's ways to dense attention of the same queries in bfloat16. The group's queries are rows of one head.
 

@@ -19,6 +19,8 @@ from freehold.core.errors import ArgumentError
 Say = Callable[[str], None]
 
 _CHUNK = 512
+_WHOLE = 32768
+"""Longest prompt that is read whole: dense attention needs minutes beyond it."""
 _LONG_CALL = 20.0
 """Seconds. A rival that takes longer is measured once, without warm-up; the row says so."""
 
@@ -133,12 +135,17 @@ def run(settings: AttentionSettings, say: Say) -> Report:
     with using_threads(settings.threads), torch.no_grad():
         layer = MsaLayer(total, keys=settings.keys)
         rows = []
-        for phase, count in (("decode", 1), (f"prefill {_CHUNK}", _CHUNK)):
-            guess = 0.0
-            for context in sorted(settings.contexts):
+        for phase, count, longest in (
+            ("decode", 1, total),
+            (f"prefill {_CHUNK}", _CHUNK, total),
+            ("prefill all", 0, _WHOLE),
+        ):
+            expected, before = 0.0, 1
+            for context in sorted(c for c in settings.contexts if c <= longest):
                 say(f"{phase} at {context:,}")
-                row = _measure(layer, phase, context, count, floors, settings, guess)
-                guess = row.times.theirs.median / context
+                expected *= (context / before) ** (1 if count else 2)
+                row = _measure(layer, phase, context, count or context, floors, settings, expected)
+                expected, before = row.times.theirs.median, context
                 rows.append(row)
     return Report(
         suite="attention",
@@ -157,12 +164,14 @@ def run(settings: AttentionSettings, say: Say) -> Report:
 
 
 def _measure(
-    layer: MsaLayer, phase: str, context: int, rows: int, floors: Floors, settings: AttentionSettings, guess: float
+    layer: MsaLayer, phase: str, context: int, rows: int, floors: Floors, settings: AttentionSettings, expected: float
 ) -> Row:
-    """guess: the rival's seconds per context token, from a shorter context; 0 if there was none."""
+    """expected: the rival's seconds, going by a shorter context; 0 if there was none."""
     rounds, seconds = settings.rounds, 0.002 if settings.quick else 0.02
-    ours, rivals = layer.sparse(context, rows), layer.torch_dense(context, rows)
-    once = guess * context > _LONG_CALL
+    whole = rows == context
+    ours = layer.sparse_whole(context, _CHUNK) if whole else layer.sparse(context, rows)
+    rivals = layer.torch_whole(context) if whole else layer.torch_dense(context, rows)
+    once = expected > _LONG_CALL
     our_dense = None
     if once:
         rival = next(iter(rivals))
@@ -173,7 +182,7 @@ def _measure(
     else:
         rival = fastest(rivals)
         sides: dict[str, Callable[[], object]] = {"ours": ours, "theirs": rivals[rival]}
-        if guess * context < _LONG_CALL / 10:
+        if not whole and expected < _LONG_CALL / 10:
             sides["dense"] = layer.dense(context, rows)
         measured = time_calls(sides, rounds=rounds, min_seconds=seconds)
         times = Comparison(measured["ours"], measured["theirs"])
@@ -194,6 +203,6 @@ def _measure(
         our_dense=our_dense,
         floor=floors.seconds(dense_flops, kv_bytes, bf16),
         limit=floors.seconds(attend_flops + index_flops / 2, index_bytes + kv_bytes * chosen / context, bf16),
-        reading=layer.read(context, rows, check_rows=2 if rows > 1 else 1),
+        reading=layer.read(context, min(rows, _CHUNK), check_rows=2 if rows > 1 else 1),
         once=once,
     )
