@@ -90,7 +90,7 @@ def test_errors_become_the_client_s_exceptions(connect):
     chat = client.chat.completions.create
     with pytest.raises(openai.RateLimitError) as full:
         chat(model="fake/model", messages=HI)
-    assert full.value.code == "capacity_exceeded"
+    assert full.value.code == "busy"
     with pytest.raises(openai.BadRequestError) as long:
         chat(model="fake/model", messages=[{"role": "user", "content": "x" * 200}])
     assert long.value.code == "context_length_exceeded"
