@@ -76,7 +76,7 @@ install_torch() {
   fi
 }
 
-# One number for the contents of the named files and directories, caches left out.
+# One number for this clone's place and the contents of the named files and directories, caches left out.
 hash_of() {
   local path
   (
@@ -86,7 +86,7 @@ hash_of() {
         find "$path" \( -name __pycache__ -o -name '*.egg-info' \) -prune -o -type f ! -name '*.so' -exec cksum {} +
       fi
     done
-  ) | LC_ALL=C sort | cksum | tr ' ' '-'
+  ) | LC_ALL=C sort | { printf "%s\n" "$ROOT"; cat; } | cksum | tr ' ' '-'
 }
 
 # An editable install (the tests') sees changes of src/ by itself; a plain one does not.

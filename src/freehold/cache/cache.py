@@ -13,7 +13,8 @@ from freehold.core.axes import ceil_div
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Blocks by state, and how many prompt tokens were found or not since the start.
+    """Blocks by state, and since the start: prompt tokens that were found, and tokens that were
+    computed (of prompts and answers).
 
     num_blocks = num_free + num_kept + num_open; kept blocks may be evicted when they are not in use.
     """
@@ -23,7 +24,7 @@ class CacheStats:
     num_kept: int
     block_tokens: int
     hit_tokens: int
-    miss_tokens: int
+    computed_tokens: int
 
 
 class BlockCache:
@@ -38,7 +39,7 @@ class BlockCache:
         self.tree = PrefixTree()
         self._open: set[Sequence] = set()
         self._hit_tokens = 0
-        self._miss_tokens = 0
+        self._computed_tokens = 0
 
     @property
     def block_tokens(self) -> int:
@@ -69,7 +70,6 @@ class BlockCache:
         sequence.num_computed = sequence.num_shared * self.block_tokens
         self._reuse_inside_block(sequence, reusable)
         self._hit_tokens += sequence.num_computed
-        self._miss_tokens += len(tokens) - sequence.num_computed
         return sequence
 
     def _reuse_inside_block(self, sequence: Sequence, reusable: list[int]) -> None:
@@ -95,6 +95,7 @@ class BlockCache:
 
     def computed(self, sequence: Sequence, num_tokens: int) -> None:
         """Says that the first `num_tokens` tokens are in their blocks; full blocks are shared from now on."""
+        self._computed_tokens += num_tokens - sequence.num_computed
         sequence.num_computed = num_tokens
         size = self.block_tokens
         while (sequence.num_shared + 1) * size <= num_tokens:
@@ -142,7 +143,7 @@ class BlockCache:
             num_kept=len(self.tree),
             block_tokens=self.block_tokens,
             hit_tokens=self._hit_tokens,
-            miss_tokens=self._miss_tokens,
+            computed_tokens=self._computed_tokens,
         )
 
     def check_integrity(self) -> None:

@@ -68,7 +68,11 @@ def chat(model: str | None, system: str | None, sampling: dict[str, Any], engine
             converse(conversation)
         else:
             for line in sys.stdin:
-                if line.strip():
+                if line.strip() in ("/exit", "/quit"):
+                    return
+                if line.strip() == "/reset":
+                    conversation.reset()
+                elif line.strip():
                     conversation.say(line.rstrip("\n"))
 
 

@@ -77,7 +77,10 @@ def read_prompt(prompt: str | None, file: IO[str] | None) -> str:
         source = file or sys.stdin
         if source.isatty():
             click.echo("Reading the prompt from the terminal; Ctrl-D ends it.", err=True)
-        prompt = source.read()
+        try:
+            prompt = source.read()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"{source.name} is no UTF-8 text ({error.reason} at byte {error.start})") from None
     if not prompt:
         raise click.UsageError("the prompt is empty; give it with --prompt, --file or on stdin")
     return prompt

@@ -61,5 +61,5 @@ class ServedModel:
             "cache_blocks_kept": cache.num_kept,
             "block_tokens": cache.block_tokens,
             "prompt_tokens_cached": cache.hit_tokens,
-            "prompt_tokens_computed": cache.miss_tokens,
+            "tokens_computed": cache.computed_tokens,
         }

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 from freehold.core.axes import DEFAULT_BLOCK_TOKENS
 from freehold.core.errors import ConfigError
+from freehold.core.typed import is_kind, kind_name
+
+_MOST_THREADS = max(1, os.cpu_count() or 1)
+_OPTIONAL = frozenset({"context_length", "cache_tokens", "threads"})
+_KINDS: dict[str, type] = {
+    "context_length": int,
+    "cache_tokens": int,
+    "kv_dtype": str,
+    "prefill_chunk": int,
+    "max_running": int,
+    "max_waiting": int,
+    "threads": int,
+    "impl": str,
+    "allow_dense": bool,
+    "default_block_tokens": int,
+}
 
 KvDtype = Literal["float32", "bfloat16"]
 Impl = Literal["auto", "native", "reference"]
@@ -40,7 +57,21 @@ class EngineConfig:
     default_block_tokens: int = DEFAULT_BLOCK_TOKENS
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "cache_tokens", "prefill_chunk", "max_running", "max_waiting", "threads"):
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL) and not is_kind(value, kind):
+                raise ConfigError(f"{name} is {value!r}; it must be {kind_name(kind)}")
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise ConfigError(f"threads is {self.threads}; this machine has {_MOST_THREADS} processors")
+        for name in (
+            "context_length",
+            "cache_tokens",
+            "prefill_chunk",
+            "max_running",
+            "max_waiting",
+            "threads",
+            "default_block_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")

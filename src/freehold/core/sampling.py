@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from freehold.core.errors import RequestError
+from freehold.core.typed import is_kind, kind_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,15 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            optional = name in ("max_tokens", "top_k", "seed") and value is None
+            _check(name, value, optional or is_kind(value, kind), kind_name(kind))
+        _check("stop", self.stop, _all_of(self.stop, str), "a list of texts")
+        _check("stop_token_ids", self.stop_token_ids, _all_of(self.stop_token_ids, int), "a list of token ids")
+        biases = self.logit_bias
+        mapped = isinstance(biases, Mapping) and _all_of(tuple(biases), int) and _all_of(tuple(biases.values()), float)
+        _check("logit_bias", biases, mapped, "a mapping from token ids to numbers")
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 and 100")
         _check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1, or left out")
@@ -56,6 +66,24 @@ class SamplingParams:
         _check("stop", self.stop, all(self.stop), "texts of at least one character")
         for token, bias in self.logit_bias.items():
             _check(f"logit_bias[{token}]", bias, math.isfinite(bias) and -100 <= bias <= 100, "between -100 and 100")
+
+
+_KINDS: dict[str, type] = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "ignore_eos": bool,
+}
+
+
+def _all_of(values: object, kind: type) -> bool:
+    return isinstance(values, (tuple, list)) and all(is_kind(value, kind) for value in values)
 
 
 def _check(name: str, value: object, ok: bool, wanted: str) -> None:

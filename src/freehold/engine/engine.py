@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from freehold.cache import BlockCache, BlockPool
 from freehold.core.config import EngineConfig
-from freehold.core.errors import BusyError, CapacityError, ContextLengthError, RequestError, TokenizerError
+from freehold.core.errors import (
+    BusyError,
+    CapacityError,
+    ConfigError,
+    ContextLengthError,
+    RequestError,
+    TokenizerError,
+)
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
+from freehold.core.typed import is_kind
 from freehold.engine.memory import cache_blocks
 from freehold.engine.request import Request
 from freehold.engine.runner import Runner
@@ -31,7 +39,11 @@ class Engine:
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.context_length = min(config.context_length or model.context_length, model.context_length)
+        self.context_length = config.context_length or model.context_length
+        if self.context_length > model.context_length:
+            raise ConfigError(
+                f"context_length is {self.context_length}; the model was made for {model.context_length} tokens"
+            )
         block_tokens = model.block_tokens or config.default_block_tokens
         dtype = _KV_TYPES[config.kv_dtype]
         num_slots = cache_blocks(model.lane_specs, block_tokens, dtype, config, self.context_length)
@@ -78,17 +90,12 @@ class Engine:
         """Raises the errors of `submit`, without submitting. waiting: requests on their way to the queue."""
         if not prompt:
             raise RequestError("the prompt is empty; send at least one token", field="prompt")
-        vocab_size = self.model.vocab_size
         for name, ids in (
             ("prompt", prompt),
             ("logit_bias", params.logit_bias),
             ("stop_token_ids", params.stop_token_ids),
         ):
-            wrong = [t for t in ids if not 0 <= t < vocab_size]
-            if wrong:
-                raise RequestError(
-                    f"{name} has token id {wrong[0]}; the vocabulary has {vocab_size} tokens", field=name
-                )
+            self._check_ids(name, ids)
         if len(prompt) >= self.context_length:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; "
@@ -104,6 +111,12 @@ class Engine:
             )
         if len(self.scheduler.waiting) + waiting >= self.config.max_waiting:
             raise BusyError(f"{len(self.scheduler.waiting)} requests are waiting already; try again later")
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        size = self.model.vocab_size
+        for token in ids:
+            if not is_kind(token, int) or not 0 <= token < size:
+                raise RequestError(f"{name} has token id {token!r}; the vocabulary has {size} tokens", field=name)
 
     def cancel(self, request_id: str) -> None:
         """The request ends at the next step. Unknown or ended requests are ignored."""
@@ -187,8 +200,9 @@ class Engine:
 
         observer: called with each chunk's first position, gives the chunk's block observer.
         """
-        assert not self.busy, "score needs an idle engine"
-        self.check(token_ids[:1], SamplingParams(max_tokens=1))
+        if self.busy:
+            raise RequestError("the engine is answering a request; score a text before or after it")
+        self._check_ids("token_ids", token_ids)
         if len(token_ids) > min(self.context_length, self.cache.capacity_tokens):
             raise ContextLengthError(
                 f"{len(token_ids)} tokens; the context is {self.context_length} and the cache holds "

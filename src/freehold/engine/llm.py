@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from freehold.loading.checkpoint import open_checkpoint
 from freehold.loading.pull import resolve
 from freehold.model.base import BlockObserver
 from freehold.model.chat import ChatFormat
+from freehold.model.chat_tokens import encode_chat
 from freehold.model.compute import compute_for
 from freehold.model.registry import load_model, load_tokenizer
 
@@ -54,13 +57,23 @@ class LLM:
         compute, reason = compute_for(config.impl)
         with open_checkpoint(self.path) as checkpoint:
             self.tokenizer = load_tokenizer(checkpoint)
-            kind = checkpoint.config.get("model_type") or checkpoint.config.get("general.architecture")
+            kind = model_kind(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
-            self._model = load_model(checkpoint, compute, allow_dense=config.allow_dense)
+            loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
-        self.engine = Engine(self._model, self.tokenizer, config)
+        self._engine: Engine | None = Engine(loaded, self.tokenizer, config)
+        self._lock = threading.Lock()
+        self._mail: dict[str, deque[Event]] = {}
         isa = f", {kernels.isa()}, {kernels.threads()} threads" if compute.name == "native" else ""
-        self.description = f"{kind}, weights {'/'.join(stored)}, {compute.name} compute ({reason}{isa})"
+        dense = ", sparse layers run DENSE as asked" if config.allow_dense else ""
+        self.description = f"{kind}, weights {'/'.join(stored)}, {compute.name} compute ({reason}{isa}){dense}"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Raises FreeholdError once the object is closed."""
+        if self._engine is None:
+            raise FreeholdError(f"the model {self.name!r} was closed; load it again with freehold.LLM({self.name!r})")
+        return self._engine
 
     @property
     def context_length(self) -> int:
@@ -73,23 +86,37 @@ class LLM:
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer. Raises TemplateError if the model has no chat format."""
-        text = self.chat_format.render([dict(m) for m in messages], **template_kwargs)
-        return self.tokenizer.encode(text, allow_special=True, add_bos=False)
+        return encode_chat(self.tokenizer, self.chat_format, _messages(messages), **template_kwargs)
 
-    def events(self, prompt_ids: Sequence[int], params: SamplingParams) -> Iterator[Event]:
-        """Runs one request and yields what happens; ends after a FinishEvent. Closing the iterator cancels it."""
-        request_id = self.engine.submit(prompt_ids, params)
-        ended = False
+    def events(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+        """Runs one request and yields what happens; ends after a FinishEvent. Closing the generator cancels it.
+
+        Several may be open at once, in one thread or in several: each step of the engine serves all of them.
+        """
+        engine = self.engine
+        with self._lock:
+            request_id = engine.submit(prompt_ids, params)
+            mine = self._mail[request_id] = deque()
         try:
-            while not ended:
-                for event in self.engine.step():
-                    if event.request_id == request_id:
-                        ended = isinstance(event, FinishEvent)
-                        yield event
+            while True:
+                event = self._next(engine, mine)
+                yield event
+                if isinstance(event, FinishEvent):
+                    return
         finally:
-            if not ended:
-                self.engine.cancel(request_id)
-                self.engine.step()
+            with self._lock:
+                engine.cancel(request_id)  # does nothing if it has ended
+                del self._mail[request_id]
+
+    def _next(self, engine: Engine, mine: deque[Event]) -> Event:
+        """The next event of one request; steps the engine until there is one, and sorts what the steps bring."""
+        while True:
+            with self._lock:
+                if mine:
+                    return mine.popleft()
+                for event in engine.step():
+                    if event.request_id in self._mail:
+                        self._mail[event.request_id].append(event)
 
     @overload
     def generate(
@@ -104,6 +131,10 @@ class LLM:
 
         stream=True gives pieces of text as they become certain, otherwise a `Generation`.
         """
+        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, (str, Sequence)):
+            raise RequestError(
+                f"the prompt is {type(prompt).__name__}; give a text or a list of token ids", field="prompt"
+            )
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._answer(ids, stream, sampling)
 
@@ -154,7 +185,8 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """(len(token_ids), vocab_size) float32: row i predicts token i + 1. Through the engine's own path."""
-        return self.engine.score(token_ids)
+        with self._lock:
+            return self.engine.score(token_ids)
 
     def selected_blocks(self, token_ids: Sequence[int]) -> dict[int, torch.Tensor]:
         """Layer -> int32 (len(token_ids), num_index_heads, topk): the blocks each token read, ascending, -1 tail."""
@@ -163,13 +195,13 @@ class LLM:
         def watch(start: int) -> BlockObserver:
             return lambda layer, block_ids: chunks.setdefault(layer, []).append(block_ids)
 
-        self.engine.score(token_ids, observer=watch)
+        with self._lock:
+            self.engine.score(token_ids, observer=watch)
         return {layer: torch.cat(pieces) for layer, pieces in chunks.items()}
 
     def close(self) -> None:
-        """Frees the weights and the cache. The object must not be used afterwards."""
-        self.__dict__.pop("engine", None)
-        self.__dict__.pop("_model", None)
+        """Frees the weights and the cache. Everything that needs them raises FreeholdError from now on."""
+        self._engine = None
 
     def __enter__(self) -> LLM:
         return self
@@ -178,3 +210,13 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Plain dictionaries. Raises RequestError unless there is at least one message with a role."""
+    if isinstance(messages, (str, Mapping)) or not messages:
+        raise RequestError('messages must be a list like [{"role": "user", "content": "..."}]', field="messages")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise RequestError(f"messages[{number}] is {message!r}; it must have a role", field=f"messages[{number}]")
+    return [dict(message) for message in messages]

@@ -63,10 +63,11 @@ class Fields:
         self._read.add(key)
         value = self.values.get(key)
         allowed = list(allowed)
+        known = ", ".join(map(repr, allowed)) or "only null"
         if value is not None and value not in allowed:
             raise ConfigError(
                 f"{self.where}: {key!r} is {value!r}, which changes the mathematics and is not supported; "
-                f"supported: {', '.join(map(repr, allowed))}"
+                f"supported: {known}"
             )
 
     def flags(self, key: str, length: int) -> tuple[bool, ...] | None:

@@ -19,9 +19,7 @@ _VISION_KEYS = frozenset(
 )
 # Multi-token prediction modules are named in configurations, but released weights hold none.
 _MTP_KEYS = frozenset({"num_mtp_modules", "num_nextn_predict_layers", "mtp_transformer_layers"})
-_TRAINING_KEYS = frozenset(
-    {"output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "max_model_len", "sliding_window"}
-)
+_TRAINING_KEYS = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "max_model_len"})
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,11 @@ class MiniMaxM3Config:
         head_dim = f.positive("head_dim")
         sparse = Fields(f.optional("sparse_attention_config") or {}, f"{where}: sparse_attention_config")
         has_release_form = bool(sparse.values)
+        if not has_release_form and "index_head_dim" not in text:
+            raise ConfigError(
+                f"{where}: 'sparse_attention_config' is missing or empty; without it nothing says which layers are "
+                "sparse, and a model trained sparse must not run dense"
+            )
         index = _index_sizes(sparse, f, layers, has_release_form)
         config = MiniMaxM3Config(
             vocab_size=f.positive("vocab_size"),
@@ -154,7 +157,15 @@ class MiniMaxM3Config:
         return config._checked(where)
 
     def _checked(self, where: str) -> MiniMaxM3Config:
-        problems = []
+        problems = [
+            f"{name} is {getattr(self, name)}; it must be a positive number"
+            for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor", "swiglu_alpha", "swiglu_limit")
+            if not 0 < getattr(self, name) < 1e12
+        ]
+        if self.rms_norm_eps >= 1:
+            problems.append(f"rms_norm_eps is {self.rms_norm_eps}; it must be below 1")
+        if self.context_length > 2**31:
+            problems.append(f"a context of {self.context_length} tokens is beyond what can be addressed")
         if self.num_q_heads % self.num_kv_heads:
             problems.append(f"{self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads")
         if any(self.sparse_attention) and self.num_index_heads != self.num_kv_heads:
@@ -187,6 +198,7 @@ _FIXED: dict[str, list[Any]] = {
     "attention_bias": [False],
     "attention_dropout": [0, 0.0],
     "rope_scaling": [],
+    "sliding_window": [],
     "n_shared_experts": [1, 2, 3, 4],  # the width is shared_intermediate_size; the count itself adds nothing
     "vision_config": [],
 }

@@ -12,17 +12,14 @@ from freehold.model.llama import Llama
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.tokenizer import Tokenizer
 
-_M3_TYPES = ("minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3")
+_GGUF_KINDS = {"llama": "llama", "minimax-m3": "m3"}
+_HF_KINDS = {"llama": "llama", **dict.fromkeys(("minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3"), "m3")}
 
 
 def load_model(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False) -> Model:
     """Builds the model that the checkpoint's configuration names. Raises ConfigError for an unknown one."""
-    if checkpoint.format == "gguf":
-        kind = str(checkpoint.config.get("general.architecture"))
-        known = {"llama": "llama", "minimax-m3": "m3"}
-    else:
-        kind = str(checkpoint.config.get("model_type") or _from_architectures(checkpoint))
-        known = {"llama": "llama", **dict.fromkeys(_M3_TYPES, "m3")}
+    kind = model_kind(checkpoint)
+    known = _GGUF_KINDS if checkpoint.format == "gguf" else _HF_KINDS
     if kind not in known:
         raise ConfigError(f"{checkpoint.path}: model type {kind!r} is not supported; supported are {', '.join(known)}")
     if known[kind] == "llama":
@@ -30,10 +27,16 @@ def load_model(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = 
     return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense)
 
 
-def _from_architectures(checkpoint: Checkpoint) -> str:
-    """The release's text configuration has no model_type, but names its class."""
-    names = checkpoint.config.get("architectures") or []
-    return "minimax_m3" if any(str(n).startswith("MiniMaxM3") for n in names) else "missing"
+def model_kind(checkpoint: Checkpoint) -> str:
+    """The model type that the configuration names. The release's text configuration has none, but names its class."""
+    if checkpoint.format == "gguf":
+        return str(checkpoint.config.get("general.architecture"))
+    kind = checkpoint.config.get("model_type")
+    if kind is not None:
+        return str(kind)
+    names = checkpoint.config.get("architectures")
+    is_m3 = isinstance(names, list) and any(str(name).startswith("MiniMaxM3") for name in names)
+    return "minimax_m3" if is_m3 else "missing"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

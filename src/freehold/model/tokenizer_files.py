@@ -110,6 +110,10 @@ def _with_config(
     eos_id = _named_token(where, backend, config, "eos_token")
     also = generation_config.get("eos_token_id")
     from_generation = [] if also is None else also if isinstance(also, list) else [also]
+    if not all(isinstance(i, int) for i in from_generation):
+        raise TokenizerError(
+            f"{where}: eos_token_id of generation_config.json is {also!r}; it must be a token id or a list"
+        )
     ids = ([] if eos_id is None else [eos_id]) + [int(i) for i in from_generation] + [int(i) for i in extra_eos_ids]
     asked = config.get("add_bos_token")
     # Without an explicit word, the post-processor tells: what it adds to an empty text is its frame.

@@ -44,7 +44,8 @@ def reserve_port(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> socket.s
         raise ConfigError(f"the port is {port}; it must be between 0 and 65535")
     address = _addresses(host)[0]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Naming the protocol lets asyncio switch Nagle's delay off, which costs kept connections 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A port whose last connections are still closing is free to use. That of a living server is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
