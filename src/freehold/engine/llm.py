@@ -24,7 +24,7 @@ from freehold.model.base import BlockObserver
 from freehold.model.chat import ChatFormat
 from freehold.model.chat_tokens import encode_chat
 from freehold.model.compute import compute_for
-from freehold.model.registry import load_model, load_tokenizer
+from freehold.model.registry import load_model, load_tokenizer, model_kind
 
 
 @dataclass(frozen=True, slots=True)
