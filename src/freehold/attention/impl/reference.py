@@ -21,14 +21,58 @@ def block_scores(
     float64 (Eq. 6 without its scale, which cannot change an order); -inf where a block has no visible key. The
     mask comes before the maximum, so a future key cannot lift its block. A score that is NaN counts as -inf.
     """
-    total_q, num_index_heads, _ = index_q.shape
-    total_k = index_k.shape[0]
+    dots = torch.einsum("ihd,jd->ihj", index_q.double(), index_k.double())
+    return _pool(dots, positions[:, None], block_tokens)
+
+
+def _pool(dots: torch.Tensor, positions: torch.Tensor, block_tokens: int) -> torch.Tensor:
+    """dots (..., total_k) -> each block's largest visible one (..., num_blocks); positions (...) of the queries."""
+    total_k = dots.shape[-1]
+    future = torch.arange(total_k, device=dots.device) > positions[..., None]
+    dots = dots.masked_fill(future | dots.isnan(), -torch.inf)
     num_blocks = ceil_div(total_k, block_tokens)
-    scores = torch.einsum("ihd,jd->ihj", index_q.double(), index_k.double())
-    future = torch.arange(total_k, device=index_k.device)[None, None, :] > positions[:, None, None]
-    scores = scores.masked_fill(future | scores.isnan(), -torch.inf)
-    scores = torch.nn.functional.pad(scores, (0, num_blocks * block_tokens - total_k), value=-torch.inf)
-    return scores.view(total_q, num_index_heads, num_blocks, block_tokens).amax(dim=-1)
+    dots = torch.nn.functional.pad(dots, (0, num_blocks * block_tokens - total_k), value=-torch.inf)
+    return dots.view(*dots.shape[:-1], num_blocks, block_tokens).amax(dim=-1)
+
+
+def _dots_in_order(index_q: torch.Tensor, index_k: torch.Tensor) -> torch.Tensor:
+    """q . k in float64 with one order of additions for all: (rows, total_k) for index_q (rows, index_dim).
+
+    A library's product may sum two equal keys in different orders, and break their tie by its rounding. Here eight
+    chains run over the dimensions and are then halved; the products of float32 numbers are exact.
+    """
+    pad = -index_q.shape[1] % 8
+    q = torch.nn.functional.pad(index_q.double(), (0, pad)).view(index_q.shape[0], 1, -1, 8)
+    k = torch.nn.functional.pad(index_k.double(), (0, pad)).view(1, index_k.shape[0], -1, 8)
+    lanes = q[:, :, 0] * k[:, :, 0]
+    for step in range(1, q.shape[2]):
+        lanes = lanes + q[:, :, step] * k[:, :, step]
+    for half in (4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def _settle_close(
+    scores: torch.Tensor,
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    positions: torch.Tensor,
+    block_tokens: int,
+    topk: int,
+) -> None:
+    """Scores again, in one order of additions, the rows whose choice hangs on less than that order may change."""
+    num_blocks = scores.shape[2]
+    if num_blocks <= topk:
+        return
+    size = index_q.double().norm(dim=-1) * index_k.double().norm(dim=-1).max()
+    best = scores.topk(min(num_blocks, topk + 1), dim=-1).values
+    # Forced blocks take places too, so any of the gaps around the last places may be the one that decides.
+    gaps = (best[..., :-1] - best[..., 1:]).nan_to_num(nan=torch.inf).amin(dim=-1)
+    close = ((gaps <= 2.0**-40 * size) | ~size.isfinite()).nonzero()
+    step = max(1, _BUDGET // max(1, 8 * index_k.shape[0]))
+    for part in close.split(step) if len(close) else ():
+        row, head = part.unbind(dim=1)
+        scores[row, head] = _pool(_dots_in_order(index_q[row, head], index_k), positions[row], block_tokens)
 
 
 def select_blocks(
@@ -49,7 +93,9 @@ def select_blocks(
         chunk = slice(first, min(first + rows, total_q))
         positions = torch.arange(chunk.start, chunk.stop, device=index_q.device) + query_start
         visible_k = query_start + chunk.stop
-        scores = block_scores(index_q[chunk].detach(), index_k[:visible_k].detach(), positions, block_tokens)
+        q, k = index_q[chunk].detach(), index_k[:visible_k].detach()
+        scores = block_scores(q, k, positions, block_tokens)
+        _settle_close(scores, q, k, positions, block_tokens, topk)
         chosen[chunk] = _top_blocks(scores, positions // block_tokens, topk, local_blocks, init_blocks)
     return chosen
 
