@@ -29,8 +29,8 @@ _NOTES = (
     "limit: the measured matrix peak of the type, or the measured read bandwidth where that is what bounds the call",
     "what is given in GB/s takes its operands in turn from many copies, so that they come from memory; "
     "other operands may stay in caches",
-    "bfloat16: ours widens stored values and computes in float32; torch rounds the other operand too, and may use the "
-    "processor's bfloat16 instructions",
+    "bfloat16: our products with packed weights widen them and compute in float32; our attention rounds queries and "
+    "probabilities to bfloat16, as torch does",
 )
 
 
