@@ -32,8 +32,9 @@ Spans spans_at(int num, Address row_begin, Address start, Address blocks, Addres
           at<const std::int64_t>(table_begin)};
 }
 
-SketchLanes sketch_at(Address keys, Address codes, Address centre, Address bounds) {
-  return {at<void>(keys), at<std::uint8_t>(codes), at<float>(centre), at<float>(bounds)};
+SketchLanes sketch_at(Address keys, Address high, Address low, Address scales, Address centre, Address bounds) {
+  return {at<void>(keys), at<std::uint8_t>(high), at<std::uint8_t>(low), at<std::uint8_t>(scales), at<std::uint16_t>(centre),
+          at<float>(bounds)};
 }
 
 const char* name_of(Isa isa) {
@@ -71,24 +72,37 @@ NB_MODULE(_native, m) {
                          spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(block_ids),
                          topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads}));
   }, release);
-  m.def("select", [](Address index_q, Address keys, Address codes, Address centre, Address bounds, int storage,
-                     int num_spans, Address row_begin,
+  m.def("select", [](Address index_q, Address keys, Address high, Address low, Address scales,
+                     Address centre, Address bounds, int storage, int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int num_index_heads,
                      int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, int threads) {
     std::array<std::int64_t, 4> work{};
     {
       nb::gil_scoped_release unlocked;
-      check(table->select({at<const float>(index_q), sketch_at(keys, codes, centre, bounds), Storage(storage),
+      check(table->select({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage),
                            spans_at(num_spans, row_begin, start, blocks, table_begin), at<std::int32_t>(block_ids),
                            num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, work.data()}));
     }
     return std::make_tuple(work[0], work[1], work[2], work[3]);
   });
+  // Selection and attention in one call, for the short steps of decoding.
+  m.def("sparse", [](Address index_q, Address keys, Address high, Address low, Address scales, Address centre, Address bounds,
+                     Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin, Address start,
+                     Address blocks, Address table_begin, Address block_ids, int num_q_heads, int num_kv_heads, int head_dim,
+                     int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, float scale, int threads) {
+    const Spans spans = spans_at(num_spans, row_begin, start, blocks, table_begin);
+    check(table->select({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), spans,
+                         at<std::int32_t>(block_ids), num_kv_heads, index_dim, block_tokens, topk, local_blocks, init_blocks,
+                         threads, nullptr}));
+    check(table->attend({at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage), spans,
+                         at<const std::int32_t>(block_ids), topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale,
+                         threads}));
+  }, release);
   m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address keys,
-                    Address codes, Address centre, Address bounds, int storage, Address slot, Address offset, int rows,
+                    Address high, Address low, Address scales, Address centre, Address bounds, int storage, Address slot, Address offset, int rows,
                     int num_kv_heads, int head_dim, int index_dim, int block_tokens, int threads) {
     check(table->write({at<const float>(k), at<const float>(v), at<const float>(index_k), at<void>(k_lane),
-                        at<void>(v_lane), sketch_at(keys, codes, centre, bounds), Storage(storage),
+                        at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage),
                         at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
                         index_dim, block_tokens, threads}));
   }, release);

@@ -25,6 +25,9 @@ inline float load_element(const void* p, Storage s, std::size_t i) {
   return s == Storage::f32 ? static_cast<const float*>(p)[i] : bf16_to_f32(static_cast<const std::uint16_t*>(p)[i]);
 }
 
+inline float element(const float* p, std::size_t i) { return p[i]; }
+inline float element(const std::uint16_t* p, std::size_t i) { return bf16_to_f32(p[i]); }
+
 inline void store_element(void* p, Storage s, std::size_t i, float value) {
   if (s == Storage::f32) {
     static_cast<float*>(p)[i] = value;

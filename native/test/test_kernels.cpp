@@ -66,8 +66,9 @@ void test_linear(const Kernels& k, Storage storage, int rows, int in, int out) {
 struct Blocks {  // lanes of one layer, filled through the write kernel, with shuffled slots
   int heads, dim, index_dim, tokens, block, slots;
   Storage storage;
-  std::vector<float> k, v, index, k_lane, v_lane, index_lane, centre, bounds;
-  std::vector<std::uint8_t> codes;
+  std::vector<float> k, v, index, k_lane, v_lane, index_lane, bounds;
+  std::vector<std::uint8_t> high, low, scales;
+  std::vector<std::uint16_t> centre;
   std::vector<std::int32_t> table;
 
   Blocks(const Kernels& kernels, Storage s, int heads, int dim, int index_dim, int tokens, int block)
@@ -82,9 +83,11 @@ struct Blocks {  // lanes of one layer, filled through the write kernel, with sh
     k_lane.assign(static_cast<std::size_t>(slots) * heads * dim * block, poison);
     v_lane.assign(static_cast<std::size_t>(slots) * heads * block * padded, poison);
     index_lane.assign(static_cast<std::size_t>(slots) * index_dim * block, poison);
-    codes.assign(static_cast<std::size_t>(slots) * ((index_dim + 3) / 4) * block * 4, 255);
-    centre.assign(static_cast<std::size_t>(slots) * index_dim, poison);
-    bounds.assign(static_cast<std::size_t>(slots) * 4, poison);
+    high.assign(static_cast<std::size_t>(slots) * ((index_dim + 7) / 8) * block * 4, 255);
+    low = high;
+    scales.assign(static_cast<std::size_t>(slots) * block, 255);
+    centre.assign(static_cast<std::size_t>(slots) * index_dim, 0x7fc0);
+    bounds.assign(static_cast<std::size_t>(slots) * kSketchBounds, poison);
     for (int b = 0; b * block < tokens; ++b) table.push_back(slots - 1 - b);
     std::vector<std::int32_t> slot, offset;
     for (int t = 0; t < tokens; ++t) {
@@ -96,8 +99,8 @@ struct Blocks {  // lanes of one layer, filled through the write kernel, with sh
   }
 
   SketchLanes sketch() const {
-    return {const_cast<float*>(index_lane.data()), const_cast<std::uint8_t*>(codes.data()), const_cast<float*>(centre.data()),
-            const_cast<float*>(bounds.data())};
+    return {const_cast<float*>(index_lane.data()), const_cast<std::uint8_t*>(high.data()), const_cast<std::uint8_t*>(low.data()),
+            const_cast<std::uint8_t*>(scales.data()), const_cast<std::uint16_t*>(centre.data()), const_cast<float*>(bounds.data())};
   }
 };
 

@@ -1,4 +1,4 @@
-"""Selection from the coarse copy is exact on every input, and says what it read."""
+"""Selection from the sketch is exact on every input, and says what it read."""
 
 from __future__ import annotations
 
@@ -119,9 +119,98 @@ def test_what_was_read_is_told():
     got, wanted, stats = both(torch.randn(1, 4, 128), k, block_tokens=128, topk=8)
     assert torch.equal(got, wanted)
     assert stats.scanned_blocks == 63  # all but the local one
-    assert stats.scanned_bytes == 63 * (128 * 128 + 132 * 4)
+    assert stats.scanned_bytes == 63 * (128 * 128 + 128 + 256 + 32)
     assert 0 < stats.blocks_looked_at_again < 4 * 63
     assert stats.keys_scored_exactly < 63 * 128 / 10
+
+
+LONG = 100_000
+"""Tokens from which few queries are served by half codes first."""
+
+
+def long_keys(kind: str, total_k: int, index_dim: int, block_tokens: int) -> torch.Tensor:
+    k = torch.randn(total_k, index_dim)
+    if kind == "shifted":
+        return k + 100 * torch.randn(1, index_dim)
+    if kind == "centred":  # as trained keys: a block's keys resemble each other
+        return (
+            0.7 * k
+            + 0.7 * torch.randn(-(-total_k // block_tokens), index_dim).repeat_interleave(block_tokens, 0)[:total_k]
+        )
+    if kind == "ties":
+        return k.round()
+    if kind == "near ties":
+        return torch.randn(1, index_dim) * (1 + 2**-8 * torch.randint(0, 2, (total_k, 1)))
+    if kind == "uneven":  # keys of very different lengths, and some that are zero
+        return k * torch.randint(-9, 9, (total_k, 1)).float().exp2() * (torch.rand(total_k, 1) < 0.9)
+    if kind == "not finite":
+        k[torch.randint(0, total_k, (50,)), torch.randint(0, index_dim, (50,))] = float("inf")
+        k[torch.randint(0, total_k, (50,)), torch.randint(0, index_dim, (50,))] = float("nan")
+    return k
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["random", "shifted", "centred", "ties", "near ties", "uneven", "not finite"])
+@pytest.mark.parametrize(
+    ("index_dim", "block_tokens", "rows", "heads", "topk"),
+    [(128, 128, 1, 4, 16), (20, 48, 2, 3, 5), (64, 16, 1, 5, 40)],
+)
+def test_half_codes_choose_the_same_blocks(kind, dtype, index_dim, block_tokens, rows, heads, topk):
+    torch.manual_seed(3)
+    q, k = torch.randn(rows, heads, index_dim), long_keys(kind, LONG, index_dim, block_tokens)
+    got, wanted, stats = both(q, k, block_tokens=block_tokens, dtype=dtype, topk=topk, init_blocks=1, local_blocks=2)
+    assert torch.equal(got, wanted)
+    assert stats.scanned_blocks >= LONG // block_tokens - 2
+
+
+def test_half_codes_are_half_of_what_is_read():
+    torch.manual_seed(0)
+    k = long_keys("centred", 128 * 1024, 128, 128)
+    got, wanted, stats = both(torch.randn(1, 4, 128), k, block_tokens=128, topk=8)
+    assert torch.equal(got, wanted)
+    assert stats.scanned_bytes == 1023 * (64 * 128 + 128 + 256 + 32)
+    assert 0 < stats.keys_scored_exactly < 4 * len(k) / 20
+
+
+def test_where_half_codes_prune_nothing_whole_codes_are_read():
+    k = torch.randn(1, 32).expand(LONG, -1) + 1e-3 * torch.randn(LONG, 32)
+    k[::2] *= -1  # no block centre helps, and every second key may win
+    q = k[:1, None] + 0.0
+    got, wanted, stats = both(q, k, block_tokens=16, topk=4)
+    assert torch.equal(got, wanted)
+    assert stats.scanned_bytes > LONG * 32  # half codes first, then whole ones
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30, 0.0])
+def test_a_query_without_bounds_still_selects_among_many_blocks(bad):
+    torch.manual_seed(1)
+    q = torch.randn(1, 2, 32)
+    q[0, 1] = bad
+    got, wanted, _ = both(q, torch.randn(LONG, 32), block_tokens=32, topk=4)
+    assert torch.equal(got, wanted)
+
+
+def test_several_sequences_of_any_length_together():
+    torch.manual_seed(5)
+    lengths, block_tokens = [LONG + 7, 300, LONG + 5_000, 17], 64
+    keys = [torch.randn(n, 40) for n in lengths]
+    blocks = [-(-n // block_tokens) for n in lengths]
+    lanes = LayerLanes.allocate(LaneSpec(1, 2, 40), sum(blocks), block_tokens, torch.float32)
+    spans, first = [], 0
+    for n, k, count in zip(lengths, keys, blocks, strict=True):
+        slots = range(first, first + count)
+        kernels.write(
+            lanes, Spans.pack([Span(0, n, slots)], block_tokens), torch.zeros(n, 1, 2), torch.zeros(n, 1, 2), k
+        )
+        spans.append(Span(n - 1, 1, slots))
+        first += count
+    q = torch.randn(4, 3, 40)
+    got = kernels.select(q, lanes, Spans.pack(spans, block_tokens), topk=9)
+    for i, (n, k) in enumerate(zip(lengths, keys, strict=True)):
+        wanted = reference.select_blocks(
+            q[i : i + 1], k, query_start=n - 1, block_tokens=block_tokens, topk=9, local_blocks=1, init_blocks=0
+        )
+        assert torch.equal(got[i : i + 1], wanted)
 
 
 def test_nothing_is_read_where_every_block_is_chosen():

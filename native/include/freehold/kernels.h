@@ -50,12 +50,20 @@ struct AttendArgs {
   int threads;
 };
 
-// Index keys, and for each full block a coarse copy: key = centre + scale * (code - 128) + rest.
+constexpr int kSketchBounds = 8;  // figures of a block in SketchLanes::bounds
+
+// Index keys, and for each full block a sketch of them: key = centre + unit * scale * (code - 128) + rest, with a
+// scale for each token. A code is kept in halves, code = 16 * high + low, so that a first scan reads half of it.
+// Bytes of high and low hold two dimensions: 8 p + i in the lower half, 8 p + 4 + i in the upper.
 struct SketchLanes {
-  void* keys;           // (num_slots, B, index_dim), fp32 or bf16
-  std::uint8_t* codes;  // (num_slots, ceil(index_dim / 4), B, 4)
-  float* centre;        // (num_slots, index_dim)
-  float* bounds;        // (num_slots, 4): scale; largest |rest|; largest |scale * (code - 128)|; |centre|
+  void* keys;             // (num_slots, B, index_dim), fp32 or bf16
+  std::uint8_t* high;     // (num_slots, ceil(index_dim / 8), B, 4)
+  std::uint8_t* low;      // the same
+  std::uint8_t* scales;   // (num_slots, B)
+  std::uint16_t* centre;  // (num_slots, index_dim), bf16
+  // (num_slots, kSketchBounds): unit; largest |rest|; largest |coded part|; |centre|; with high halves alone, for a
+  // scale of 1: largest |rest|, largest |coded part|; two of padding
+  float* bounds;
 };
 
 struct SelectArgs {

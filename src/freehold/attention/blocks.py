@@ -24,23 +24,34 @@ class BlockAttention(Protocol):
     ) -> None:
         """Stores k, v (rows, num_kv_heads, head_dim) and index_k (rows, index_dim) in their blocks."""
 
-    def select(
-        self, index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, topk: int, local_blocks: int, init_blocks: int
-    ) -> torch.Tensor:
-        """Block ids int32 (rows, num_index_heads, topk), ascending, -1 tail."""
+    def dense(self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, scale: float) -> torch.Tensor:
+        """Attention over every block -> like q (rows, num_q_heads, head_dim)."""
 
-    def attend(
-        self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, block_ids: torch.Tensor | None, scale: float
-    ) -> torch.Tensor:
-        """Attention over the chosen blocks, or over all (None: dense) -> like q (rows, num_q_heads, head_dim)."""
+    def sparse(
+        self,
+        q: torch.Tensor,
+        index_q: torch.Tensor,
+        lanes: LayerLanes,
+        spans: Spans,
+        *,
+        topk: int,
+        local_blocks: int,
+        init_blocks: int,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over the blocks that index_q (rows, num_index_heads, index_dim) chooses -> like q, and their
+        ids: int32 (rows, num_index_heads, topk), ascending, -1 tail."""
 
 
 class NativeBlockAttention:
     """The C++ kernels, reading the cache in place."""
 
     write = staticmethod(kernels.write)
-    select = staticmethod(kernels.select)
-    attend = staticmethod(kernels.attend)
+    sparse = staticmethod(kernels.sparse)
+
+    def dense(self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, scale: float) -> torch.Tensor:
+        """Attention over every block; see `BlockAttention`."""
+        return kernels.attend(q, lanes, spans, block_ids=None, scale=scale)
 
 
 class ReferenceBlockAttention:
@@ -62,8 +73,28 @@ class ReferenceBlockAttention:
             # The coarse copy is the kernels' own; the oracle selects from the keys.
             lanes.index.keys[slot, offset] = index_k.to(lanes.index.keys.dtype)
 
-    def select(
-        self, index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, topk: int, local_blocks: int, init_blocks: int
+    def dense(self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, scale: float) -> torch.Tensor:
+        """Attention over every block; see `BlockAttention`."""
+        return self._attend(q, lanes, spans, None, scale)
+
+    def sparse(
+        self,
+        q: torch.Tensor,
+        index_q: torch.Tensor,
+        lanes: LayerLanes,
+        spans: Spans,
+        *,
+        topk: int,
+        local_blocks: int,
+        init_blocks: int,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over the chosen blocks; see `BlockAttention`."""
+        block_ids = self._select(index_q, lanes, spans, topk, local_blocks, init_blocks)
+        return self._attend(q, lanes, spans, block_ids, scale), block_ids
+
+    def _select(
+        self, index_q: torch.Tensor, lanes: LayerLanes, spans: Spans, topk: int, local_blocks: int, init_blocks: int
     ) -> torch.Tensor:
         """Selects over each span's gathered index keys."""
         if lanes.index is None:
@@ -85,8 +116,8 @@ class ReferenceBlockAttention:
             )
         return torch.cat(pieces)
 
-    def attend(
-        self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, block_ids: torch.Tensor | None, scale: float
+    def _attend(
+        self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, block_ids: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """Attends over each span's gathered keys and values."""
         pieces = []

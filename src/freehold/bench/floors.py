@@ -12,6 +12,7 @@ import torch
 
 from freehold import kernels
 from freehold.core.errors import ArgumentError
+from freehold.core.memory import large_empty
 
 READ_NBYTES = 512 * 2**20
 """Bytes of the array that is read; far more than the caches of common machines hold."""
@@ -111,7 +112,7 @@ def measure_floors(
 
 def _readers(rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Each reads `rows` rows of float32 once. What a reader needs is freed when the next is asked for."""
-    array = torch.ones(rows, _WIDTH)
+    array = large_empty(rows, _WIDTH).fill_(1.0)
     yield "torch.sum", array.sum
     weight = kernels.pack_weight(array)
     del array

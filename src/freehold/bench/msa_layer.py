@@ -12,6 +12,7 @@ from torch import Tensor
 from freehold import kernels
 from freehold.bench.case import Turns
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
+from freehold.core.memory import large_empty
 
 NUM_KV_HEADS, GROUP, HEAD_DIM, INDEX_DIM, BLOCK_TOKENS, TOPK = 4, 16, 128, 128, 128, 16
 NUM_Q_HEADS = NUM_KV_HEADS * GROUP
@@ -40,8 +41,7 @@ class MsaLayer:
         self._generator = torch.Generator().manual_seed(seed)
         spec = LaneSpec(NUM_KV_HEADS, HEAD_DIM, INDEX_DIM)
         self.lanes = LayerLanes.allocate(spec, total // BLOCK_TOKENS, BLOCK_TOKENS, torch.bfloat16)
-        self.k = torch.empty(NUM_KV_HEADS, total, HEAD_DIM, dtype=torch.bfloat16)
-        self.v = torch.empty_like(self.k)
+        self.k, self.v = (large_empty(NUM_KV_HEADS, total, HEAD_DIM, dtype=torch.bfloat16) for _ in range(2))
         slots = range(total // BLOCK_TOKENS)
         for start in range(0, total, _STEP):
             count = min(_STEP, total - start)
@@ -85,8 +85,7 @@ class MsaLayer:
 
         def run() -> Tensor:
             where = spans[turn()]
-            block_ids = kernels.select(index_q, self.lanes, where, topk=TOPK)
-            return kernels.attend(q, self.lanes, where, block_ids=block_ids, scale=HEAD_DIM**-0.5)
+            return kernels.sparse(q, index_q, self.lanes, where, topk=TOPK, scale=HEAD_DIM**-0.5)[0]
 
         return run
 
@@ -108,8 +107,7 @@ class MsaLayer:
         def run() -> Tensor:
             for first, where in chunks:
                 part = slice(first, first + chunk)
-                block_ids = kernels.select(index_q[part], self.lanes, where, topk=TOPK)
-                out = kernels.attend(q[part], self.lanes, where, block_ids=block_ids, scale=HEAD_DIM**-0.5)
+                out, _ = kernels.sparse(q[part], index_q[part], self.lanes, where, topk=TOPK, scale=HEAD_DIM**-0.5)
             return out
 
         return run

@@ -13,6 +13,7 @@ import torch
 
 from freehold.core.axes import ceil_div
 from freehold.core.errors import ArgumentError
+from freehold.core.memory import large_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,31 @@ class LaneSpec:
 
 @dataclass(frozen=True, slots=True)
 class IndexLane:
-    """The index keys of a sparse layer, and a coarse copy of each full block that the selection scans first.
+    """The index keys of a sparse layer, and a sketch of each full block that the selection scans first:
+    key ~ centre + unit * scale * (code - 128), with 8-bit codes in halves, code = 16 * high + low.
 
     keys:   (num_slots, block_tokens, index_dim), what selection is exact about
-    codes:  (num_slots, ceil(index_dim / 4), block_tokens, 4) uint8: key ~ centre + scale * (code - 128)
-    centre: (num_slots, index_dim) float32, the mean of the block's keys
-    bounds: (num_slots, 4) float32: scale, largest |key - its stand-in|, largest |scale * (code - 128)|, |centre|
+    high:   (num_slots, ceil(index_dim / 8), block_tokens, 4) uint8: the upper halves of two dimensions in a byte,
+        8 p + i in its lower and 8 p + 4 + i in its upper half
+    low:    the lower halves, the same
+    scales: (num_slots, block_tokens) uint8, one for each token
+    centre: (num_slots, index_dim) bfloat16, the mean of the block's keys
+    bounds: (num_slots, 8) float32: unit; largest |key - its stand-in|; largest |coded part|; |centre|; what the
+        second and third are for the upper halves alone and a scale of 1; two of padding
 
-    codes, centre and bounds are derived from keys when a block becomes full; they are not written before.
+    All but keys is derived from keys when a block becomes full, and not written before.
     """
 
     keys: torch.Tensor
-    codes: torch.Tensor
+    high: torch.Tensor
+    low: torch.Tensor
+    scales: torch.Tensor
     centre: torch.Tensor
     bounds: torch.Tensor
+
+    def sketch(self) -> tuple[torch.Tensor, ...]:
+        """What is derived from the keys."""
+        return self.high, self.low, self.scales, self.centre, self.bounds
 
     @property
     def index_dim(self) -> int:
@@ -72,7 +84,7 @@ class LayerLanes:
         """Every tensor of the layer; the first axis is the slot."""
         yield from (self.k, self.v)
         if self.index is not None:
-            yield from (self.index.keys, self.index.codes, self.index.centre, self.index.bounds)
+            yield from (self.index.keys, *self.index.sketch())
 
     def flat_k(self, slots: torch.Tensor) -> torch.Tensor:
         """Keys of the slots' tokens in order: (len(slots) * block_tokens, num_kv_heads, head_dim)."""
@@ -97,19 +109,21 @@ class LayerLanes:
                 raise ArgumentError(
                     f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one; use float32"
                 )
-            k = torch.empty(num_slots, heads, dim // 2, block_tokens, 2, dtype=dtype)
-            v = torch.empty(num_slots, heads, block_tokens // 2, padded, 2, dtype=dtype)
+            k = large_empty(num_slots, heads, dim // 2, block_tokens, 2, dtype=dtype)
+            v = large_empty(num_slots, heads, block_tokens // 2, padded, 2, dtype=dtype)
         else:
-            k = torch.empty(num_slots, heads, dim, block_tokens, dtype=dtype)
-            v = torch.empty(num_slots, heads, block_tokens, padded, dtype=dtype)
+            k = large_empty(num_slots, heads, dim, block_tokens, dtype=dtype)
+            v = large_empty(num_slots, heads, block_tokens, padded, dtype=dtype)
         index = None
         if spec.index_dim is not None:
             width = spec.index_dim
             index = IndexLane(
-                keys=torch.empty(num_slots, block_tokens, width, dtype=dtype),
-                codes=torch.empty(num_slots, ceil_div(width, 4), block_tokens, 4, dtype=torch.uint8),
-                centre=torch.empty(num_slots, width),
-                bounds=torch.empty(num_slots, 4),
+                keys=large_empty(num_slots, block_tokens, width, dtype=dtype),
+                high=large_empty(num_slots, ceil_div(width, 8), block_tokens, 4, dtype=torch.uint8),
+                low=large_empty(num_slots, ceil_div(width, 8), block_tokens, 4, dtype=torch.uint8),
+                scales=large_empty(num_slots, block_tokens, dtype=torch.uint8),
+                centre=large_empty(num_slots, width, dtype=torch.bfloat16),
+                bounds=large_empty(num_slots, 8),
             )
         return LayerLanes(dim, block_tokens, k, v, index)
 

@@ -13,8 +13,8 @@ from freehold.kernels.library import STORAGE, check, native, threads
 
 @dataclass(frozen=True, slots=True)
 class SelectStats:
-    """What a selection read. `scanned_bytes` of the coarse copy; then the blocks that its bounds could not order,
-    and the keys that were scored exactly for them."""
+    """What a selection read: blocks whose sketches were scanned and how many bytes of them; then, summed over rows,
+    the blocks that the bounds could not order, and the keys that were scored exactly."""
 
     scanned_blocks: int
     scanned_bytes: int
@@ -29,7 +29,7 @@ def select(
 
     index_q (rows, num_index_heads, index_dim) float32. A block's score is the largest index_q . index_k over its
     visible keys; the best win, ties to the lower id; the last `local_blocks` and first `init_blocks` blocks always
-    win and use slots. An int8 copy of the keys bounds each score from both sides; what the bounds cannot order is
+    win and use slots. A sketch of the keys in 4 or 8 bits bounds each score; what the bounds cannot order is
     scored from the keys in double precision, so the choice is exact whatever the keys are.
     """
     return select_with_stats(index_q, lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks)[0]
@@ -43,11 +43,7 @@ def select_with_stats(
     if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
     rows, num_index_heads, index_dim = index_q.shape
-    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
-        raise ArgumentError(
-            f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
-            "local_blocks must be at least 1, and the two together at most topk"
-        )
+    _check_choice(topk, local_blocks, init_blocks)
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
     _check_spans(spans, rows, lanes.block_tokens)
     work = native().select(
@@ -77,10 +73,7 @@ def attend(
     Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
     """
     rows, num_q_heads, head_dim = q.shape
-    if num_q_heads % lanes.num_kv_heads:
-        raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
-    if not scale > 0:
-        raise ArgumentError(f"scale is {scale}; it must be positive")
+    _check_heads(num_q_heads, lanes, scale)
     out = torch.empty_like(q)
     _check_spans(spans, rows, lanes.block_tokens)
     native().attend(
@@ -102,6 +95,51 @@ def attend(
     return out
 
 
+def sparse(
+    q: torch.Tensor,
+    index_q: torch.Tensor,
+    lanes: LayerLanes,
+    spans: Spans,
+    *,
+    topk: int,
+    local_blocks: int = 1,
+    init_blocks: int = 0,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`select`, then `attend` over what was chosen, in one call: (out, block_ids). num_index_heads is num_kv_heads."""
+    index = lanes.index
+    if index is None:
+        raise ArgumentError("these lanes have no index keys: the layer is dense")
+    rows, num_q_heads, head_dim = q.shape
+    _check_choice(topk, local_blocks, init_blocks)
+    _check_heads(num_q_heads, lanes, scale)
+    _check_spans(spans, rows, lanes.block_tokens)
+    out = torch.empty_like(q)
+    block_ids = torch.empty(rows, lanes.num_kv_heads, topk, dtype=torch.int32)
+    native().sparse(
+        check("index_q", index_q, torch.float32, rows, lanes.num_kv_heads, index.index_dim),
+        *_sketch(index),
+        check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
+        out.data_ptr(),
+        lanes.k.data_ptr(),
+        lanes.v.data_ptr(),
+        _storage(lanes),
+        *_addresses(spans),
+        block_ids.data_ptr(),
+        num_q_heads,
+        lanes.num_kv_heads,
+        head_dim,
+        index.index_dim,
+        lanes.block_tokens,
+        topk,
+        local_blocks,
+        init_blocks,
+        scale,
+        threads(),
+    )
+    return out, block_ids
+
+
 def write(
     lanes: LayerLanes, spans: Spans, k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None = None
 ) -> None:
@@ -119,7 +157,7 @@ def write(
         0 if index_k is None or index is None else check("index_k", index_k, torch.float32, rows, index.index_dim),
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
-        *((0, 0, 0, 0) if index is None else _sketch(index)),
+        *((0,) * 6 if index is None else _sketch(index)),
         _storage(lanes),
         spans.slot.data_ptr(),
         spans.offset.data_ptr(),
@@ -132,8 +170,23 @@ def write(
     )
 
 
-def _sketch(index: IndexLane) -> tuple[int, int, int, int]:
-    return index.keys.data_ptr(), index.codes.data_ptr(), index.centre.data_ptr(), index.bounds.data_ptr()
+def _check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
+    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
+        raise ArgumentError(
+            f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
+            "local_blocks must be at least 1, and the two together at most topk"
+        )
+
+
+def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
+    if num_q_heads % lanes.num_kv_heads:
+        raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
+    if not scale > 0:
+        raise ArgumentError(f"scale is {scale}; it must be positive")
+
+
+def _sketch(index: IndexLane) -> tuple[int, ...]:
+    return index.keys.data_ptr(), *(t.data_ptr() for t in index.sketch())
 
 
 def _storage(lanes: LayerLanes) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from freehold.core.axes import ceil_div
 from freehold.core.errors import ArgumentError
+from freehold.core.memory import large_empty
 from freehold.kernels.library import STORAGE, check, native, threads
 
 PANEL = 64
@@ -35,7 +36,7 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
         raise ArgumentError(f"weight has type {weight.dtype}; it must be float32, bfloat16 or float16")
     weight = weight.contiguous()
     out_features, in_features = weight.shape
-    panels = torch.empty(ceil_div(out_features, PANEL), in_features, PANEL, dtype=weight.dtype)
+    panels = large_empty(ceil_div(out_features, PANEL), in_features, PANEL, dtype=weight.dtype)
     storage = STORAGE[weight.dtype]
     native().pack_weight(weight.data_ptr(), storage, out_features, in_features, panels.data_ptr(), storage)
     return PackedWeight(panels, in_features, out_features)

@@ -129,7 +129,7 @@ class LlamaAttention(nn.Module):
         v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
         q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
         self.compute.attention.write(lanes, spans, k, v, None)
-        out = self.compute.attention.attend(q, lanes, spans, block_ids=None, scale=c.head_dim**-0.5)
+        out = self.compute.attention.dense(q, lanes, spans, scale=c.head_dim**-0.5)
         return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim))  # type: ignore[no-any-return]
 
 

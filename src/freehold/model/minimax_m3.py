@@ -59,17 +59,16 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
         q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
 
-        block_ids = None
-        if self.index is None:
-            attention.write(lanes, spans, k, v, None)
+        scale, block_ids = c.head_dim**-0.5, None
+        index_q, index_k = (None, None) if self.index is None else self.index(x, cos, sin)
+        attention.write(lanes, spans, k, v, index_k)
+        if index_q is None or dense:
+            out = attention.dense(q, lanes, spans, scale=scale)
         else:
-            index_q, index_k = self.index(x, cos, sin)
-            attention.write(lanes, spans, k, v, index_k)
-            if not dense:
-                block_ids = attention.select(
-                    index_q, lanes, spans, topk=c.topk, local_blocks=c.local_blocks, init_blocks=c.init_blocks
-                )
-        out = attention.attend(q, lanes, spans, block_ids=block_ids, scale=c.head_dim**-0.5)
+            out, block_ids = attention.sparse(
+                q, index_q, lanes, spans,
+                topk=c.topk, local_blocks=c.local_blocks, init_blocks=c.init_blocks, scale=scale,
+            )  # fmt: skip
         return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim)), block_ids
 
 
