@@ -67,10 +67,12 @@ NB_MODULE(_native, m) {
   }, release);
   m.def("attend", [](Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int topk, int num_q_heads,
-                     int num_kv_heads, int head_dim, int block_tokens, float scale, int threads) {
+                     int num_kv_heads, int head_dim, int block_tokens, float scale, int threads, Address carried,
+                     int block_begin, int block_end, bool first, bool last) {
     check(table->attend({at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage),
                          spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(block_ids),
-                         topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads}));
+                         topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads, at<float>(carried),
+                         block_begin, block_end, first, last}));
   }, release);
   m.def("select", [](Address index_q, Address keys, Address high, Address low, Address scales,
                      Address centre, Address bounds, int storage, int num_spans, Address row_begin,
@@ -99,11 +101,11 @@ NB_MODULE(_native, m) {
                          threads}));
   }, release);
   m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address keys,
-                    Address high, Address low, Address scales, Address centre, Address bounds, int storage, Address slot, Address offset, int rows,
+                    Address high, Address low, Address scales, Address centre, Address bounds, int storage, Address frame, Address slot, Address offset, int rows,
                     int num_kv_heads, int head_dim, int index_dim, int block_tokens, int threads) {
     check(table->write({at<const float>(k), at<const float>(v), at<const float>(index_k), at<void>(k_lane),
                         at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage),
-                        at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
+                        at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
                         index_dim, block_tokens, threads}));
   }, release);
   m.def("rms_norm", [](Address x, int rows, int dim, Address weight, float eps, Address y, int threads) {

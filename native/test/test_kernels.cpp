@@ -94,7 +94,7 @@ struct Blocks {  // lanes of one layer, filled through the write kernel, with sh
       slot.push_back(table[t / block]);
       offset.push_back(t % block);
     }
-    kernels.write({k.data(), v.data(), index.data(), k_lane.data(), v_lane.data(), sketch(), s, slot.data(), offset.data(),
+    kernels.write({k.data(), v.data(), index.data(), k_lane.data(), v_lane.data(), sketch(), s, slot.data(), slot.data(), offset.data(),
                    tokens, heads, dim, index_dim, block, 2});
   }
 

@@ -48,6 +48,12 @@ struct AttendArgs {
   int num_q_heads, num_kv_heads, head_dim, block_tokens;
   float scale;
   int threads;
+  // Attention in several calls over ascending ranges of blocks, with the same bits as in one: blocks outside
+  // [block_begin, block_end) are left out, and the running softmax of every row and query head is kept in `carried`
+  // (total_q, num_q_heads, P + 2). The call with `first` begins it, the call with `last` writes `out`.
+  float* carried = nullptr;  // nullptr: one call does it all
+  int block_begin = 0, block_end = 0;
+  bool first = true, last = true;
 };
 
 constexpr int kSketchBounds = 8;  // figures of a block in SketchLanes::bounds
@@ -85,7 +91,8 @@ struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_
   void* v_lane;
   SketchLanes sketch;
   Storage storage;
-  const std::int32_t* slot;    // (rows)
+  const std::int32_t* frame;   // (rows) place of k and v in their lanes
+  const std::int32_t* slot;    // (rows) place of index_k in its lane
   const std::int32_t* offset;  // (rows) token's place in its block
   int rows, num_kv_heads, head_dim, index_dim, block_tokens, threads;
 };

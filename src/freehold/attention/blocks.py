@@ -46,12 +46,49 @@ class BlockAttention(Protocol):
 class NativeBlockAttention:
     """The C++ kernels, reading the cache in place."""
 
-    write = staticmethod(kernels.write)
-    sparse = staticmethod(kernels.sparse)
+    def write(
+        self, lanes: LayerLanes, spans: Spans, k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None
+    ) -> None:
+        """Stores new tokens; see `BlockAttention`."""
+        frames = None if lanes.pager is None else lanes.pager.writable(spans.slot)
+        kernels.write(lanes, spans, k, v, index_k, frames=frames)
 
     def dense(self, q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, scale: float) -> torch.Tensor:
         """Attention over every block; see `BlockAttention`."""
-        return kernels.attend(q, lanes, spans, block_ids=None, scale=scale)
+        return _attend(q, lanes, spans, None, scale)
+
+    def sparse(
+        self,
+        q: torch.Tensor,
+        index_q: torch.Tensor,
+        lanes: LayerLanes,
+        spans: Spans,
+        *,
+        topk: int,
+        local_blocks: int,
+        init_blocks: int,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over the chosen blocks; see `BlockAttention`."""
+        choice = {"topk": topk, "local_blocks": local_blocks, "init_blocks": init_blocks}
+        if lanes.pager is None or lanes.pager.direct:
+            return kernels.sparse(q, index_q, lanes, spans, scale=scale, **choice)
+        block_ids = kernels.select(index_q, lanes, spans, **choice)
+        return _attend(q, lanes, spans, block_ids, scale), block_ids
+
+
+def _attend(
+    q: torch.Tensor, lanes: LayerLanes, spans: Spans, block_ids: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Attention in as many calls as it takes to have the blocks in memory."""
+    if lanes.pager is None or lanes.pager.direct:
+        return kernels.attend(q, lanes, spans, block_ids=block_ids, scale=scale)
+    num_parts, parts = lanes.pager.parts(spans, block_ids)
+    carried = kernels.Stage.room(q)
+    for i, part in enumerate(parts):
+        stage = kernels.Stage(part.begin, part.end, carried, first=i == 0, last=i == num_parts - 1)
+        out = kernels.attend(q, lanes, part.spans, block_ids=block_ids, scale=scale, stage=stage)
+    return out
 
 
 class ReferenceBlockAttention:

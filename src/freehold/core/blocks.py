@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -67,6 +68,8 @@ class LayerLanes:
     bfloat16: k (num_slots, num_kv_heads, head_dim / 2, block_tokens, 2), v (num_slots, num_kv_heads,
         block_tokens / 2, P, 2): in pairs along the axis that attention sums over
     index:    the index branch's lane, or None in a dense layer
+    pager:    None if k and v hold every slot under its own number. With a pager their first axis is the *frame*:
+        a place in memory for one slot, and slots without a frame are on the disk
     """
 
     head_dim: int
@@ -74,6 +77,7 @@ class LayerLanes:
     k: torch.Tensor
     v: torch.Tensor
     index: IndexLane | None
+    pager: Pager | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -81,8 +85,12 @@ class LayerLanes:
         return int(self.k.shape[1])
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Every tensor of the layer; the first axis is the slot."""
+        """Every tensor of the layer."""
         yield from (self.k, self.v)
+        yield from self.index_tensors()
+
+    def index_tensors(self) -> Iterator[torch.Tensor]:
+        """The tensors of the index branch; the first axis is the slot."""
         if self.index is not None:
             yield from (self.index.keys, *self.index.sketch())
 
@@ -101,19 +109,25 @@ class LayerLanes:
         return v.permute(0, 2, 1, 3).flatten(0, 1)[..., : self.head_dim]
 
     @staticmethod
-    def allocate(spec: LaneSpec, num_slots: int, block_tokens: int, dtype: torch.dtype) -> LayerLanes:
-        """Uninitialised lanes; the operating system hands out memory only as slots are written."""
+    def allocate(
+        spec: LaneSpec, num_slots: int, block_tokens: int, dtype: torch.dtype, *, num_frames: int | None = None
+    ) -> LayerLanes:
+        """Uninitialised lanes; the operating system hands out memory only as slots are written.
+
+        num_frames: first axis of k and v, if it is not num_slots.
+        """
+        frames = num_slots if num_frames is None else num_frames
         heads, dim, padded = spec.num_kv_heads, spec.head_dim, ceil_div(spec.head_dim, 16) * 16
         if dtype == torch.bfloat16:
             if dim % 2:
                 raise ArgumentError(
                     f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one; use float32"
                 )
-            k = large_empty(num_slots, heads, dim // 2, block_tokens, 2, dtype=dtype)
-            v = large_empty(num_slots, heads, block_tokens // 2, padded, 2, dtype=dtype)
+            k = large_empty(frames, heads, dim // 2, block_tokens, 2, dtype=dtype)
+            v = large_empty(frames, heads, block_tokens // 2, padded, 2, dtype=dtype)
         else:
-            k = large_empty(num_slots, heads, dim, block_tokens, dtype=dtype)
-            v = large_empty(num_slots, heads, block_tokens, padded, dtype=dtype)
+            k = large_empty(frames, heads, dim, block_tokens, dtype=dtype)
+            v = large_empty(frames, heads, block_tokens, padded, dtype=dtype)
         index = None
         if spec.index_dim is not None:
             width = spec.index_dim
@@ -209,3 +223,28 @@ class Spans:
             slot=all_slots[blocks_of_rows],
             offset=(positions % block_tokens).to(torch.int32),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Blocks [begin, end) of every span, whose K and V are in memory: `spans.table` names their frames."""
+
+    begin: int
+    end: int
+    spans: Spans
+
+
+class Pager(Protocol):
+    """Brings the K and V of a layer's slots into memory."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether every slot in use lies in the frame of its own number, so that nobody needs to ask."""
+
+    def writable(self, slots: torch.Tensor) -> torch.Tensor:
+        """The frames (int32, like `slots`) into which the slots' tokens are written."""
+
+    def parts(self, spans: Spans, block_ids: torch.Tensor | None) -> tuple[int, Iterator[Part]]:
+        """Ascending ranges that cover the chosen blocks (None: all), and how many they are, at least one. A part's
+        blocks stay in memory until the next one is asked for; then LostBlocksError is raised if some cannot be read.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
@@ -17,8 +18,6 @@ def large_empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor
     if nbytes < _LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(*shape, dtype=dtype)
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with contextlib.suppress(OSError):  # a kernel without large pages: the memory is as good, only slower
         pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # a kernel without large pages: the memory is as good, only slower
     return torch.frombuffer(pages, dtype=dtype).view(*shape)

@@ -4,7 +4,7 @@ Each function checks shapes, types and layout once, by name, and hands addresses
 falls back: without the library every call raises KernelError.
 """
 
-from freehold.kernels.attention import SelectStats, attend, select, select_with_stats, sparse, write
+from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
 from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid, silu_mul, swiglu_clamped
 from freehold.kernels.library import isa, set_threads, threads, use_isa
 from freehold.kernels.linear import PackedWeight, linear, pack_weight
@@ -12,6 +12,7 @@ from freehold.kernels.linear import PackedWeight, linear, pack_weight
 __all__ = [
     "PackedWeight",
     "SelectStats",
+    "Stage",
     "attend",
     "isa",
     "linear",

@@ -63,14 +63,42 @@ def select_with_stats(
     return block_ids, SelectStats(*work)
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One of several calls of `attend` over ascending ranges of blocks, which together give the same bits as one.
+
+    begin, end: the blocks of this call. carried: (rows, num_q_heads, head_dim rounded up to 16, + 2) float32, the
+    running softmax; the first call begins it, the last one finishes it.
+    """
+
+    begin: int
+    end: int
+    carried: torch.Tensor
+    first: bool
+    last: bool
+
+    @staticmethod
+    def room(q: torch.Tensor) -> torch.Tensor:
+        """Memory for `carried`."""
+        return torch.empty(q.shape[0], q.shape[1], (q.shape[2] + 15) // 16 * 16 + 2)
+
+
 def attend(
-    q: torch.Tensor, lanes: LayerLanes, spans: Spans, *, block_ids: torch.Tensor | None, scale: float
+    q: torch.Tensor,
+    lanes: LayerLanes,
+    spans: Spans,
+    *,
+    block_ids: torch.Tensor | None,
+    scale: float,
+    stage: Stage | None = None,
 ) -> torch.Tensor:
     """Causal softmax attention of q (rows, num_q_heads, head_dim) float32 over the chosen blocks -> like q.
 
     block_ids int32 (rows, num_kv_heads, topk), ascending with -1 tail, or None for every block (dense). The
     softmax visits blocks in ascending order for every row alone, so a row's bits do not depend on its neighbours.
     Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
+
+    stage: this call sees a range of the blocks only; the result means something after the last one.
     """
     rows, num_q_heads, head_dim = q.shape
     _check_heads(num_q_heads, lanes, scale)
@@ -91,6 +119,8 @@ def attend(
         lanes.block_tokens,
         scale,
         threads(),
+        0 if stage is None else check("carried", stage.carried, torch.float32, rows, num_q_heads, None),
+        *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
     )
     return out
 
@@ -141,13 +171,21 @@ def sparse(
 
 
 def write(
-    lanes: LayerLanes, spans: Spans, k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None = None
+    lanes: LayerLanes,
+    spans: Spans,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index_k: torch.Tensor | None = None,
+    *,
+    frames: torch.Tensor | None = None,
 ) -> None:
     """Stores new tokens: k, v (rows, num_kv_heads, head_dim) and index_k (rows, index_dim), float32.
 
     All lanes of a layer are written together: index_k is required exactly where the lanes have index keys.
+    frames: int32 (rows,), where k and v go, if that is not the rows' slot.
     """
     index, rows = lanes.index, k.shape[0]
+    frames = spans.slot if frames is None else frames
     if (index_k is None) != (index is None):
         raise ArgumentError("index_k must be given exactly for layers with index keys; the lanes travel together")
     _check_spans(spans, rows, lanes.block_tokens)
@@ -159,6 +197,7 @@ def write(
         lanes.v.data_ptr(),
         *((0,) * 6 if index is None else _sketch(index)),
         _storage(lanes),
+        check("frames", frames, torch.int32, rows),
         spans.slot.data_ptr(),
         spans.offset.data_ptr(),
         rows,
