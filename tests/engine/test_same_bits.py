@@ -6,28 +6,14 @@ import pytest
 import torch
 
 from freehold import kernels
-from freehold.core.events import FinishEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
+from support.engine_runs import logits_of_steps, run
 from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 
 
 @pytest.fixture(scope="module", params=["llama", "m3"])
 def model(request):
     return tiny_model(request.param)
-
-
-def run(engine, *requests: tuple[list[int], SamplingParams]) -> list[list[int]]:
-    """Runs requests together; the tokens of each."""
-    ids = [engine.submit(prompt, params) for prompt, params in requests]
-    answers: dict[str, list[int]] = {i: [] for i in ids}
-    while engine.busy:
-        for event in engine.step():
-            if isinstance(event, TokenEvent):
-                answers[event.request_id].append(event.token_id)
-            if isinstance(event, FinishEvent):
-                assert event.error is None
-    engine.cache.check_integrity()
-    return [answers[i] for i in ids]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 100, 333])
@@ -47,23 +33,6 @@ def test_the_number_of_threads_changes_no_bit(model):
     finally:
         kernels.set_threads(before)
     assert torch.equal(*results)
-
-
-def logits_of_steps(engine, monkeypatch) -> list[tuple[int, torch.Tensor]]:
-    """Records (position, logits) of every sampled row."""
-    seen: list[tuple[int, torch.Tensor]] = []
-    original = engine.runner.run
-
-    def recording(pieces, rows, observer=None):
-        logits = original(pieces, rows, observer)
-        ends = torch.tensor([length for _, _, length in pieces]).cumsum(0) - 1
-        for n, row in enumerate(rows):
-            piece = pieces[int((ends == row).nonzero()[0])]
-            seen.append((piece[1] + piece[2] - 1, tuple(piece[0].tokens[: piece[1] + piece[2]]), logits[n].clone()))
-        return logits
-
-    monkeypatch.setattr(engine.runner, "run", recording)
-    return seen
 
 
 def test_decoding_in_company_equals_teacher_forcing_alone(model, monkeypatch):

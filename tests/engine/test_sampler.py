@@ -21,7 +21,7 @@ def support(**fields) -> set[int]:
 
 def test_greedy_takes_the_largest_and_the_lower_id_on_ties():
     sampler = Sampler(SamplingParams(temperature=0.0))
-    assert sampler.sample(np.array([1.0, 3.0, 3.0], np.float32), [], []) == 1
+    assert sampler.sample(np.array([1.0, 3.0, 3.0], np.float32), [], 0) == 1
 
 
 def test_top_k_top_p_and_min_p_cut_where_they_say():
@@ -52,14 +52,14 @@ def test_nucleus_equals_its_plain_definition(size, seed, top_p, min_p):
 
 def test_frequencies_follow_the_distribution():
     sampler = Sampler(SamplingParams(seed=1))
-    counts = np.bincount([sampler.sample(LOGITS, [], []) for _ in range(20000)], minlength=5)
+    counts = np.bincount([sampler.sample(LOGITS, [], 0) for _ in range(20000)], minlength=5)
     assert np.abs(counts / 20000 - np.exp(LOGITS)).max() < 0.015
 
 
 def test_a_seed_repeats_and_another_differs():
     def draw(seed):
         sampler = Sampler(SamplingParams(seed=seed))
-        return [sampler.sample(LOGITS, [], []) for _ in range(50)]
+        return [sampler.sample(LOGITS, [], 0) for _ in range(50)]
 
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
@@ -73,7 +73,7 @@ def test_temperature_sharpens():
 
 def test_penalties_and_bias():
     def adjusted(**fields):
-        return Sampler(SamplingParams(**fields))._adjusted(np.array([2.0, -2.0, 1.0], np.float32), [1], [0, 0])
+        return Sampler(SamplingParams(**fields))._adjusted(np.array([2.0, -2.0, 1.0], np.float32), [1, 0, 0], 1)
 
     assert adjusted(repetition_penalty=2.0).tolist() == [1.0, -4.0, 1.0]
     assert adjusted(presence_penalty=0.5).tolist() == [1.5, -2.0, 1.0]

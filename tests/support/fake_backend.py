@@ -39,6 +39,8 @@ class FakeStream:
     params: SamplingParams
     script: Script
     cached_tokens: int = 0
+    client: str = ""
+    priority: int = 0
     cancel_calls: int = 0
     ended: bool = False
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -96,6 +98,7 @@ class FakeBackend:
         context_length: int = 4096,
         capacity: int = 1000,
         cached_tokens: int = 0,
+        retry_seconds: float = 1.0,
     ) -> None:
         self.model_name = "fake/model"
         self.created = 1_700_000_000
@@ -104,6 +107,7 @@ class FakeBackend:
         self.messages: list[dict[str, Any]] = []
         self._script = script
         self._capacity = capacity
+        self._retry_seconds = retry_seconds
         self._cached_tokens = cached_tokens
         self._ids = itertools.count()
 
@@ -118,16 +122,16 @@ class FakeBackend:
         head = "".join(f"{name}={value};" for name, value in template_kwargs.items())
         return list((head + "".join(f"{m['role']}: {m['content']}\n" for m in messages)).encode())
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeStream:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> FakeStream:
         if max(prompt_ids) > 255:
             raise RequestError(f"token id {max(prompt_ids)} is not in the vocabulary of 256", field="prompt")
         if len(prompt_ids) >= self.context_length:
             raise ContextLengthError(f"{len(prompt_ids)} tokens; the context holds {self.context_length}")
         if len(self.streams) >= self._capacity:
-            raise BusyError(f"{self._capacity} requests wait already; try again later")
+            raise BusyError(f"{self._capacity} requests wait already", retry_seconds=self._retry_seconds)
         text = bytes(prompt_ids).decode(errors="replace")
         script = self._script if isinstance(self._script, Script) else self._script(text, params)
-        stream = FakeStream(f"r{next(self._ids)}", prompt_ids, params, script, self._cached_tokens)
+        stream = FakeStream(f"r{next(self._ids)}", prompt_ids, params, script, self._cached_tokens, client, priority)
         self.streams.append(stream)
         return stream
 

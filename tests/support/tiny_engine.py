@@ -129,7 +129,7 @@ def _mlp_width(config: LlamaConfig | MiniMaxM3Config, name: str) -> int:
 def tiny_engine(model: Llama | MiniMaxM3, **options: object) -> Engine:
     """An engine over the model; the block size is the model's, or 16 for Llama."""
     options.setdefault("default_block_tokens", 16)
-    return Engine(model, Alphabet(), EngineConfig(**options))  # type: ignore[arg-type]
+    return Engine(model, Alphabet(), EngineConfig(**options), weights="tiny")  # type: ignore[arg-type]
 
 
 def random_tokens(count: int, seed: int = 0) -> list[int]:

@@ -4,7 +4,10 @@ Blocks are handed to attention as values of `freehold.core.blocks`; nothing here
 """
 
 from freehold.cache.cache import BlockCache, CacheStats
+from freehold.cache.disk_tier import record_layout
+from freehold.cache.identity import Identity
 from freehold.cache.pool import BlockPool
 from freehold.cache.sequence import Sequence
+from freehold.cache.store import BlockStore
 
-__all__ = ["BlockCache", "BlockPool", "CacheStats", "Sequence"]
+__all__ = ["BlockCache", "BlockPool", "BlockStore", "CacheStats", "Identity", "Sequence", "record_layout"]

@@ -26,6 +26,7 @@ class LazyCommand:
 
 COMMANDS: dict[str, LazyCommand] = {
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
+    "cache": LazyCommand("freehold.cli.cmd_cache", "cache", "Look at, check, prune, export and import stored blocks."),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
     "generate": LazyCommand("freehold.cli.cmd_generate", "generate", "Continue a text, or answer it with --chat."),
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),

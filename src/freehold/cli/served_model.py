@@ -45,9 +45,9 @@ class ServedModel:
         """Token ids of a conversation. Raises TemplateError for options that the template does not have."""
         return self._llm.render_chat(messages, **template_kwargs)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> RequestStream:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> RequestStream:
         """Queue a request on the running event loop. Raises RequestError or a subclass."""
-        return self._driver.submit(prompt_ids, params)
+        return self._driver.submit(prompt_ids, params, client=client, priority=priority)
 
     def stats(self) -> dict[str, float | int | str]:
         """Requests by state, and the block cache's counts."""
@@ -62,4 +62,6 @@ class ServedModel:
             "block_tokens": cache.block_tokens,
             "prompt_tokens_cached": cache.hit_tokens,
             "tokens_computed": cache.computed_tokens,
+            "cache_audits": self._driver.num_audits,
+            "cache_audits_failed": self._driver.num_failed_audits,
         }

@@ -15,6 +15,11 @@
     │   ├── ContextLengthError            it is longer than the model's context
     │   ├── CapacityError                 it can never fit into the block cache
     │   └── BusyError                     the queue is full; it may be served later
+    ├── StoreError                        the block store cannot do what it was asked
+    │   ├── StoreLockedError              another process uses its directory
+    │   ├── LostBlockError                a block was evicted after it had been found
+    │   │   └── DamagedBlockError         its bytes are not those that were stored
+    │   └── LostBlocksError               blocks that a computation needs can no longer be read
     └── KernelError                       the native library is missing, or refused its input
 
 A message names the thing, its value and the way out. Asserts are only for our own mistakes.
@@ -116,7 +121,35 @@ class CapacityError(RequestError):
 
 
 class BusyError(RequestError):
-    """The queue is full; the same request may be served later."""
+    """The queue is full; the same request may be served in about `retry_seconds`."""
+
+    def __init__(self, message: str, *, retry_seconds: float = 1.0) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(message)
+
+
+class StoreError(FreeholdError):
+    """The block store cannot do what it was asked."""
+
+
+class StoreLockedError(StoreError):
+    """Another process uses the block store's directory."""
+
+
+class LostBlockError(StoreError):
+    """A stored block is no longer there; compute it again."""
+
+
+class DamagedBlockError(LostBlockError):
+    """The bytes of a stored block are not those that were stored; it has been removed."""
+
+
+class LostBlocksError(StoreError):
+    """Blocks that a computation needs can no longer be read; `slots` are theirs. They are computed again."""
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        self.slots = tuple(slots)
+        super().__init__(f"{len(self.slots)} stored blocks can no longer be read")
 
 
 class KernelError(FreeholdError):

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why a prompt was not found further in the cache: at `position`, in block number `block`, it goes on with token
+    `got`, where the kept text closest to it has `expected`.
+
+    For the operator: `expected` may come from another client's prompt.
+    """
+
+    position: int
+    block: int
+    expected: int
+    got: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +30,7 @@ class Usage:
     prefill_seconds: from the first prefill step to the first sampled token.
     decode_seconds: from the first sampled token to the last.
     queued_seconds: from submission to the first prefill step.
+    miss: where the prompt left what was cached when it started; None if it was found to its end, or was new there.
     """
 
     prompt_tokens: int
@@ -24,6 +39,7 @@ class Usage:
     queued_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from freehold.cache import BlockCache, BlockPool
+from freehold.cache import BlockCache
 from freehold.core.config import EngineConfig
 from freehold.core.errors import (
     BusyError,
     CapacityError,
     ConfigError,
     ContextLengthError,
+    LostBlocksError,
     RequestError,
     TokenizerError,
 )
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
 from freehold.core.typed import is_kind
-from freehold.engine.memory import cache_blocks
+from freehold.engine.memory import make_pool
 from freehold.engine.request import Request
 from freehold.engine.runner import Runner
 from freehold.engine.sampler import Sampler
@@ -31,25 +34,33 @@ from freehold.model.base import BlockObserver, Model
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
 from freehold.model.tokenizer import Tokenizer
 
-_KV_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1.0, 600.0
 
 
 class Engine:
     """Runs requests over one model, in batches, with a shared block cache. Not safe for several threads."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        weights: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """weights: digest of the checkpoint, which a block store needs to know its blocks by."""
+        if config.store_dir is not None and not weights:
+            raise ConfigError("store_dir is given without the digest of the weights; blocks would have no owner")
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.context_length = config.context_length or model.context_length
         if self.context_length > model.context_length:
             raise ConfigError(
                 f"context_length is {self.context_length}; the model was made for {model.context_length} tokens"
             )
-        block_tokens = model.block_tokens or config.default_block_tokens
-        dtype = _KV_TYPES[config.kv_dtype]
-        num_slots = cache_blocks(model.lane_specs, block_tokens, dtype, config, self.context_length)
-        self.cache = BlockCache(
-            BlockPool(model.lane_specs, num_slots=num_slots, block_tokens=block_tokens, dtype=dtype)
-        )
+        self._clock = clock
+        self._numbers = itertools.count()
+        self.cache = BlockCache(make_pool(model, config, self.context_length, weights))
         self.runner = Runner(model, self.cache)
         self.scheduler = Scheduler(config, self.cache)
         self._requests: dict[str, Request] = {}
@@ -59,8 +70,19 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._requests)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> str:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        client: str = "",
+        priority: int = 0,
+    ) -> str:
         """Queues a request and returns its id.
+
+        client: any name; the engine's time is shared between clients. priority: lower is served sooner, and a more
+        important request may take the room of a less important one.
 
         Raises RequestError for tokens that do not exist, ContextLengthError if the prompt and one token exceed
         the context, CapacityError if the whole request can never fit into the cache, BusyError if the queue is full.
@@ -72,8 +94,14 @@ class Engine:
             raise RequestError(f"request id {request_id!r} is in use; choose another", field="request_id")
         limit = min(self.context_length, self.cache.capacity_tokens)
         total = limit if params.max_tokens is None else min(limit, len(prompt) + params.max_tokens)
+        now, most = self._clock(), self.config.timeout_seconds
         request = Request(
             request_id=request_id,
+            number=next(self._numbers),
+            client=client,
+            priority=priority,
+            submitted=now,
+            deadline=math.inf if most is None else now + most,
             prompt_len=len(prompt),
             tokens=prompt,
             max_total_tokens=total,
@@ -83,11 +111,12 @@ class Engine:
             stops=StopMatcher(params.stop),
         )
         self._requests[request_id] = request
-        self.scheduler.waiting.append(request)
+        self.scheduler.add(request)
         return request_id
 
-    def check(self, prompt: Sequence[int], params: SamplingParams, *, waiting: int = 0) -> None:
-        """Raises the errors of `submit`, without submitting. waiting: requests on their way to the queue."""
+    def check(self, prompt: Sequence[int], params: SamplingParams, *, coming: Sequence[int] = ()) -> None:
+        """Raises the errors of `submit`, without submitting. coming: prompt lengths of requests on their way to the
+        queue. May be called from any thread."""
         if not prompt:
             raise RequestError("the prompt is empty; send at least one token", field="prompt")
         for name, ids in (
@@ -109,11 +138,28 @@ class Engine:
                 f"{self.cache.capacity_tokens}. Lower max_tokens, or start with a larger cache_tokens",
                 field="max_tokens",
             )
-        if len(self.scheduler.waiting) + waiting >= self.config.max_waiting:
-            raise BusyError(f"{len(self.scheduler.waiting)} requests are waiting already; try again later")
+        self._check_room(len(prompt), coming)
 
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+    def _check_room(self, prompt_len: int, coming: Sequence[int]) -> None:
+        """Whether the queue takes another request."""
+        waiting = len(self.scheduler.waiting) + len(coming)
+        tokens = self.scheduler.num_prompt_tokens + sum(coming)
+        if waiting >= self.config.max_waiting:
+            why = f"{waiting} requests are waiting already"
+        elif tokens and tokens + prompt_len > self.config.max_prompt_tokens:
+            why = (
+                f"the prompt has {prompt_len} tokens, those of other requests {tokens}; "
+                f"together at most {self.config.max_prompt_tokens} are taken"
+            )
+        else:
+            return
+        seconds = min(max(self.scheduler.seconds_ahead(), _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS)
+        raise BusyError(f"{why}; try again in about {math.ceil(seconds)} seconds", retry_seconds=seconds)
+
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
         size = self.model.vocab_size
+        if {*map(type, ids)} == {int} and min(ids) >= 0 and max(ids) < size:  # all at once: there may be a million
+            return
         for token in ids:
             if not is_kind(token, int) or not 0 <= token < size:
                 raise RequestError(f"{name} has token id {token!r}; the vocabulary has {size} tokens", field=name)
@@ -126,17 +172,35 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Computes one batch and reports what happened; one call is one forward pass of the model."""
-        events: list[Event] = [self._finish(r, "cancelled") for r in list(self.scheduler) if r.cancelled]
+        began = self._clock()
+        events: list[Event] = self._end_early(began)
+        self.cache.poll()
         plan = self.scheduler.plan()
         if not plan:
             return events
-        logits = self._forward(plan)
+        try:
+            logits = self._forward(plan)
+        except LostBlocksError as lost:
+            self.cache.forget(lost.slots)  # the next step computes them again
+            return events
         for work in plan:
             if work.last:
                 events.extend(self._advance(work.request, next(logits)))
             else:
                 events.append(PrefillEvent(work.request.request_id, work.start + work.length, work.request.prompt_len))
+        self.scheduler.observe(plan, self._clock() - began)
         return events
+
+    def _end_early(self, now: float) -> list[Event]:
+        """Ends requests that were cancelled, or that are late."""
+        late = f"the request was not done after {self.config.timeout_seconds} seconds, the limit here"
+        ended: list[Event] = []
+        for request in list(self.scheduler):
+            if request.cancelled:
+                ended.append(self._finish(request, "cancelled"))
+            elif now >= request.deadline:
+                ended.append(self._finish(request, "timeout", error=f"{late}; sent again, it goes on from there"))
+        return ended
 
     def _forward(self, plan: list[Work]) -> Iterator[np.ndarray]:
         """Logits of the requests that sample, in the plan's order."""
@@ -146,7 +210,7 @@ class Engine:
         for work in plan:
             assert work.request.sequence is not None
             if work.request.started is None:
-                work.request.started = time.monotonic()
+                work.request.started = self._clock()
             pieces.append((work.request.sequence, work.start, work.length))
         return iter(self.runner.run(pieces, rows).numpy())
 
@@ -157,9 +221,9 @@ class Engine:
                 self._finish(request, "error", error="the model's logits are not finite; the weights may be damaged")
             ]
         tokens, params = request.tokens, request.params
-        token = request.sampler.sample(logits, tokens[: request.prompt_len], tokens[request.prompt_len :])
+        token = request.sampler.sample(logits, tokens, request.prompt_len)
         if request.first_token is None:
-            request.first_token = time.monotonic()
+            request.first_token = self._clock()
         tokens.append(token)
         assert request.sequence is not None
         request.sequence.tokens.append(token)
@@ -183,7 +247,11 @@ class Engine:
             text += "" if stopped else request.stops.flush()
         self.scheduler.remove(request)
         del self._requests[request.request_id]
-        return FinishEvent(request.request_id, reason, request.usage(), text, error)
+        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error)
+
+    def close(self) -> None:
+        """Waits until the block store has everything, and lets go of it."""
+        self.cache.close_store()
 
     def abort_all(self, error: str) -> list[Event]:
         """Ends every request with an error; for a step that failed."""

@@ -60,8 +60,9 @@ class LLM:
             kind = model_kind(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
             loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
+            weights = checkpoint.digest() if config.store_dir is not None else ""
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
-        self._engine: Engine | None = Engine(loaded, self.tokenizer, config)
+        self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights)
         self._lock = threading.Lock()
         self._mail: dict[str, deque[Event]] = {}
         isa = f", {kernels.isa()}, {kernels.threads()} threads" if compute.name == "native" else ""
@@ -200,8 +201,11 @@ class LLM:
         return {layer: torch.cat(pieces) for layer, pieces in chunks.items()}
 
     def close(self) -> None:
-        """Frees the weights and the cache. Everything that needs them raises FreeholdError from now on."""
-        self._engine = None
+        """Frees the weights and the cache, once the block store has what it is to keep. Everything that needs them
+        raises FreeholdError from now on."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from freehold.cache import Sequence
-from freehold.core.events import Usage
+from freehold.core.events import Miss, Usage
 from freehold.core.sampling import SamplingParams
 from freehold.engine.sampler import Sampler
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
@@ -16,11 +15,18 @@ from freehold.model.detokenizer import StopMatcher, StreamDecoder
 class Request:
     """State of one request. `tokens` is the prompt and everything sampled so far.
 
+    number counts requests in the order they came. client is whom the request is for, and priority how important it
+    is (lower is more); see `Scheduler`. Times are in seconds of the engine's clock; from `deadline` on it is late.
     sequence is None while the request waits. A request that lost its room waits again with all its tokens;
     its text goes on where it stopped.
     """
 
     request_id: str
+    number: int
+    client: str
+    priority: int
+    submitted: float
+    deadline: float
     prompt_len: int
     tokens: list[int]
     max_total_tokens: int
@@ -31,7 +37,9 @@ class Request:
     sequence: Sequence | None = None
     cancelled: bool = False
     cached_tokens: int = 0
-    submitted: float = field(default_factory=time.monotonic)
+    miss: Miss | None = None
+    times_paused: int = 0
+    times_overtaken: int = 0
     started: float | None = None
     first_token: float | None = None
 
@@ -46,9 +54,13 @@ class Request:
         assert self.sequence is not None
         return len(self.tokens) - self.sequence.num_computed
 
-    def usage(self) -> Usage:
+    def found(self, tokens: int) -> None:
+        """So many tokens more need not be computed. What it finds again after a pause was its own work."""
+        if self.times_paused == 0:
+            self.cached_tokens = min(self.cached_tokens + tokens, self.prompt_len)
+
+    def usage(self, now: float) -> Usage:
         """Counts and times up to now."""
-        now = time.monotonic()
         started = self.started if self.started is not None else now
         first = self.first_token if self.first_token is not None else now
         return Usage(
@@ -58,4 +70,5 @@ class Request:
             queued_seconds=started - self.submitted,
             prefill_seconds=first - started,
             decode_seconds=now - first,
+            miss=self.miss,
         )

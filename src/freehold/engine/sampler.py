@@ -23,10 +23,13 @@ class Sampler:
         seed = secrets.randbits(63) if params.seed is None else params.seed % 2**64
         self._random = np.random.Generator(np.random.PCG64(seed))
 
-    def sample(self, logits: NDArray[np.float32], prompt: Sequence[int], generated: Sequence[int]) -> int:
-        """The next token id. logits (vocab_size,) is not changed. Equal logits go to the lower id when greedy."""
+    def sample(self, logits: NDArray[np.float32], tokens: Sequence[int], prompt_len: int) -> int:
+        """The next token id. logits (vocab_size,) is not changed. Equal logits go to the lower id when greedy.
+
+        tokens: the prompt's `prompt_len` tokens and all that were sampled since.
+        """
         p = self.params
-        scores = self._adjusted(logits, prompt, generated)
+        scores = self._adjusted(logits, tokens, prompt_len)
         if p.temperature == 0.0:
             return int(scores.argmax())
         ids, probabilities = _distribution(scores.astype(np.float64) / p.temperature, p)
@@ -34,9 +37,7 @@ class Sampler:
         place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(ids[min(int(place), len(ids) - 1)])
 
-    def _adjusted(
-        self, logits: NDArray[np.float32], prompt: Sequence[int], generated: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def _adjusted(self, logits: NDArray[np.float32], tokens: Sequence[int], prompt_len: int) -> NDArray[np.float32]:
         """Penalties and biases, in the order of the fields' definitions."""
         p = self.params
         plain = p.repetition_penalty == 1.0 and not p.presence_penalty and not p.frequency_penalty
@@ -44,11 +45,11 @@ class Sampler:
             return logits
         scores: NDArray[np.float32] = logits.copy()
         if p.repetition_penalty != 1.0:
-            seen = np.unique(np.asarray([*prompt, *generated], dtype=np.int64))
+            seen = np.unique(np.asarray(tokens, dtype=np.int64))
             values = scores[seen]
             scores[seen] = np.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-        if generated and (p.presence_penalty or p.frequency_penalty):
-            seen, counts = np.unique(np.asarray(generated, dtype=np.int64), return_counts=True)
+        if p.presence_penalty or p.frequency_penalty:
+            seen, counts = np.unique(np.asarray(tokens[prompt_len:], dtype=np.int64), return_counts=True)
             scores[seen] -= (p.presence_penalty + p.frequency_penalty * counts).astype(np.float32)
         for token, bias in p.logit_bias.items():
             scores[token] += bias

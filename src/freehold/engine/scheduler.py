@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import heapq
+import logging
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from freehold.cache import BlockCache
+from freehold.core.axes import ceil_div
 from freehold.core.config import EngineConfig
+from freehold.engine.pace import Pace
 from freehold.engine.request import Request
+from freehold.engine.served import Served
+
+_log = logging.getLogger("freehold.engine")
+
+_MOST_OVERTAKEN = 16
+"""So many requests may start before one whose turn it was, but for which there is no room yet."""
+_LOOK_PAST = 3
+"""So many requests without room are passed over in one step, in search of one that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,77 +32,46 @@ class Work:
     last: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Requests that go on with the same block: `leader` computes it, the others take it over. Alone, a request leads
+    itself. The group has the best claims of its members, so that none is held up by another's."""
+
+    leader: Request
+    priority: int
+    number: int
+    served: int
+    remaining: int
+
+
 class Scheduler:
-    """First come, first served. Each step decodes every running request, and gives what is left of the step's
-    token budget to prompts. When the cache is full, the youngest request gives up its room and waits again:
-    its finished blocks stay in the prefix tree as long as they can."""
+    """Each step decodes every running request and gives prompts a share of the step (see `Pace`).
+
+    Among those that wait, the lowest `priority` starts first; then the client that was served least; then the
+    oldest. Prompts of the lowest priority share the step: half goes to the client that was served least, the rest
+    to the shortest, so that a short prompt is done soon and a long one goes on. When places or blocks run short, the
+    least important, youngest request gives up its room and waits again: its finished blocks stay in the prefix tree
+    as long as they can.
+    """
 
     def __init__(self, config: EngineConfig, cache: BlockCache) -> None:
         self.config = config
         self.cache = cache
-        self.waiting: deque[Request] = deque()
+        self.pace = Pace(config.prefill_chunk)
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.num_prompt_tokens = 0
+        self._served = Served()
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.running
         yield from self.waiting
 
-    def plan(self) -> list[Work]:
-        """The next step's work; empty if nothing waits or runs. Decoding comes before prefill."""
-        self._admit()
-        budget = self.config.prefill_chunk
-        decoding = [r for r in self.running if r.num_uncomputed == 1]
-        prefilling = [r for r in self.running if r.num_uncomputed > 1]
-        plan: list[Work] = []
-        for request in decoding + prefilling:
-            if request.sequence is None:  # it gave up its room to an older one in this very loop
-                continue
-            start = request.sequence.num_computed
-            length = min(request.num_uncomputed, 1 if request in decoding else budget)
-            if length < 1 or not self._make_room(request, start + length, plan):
-                continue
-            if request not in decoding:
-                budget -= length
-            plan.append(Work(request, start, length, last=start + length == len(request.tokens)))
-        return plan
-
-    def _admit(self) -> None:
-        """Starts waiting requests while there is a place for them. The cache decides later, step by step."""
-        while self.waiting and len(self.running) < self.config.max_running:
-            if self.running and self._crowded(self.waiting[0]):
-                return
-            request = self.waiting.popleft()
-            request.sequence = self.cache.open(request.tokens)
-            if request.started is None:
-                request.cached_tokens = min(request.sequence.num_computed, request.prompt_len)
-            self.running.append(request)
-
-    def _crowded(self, request: Request) -> bool:
-        """Whether admitting the request would soon make another one give up its room."""
-        stats = self.cache.stats()
-        in_use = sum(len(r.tokens) for r in self.running)
-        return in_use + len(request.tokens) > stats.num_blocks * stats.block_tokens
-
-    def _make_room(self, request: Request, num_tokens: int, plan: list[Work]) -> bool:
-        """Slots for the request's first `num_tokens` tokens, if need be at the cost of younger requests."""
-        assert request.sequence is not None
-        while not self.cache.reserve(request.sequence, num_tokens):
-            youngest = max(self.running, key=lambda r: r.submitted)
-            if youngest is request:
-                if len(self.running) > 1:
-                    self._pause(request)
-                return False
-            self._pause(youngest)
-            plan[:] = [work for work in plan if work.request is not youngest]
-        return True
-
-    def _pause(self, request: Request) -> None:
-        """Back to the head of the queue, without blocks."""
-        assert request.sequence is not None
-        self.cache.close(request.sequence)
-        request.sequence = None
-        self.running.remove(request)
-        self.waiting.appendleft(request)
+    def add(self, request: Request) -> None:
+        """Queues a request."""
+        self.waiting.append(request)
+        self.num_prompt_tokens += request.prompt_len
+        self._served.enter(request.client)
 
     def remove(self, request: Request) -> None:
         """The request has ended."""
@@ -101,3 +81,172 @@ class Scheduler:
             self.running.remove(request)
         else:
             self.waiting.remove(request)
+        self.num_prompt_tokens -= request.prompt_len
+        self._served.leave(request.client)
+        self.pace.ended(request.num_generated)
+
+    def plan(self) -> list[Work]:
+        """The next step's work; empty if nothing waits or runs, or if a request has just given up its room."""
+        self._admit()
+        for request in self.running:
+            if request.num_uncomputed > 1:
+                assert request.sequence is not None
+                request.found(self.cache.adopt(request.sequence))
+        plan: list[Work] = []
+        for request in sorted(self.running, key=_importance):
+            if request.sequence is not None and request.num_uncomputed == 1:
+                self._put(plan, request, 1)
+        for request, length in self._share(decoding=bool(plan)).items():
+            self._put(plan, request, length)
+        for work in plan:
+            self._served.charge(work.request.client, work.length)
+        return plan
+
+    def observe(self, plan: list[Work], seconds: float) -> None:
+        """Learns from a step that was computed."""
+        prompts = [work for work in plan if work.length > 1 or not work.last]
+        self.pace.observe(
+            seconds,
+            tokens=sum(work.length for work in prompts),
+            depth=max((work.start for work in prompts), default=0),
+            decoding=len(prompts) < len(plan),
+        )
+
+    def seconds_ahead(self) -> float:
+        """About how long the requests that are here will take, from what others took. May be called from any thread."""
+        prompts, answers = 0.0, 0
+        for request in [*self.running, *self.waiting]:
+            sequence = request.sequence
+            computed = 0 if sequence is None else sequence.num_computed
+            left = len(request.tokens) - computed
+            prompts += left * self.pace.prompt_seconds(computed + left // 2)
+            answers += 1
+        at_once = max(1, min(answers, self.config.max_running))
+        return prompts + answers * self.pace.answer_tokens * self.pace.decode_seconds / at_once
+
+    # --- admission ------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Starts waiting requests while there are places, and blocks for all their tokens. Growth is not provided
+        for: the cache decides about it later, step by step."""
+        if not self.waiting:
+            return
+        if len(self.running) == self.config.max_running and not (
+            min(r.priority for r in self.waiting) < max(r.priority for r in self.running)
+        ):
+            return
+        overtaken: list[Request] = []
+        for request in heapq.nsmallest(self.config.max_running, self.waiting, key=self._turn):
+            if self._fits(request, [r for r in self.running if r.priority <= request.priority]):
+                while not self._fits(request, self.running):
+                    self._pause(max(self.running, key=_importance))
+                self._start(request)
+                for other in overtaken:
+                    other.times_overtaken += 1
+            elif request.times_overtaken >= _MOST_OVERTAKEN or len(overtaken) == _LOOK_PAST:
+                return
+            else:
+                overtaken.append(request)
+
+    def _turn(self, request: Request) -> tuple[int, int, int]:
+        return request.priority, self._served[request.client], request.number
+
+    def _fits(self, request: Request, running: list[Request]) -> bool:
+        """Whether there is a place beside `running`, and room for the tokens that all of them have."""
+        if not running:
+            return True
+        if len(running) >= self.config.max_running:
+            return False
+        size = self.cache.block_tokens
+        in_use: set[int] = set()
+        pending = 0
+        for other in running:
+            assert other.sequence is not None
+            in_use.update(other.sequence.slots)
+            pending += ceil_div(len(other.tokens), size) - len(other.sequence.slots)
+        room = self.cache.pool.num_slots - len(in_use) - pending
+        needed = ceil_div(len(request.tokens), size)
+        return needed <= room or needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
+
+    def _start(self, request: Request) -> None:
+        self.waiting.remove(request)
+        self.running.append(request)
+        request.sequence = self.cache.open(request.tokens)
+        request.found(request.sequence.num_computed)
+        if request.times_paused == 0:
+            request.miss = self.cache.miss(request.sequence)
+            if request.miss is not None:
+                _log.debug("request %s leaves the cached text: %s", request.request_id, request.miss)
+
+    # --- sharing a step -------------------------------------------------------------------------------------
+
+    def _share(self, *, decoding: bool) -> dict[Request, int]:
+        """How many tokens of which prompts the step computes."""
+        prompts = self._prompts()
+        if not prompts:
+            return {}
+        fair = min(prompts, key=lambda p: (p.priority, p.served, p.number))
+        shortest_first = sorted(prompts, key=lambda p: (p.priority, p.remaining, p.number))
+        depth = max(len(p.leader.tokens) - p.leader.num_uncomputed for p in prompts)
+        left = self.pace.prompt_tokens(depth) if decoding else self.config.prefill_chunk
+        lengths: dict[Request, int] = {}
+        for request, most in [(fair.leader, ceil_div(left, 2)), *((p.leader, left) for p in shortest_first)]:
+            got = lengths.get(request, 0)
+            length = min(most, left, request.num_uncomputed - got)
+            if length > 0:
+                lengths[request] = got + length
+                left -= length
+        return lengths
+
+    def _prompts(self) -> list[_Prompt]:
+        groups: dict[Hashable, list[Request]] = {}
+        for request in self.running:
+            if request.num_uncomputed > 1:
+                assert request.sequence is not None
+                groups.setdefault(self.cache.next_block(request.sequence) or request, []).append(request)
+        return [
+            _Prompt(
+                # Who is furthest into the block, so that nothing of it is computed twice.
+                leader=min(group, key=lambda r: (r.num_uncomputed - len(r.tokens), _importance(r))),
+                priority=min(r.priority for r in group),
+                number=min(r.number for r in group),
+                served=min(self._served[r.client] for r in group),
+                remaining=min(r.num_uncomputed for r in group),
+            )
+            for group in groups.values()
+        ]
+
+    def _put(self, plan: list[Work], request: Request, length: int) -> None:
+        """Adds work to the plan if there is room for it."""
+        if request.sequence is None:  # it gave up its room to another one in this very step
+            return
+        start = request.sequence.num_computed
+        if self._make_room(request, start + length, plan):
+            plan.append(Work(request, start, length, last=start + length == len(request.tokens)))
+
+    def _make_room(self, request: Request, num_tokens: int, plan: list[Work]) -> bool:
+        """Slots for the request's first `num_tokens` tokens, if need be at the cost of less important requests."""
+        assert request.sequence is not None
+        while not self.cache.reserve(request.sequence, num_tokens):
+            victim = max(self.running, key=_importance)
+            if victim is request:
+                if len(self.running) > 1:
+                    self._pause(request)
+                return False
+            self._pause(victim)
+            plan[:] = [work for work in plan if work.request is not victim]
+        return True
+
+    def _pause(self, request: Request) -> None:
+        """Back to the queue, without blocks."""
+        assert request.sequence is not None
+        self.cache.close(request.sequence)
+        request.sequence = None
+        request.times_paused += 1
+        self.running.remove(request)
+        self.waiting.append(request)
+
+
+def _importance(request: Request) -> tuple[int, int]:
+    """Smaller is more important."""
+    return request.priority, request.number

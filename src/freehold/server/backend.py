@@ -70,8 +70,11 @@ class Backend(Protocol):
         """
         ...
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> Stream:
         """Queue a request and return at once. Called on the event loop's thread, with the loop running.
+
+        client: whom the request is for; the backend shares its time fairly between clients.
+        priority: lower is sooner.
 
         Raises RequestError or a subclass (ContextLengthError, CapacityError, BusyError) when it cannot be served.
         """

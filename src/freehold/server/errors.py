@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import math
 import traceback
 from collections.abc import Mapping
 
@@ -24,9 +25,6 @@ from freehold.core.errors import (
 from freehold.server.wire_openai import ErrorBody, ErrorDetail
 
 logger = logging.getLogger("freehold.server")
-
-RETRY_AFTER_SECONDS = 2
-"""What a client is told to wait when the engine is full."""
 
 # Most special first: the first class that fits decides.
 _STATUS_AND_CODE: tuple[tuple[type[FreeholdError], int, str], ...] = (
@@ -72,7 +70,7 @@ def body_response(status: int, body: ErrorBody, *, headers: Mapping[str, str] | 
 def client_error_response(error: FreeholdError) -> JSONResponse:
     """The answer to one of CLIENT_ERRORS."""
     status, code = next((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind))
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 429 else None
+    headers = {"Retry-After": str(math.ceil(error.retry_seconds))} if isinstance(error, BusyError) else None
     param = error.field if isinstance(error, RequestError) else None
     if isinstance(error, ModelNotFoundError):
         param = "model"

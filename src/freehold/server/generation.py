@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from starlette.types import Receive
 
@@ -18,10 +19,12 @@ from freehold.server.wire_openai import ErrorBody
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One answer to generate."""
+    """One answer to generate. client, priority: see `Backend.submit`."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    client: str
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,13 @@ class ClientGone:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A stream did not come to a proper end: the engine failed, or gave the request up (`given_up`).
+    """A stream did not come to a proper end: the engine failed ("error"), gave the request up ("cancelled"), or did
+    not get to its end in time ("timeout").
 
     detail: for the log.
     """
 
-    given_up: bool
+    reason: Literal["error", "cancelled", "timeout"]
     detail: str
 
 
@@ -64,7 +68,7 @@ class Generation:
         streams: list[Stream] = []
         try:
             for ask in asks:
-                streams.append(backend.submit(ask.prompt_ids, ask.params))
+                streams.append(backend.submit(ask.prompt_ids, ask.params, client=ask.client, priority=ask.priority))
         except BaseException:
             for stream in streams:
                 stream.cancel()
@@ -110,10 +114,10 @@ class Generation:
                 if isinstance(event, FinishEvent):
                     return
         except Exception as error:
-            self._queue.put_nowait(Broken(given_up=False, detail=describe_exception(error)))
+            self._queue.put_nowait(Broken("error", describe_exception(error)))
         else:
             detail = f"the stream of engine request {stream.request_id} ended without a FinishEvent"
-            self._queue.put_nowait(Broken(given_up=False, detail=detail))
+            self._queue.put_nowait(Broken("error", detail))
 
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -124,16 +128,18 @@ class Generation:
 
 
 def _happening(index: int, event: Event) -> Happening:
-    if isinstance(event, FinishEvent) and event.reason not in ("stop", "length"):
-        detail = f"engine request {event.request_id} ended with {event.reason}: {event.error}"
-        return Broken(given_up=event.reason == "cancelled", detail=detail)
+    if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
+        return Broken(event.reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
     return index, event
 
 
 def report_failure(broken: Broken, http_request_id: str) -> tuple[int, ErrorBody]:
     """Log what happened; status and body for the client."""
     log_failure(http_request_id, broken.detail)
-    if broken.given_up:
+    if broken.reason == "timeout":
+        message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
+        return 504, error_body(504, message, code="timeout")
+    if broken.reason == "cancelled":
         message = "the server gave this request up, most likely because it is shutting down; send it again"
         return 503, error_body(503, message, code="request_cancelled")
     return 500, internal_error_body(http_request_id)

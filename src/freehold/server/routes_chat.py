@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from freehold.core.events import FinishEvent, Usage
 from freehold.server.generation import Answer, Ask, total_usage
 from freehold.server.json_body import decode_json
-from freehold.server.service import Service, finish_text, usage_body
+from freehold.server.service import Service, client_name, finish_text, usage_body
 from freehold.server.wire_openai import (
     AnswerMessage,
     ChatChoice,
@@ -31,7 +31,7 @@ def chat_routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", responses=service.documented_answers(ChatCompletion))
     async def create_chat_completion(http: Request) -> Response:
         body = await http.body()
-        request, asks = await run_sync(_prepare, service, body)
+        request, asks = await run_sync(_prepare, service, body, http)
         head = service.new_head("chatcmpl-")
         if request.stream:
             writer = ChatChunkWriter(head, include_usage=request.include_usage)
@@ -41,14 +41,15 @@ def chat_routes(service: Service) -> APIRouter:
     return router
 
 
-def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Ask]]:
+def _prepare(service: Service, body: bytes, http: Request) -> tuple[ChatRequest, list[Ask]]:
     """All that takes time before the engine has the request; runs in a worker thread."""
     request = parse_request(ChatRequest, decode_json(body))
     service.check_model(request.model)
     params = [request.sampling(choice) for choice in range(request.num_choices)]
     messages = [message.model_dump(exclude_none=True) for message in request.messages]
     prompt_ids = service.backend.render_chat(messages, **(request.chat_template_kwargs or {}))
-    return request, [Ask(prompt_ids, choice_params) for choice_params in params]
+    client = client_name(http, request.safety_identifier or request.user)
+    return request, [Ask(prompt_ids, choice_params, client, request.priority or 0) for choice_params in params]
 
 
 def _completion(head: dict[str, Any], answers: list[Answer]) -> ChatCompletion:

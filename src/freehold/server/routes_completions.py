@@ -12,7 +12,7 @@ from freehold.core.errors import RequestError
 from freehold.core.events import FinishEvent, Usage
 from freehold.server.generation import Answer, Ask, total_usage
 from freehold.server.json_body import decode_json
-from freehold.server.service import Service, finish_text, usage_body
+from freehold.server.service import Service, client_name, finish_text, usage_body
 from freehold.server.wire_openai import CompletionRequest, TextChoice, TextCompletion, parse_request
 
 
@@ -23,7 +23,7 @@ def completion_routes(service: Service) -> APIRouter:
     @router.post("/v1/completions", responses=service.documented_answers(TextCompletion))
     async def create_completion(http: Request) -> Response:
         body = await http.body()
-        request, asks = await run_sync(_prepare, service, body)
+        request, asks = await run_sync(_prepare, service, body, http)
         head = service.new_head("cmpl-")
         per_prompt = request.num_choices
         if request.stream:
@@ -34,17 +34,18 @@ def completion_routes(service: Service) -> APIRouter:
     return router
 
 
-def _prepare(service: Service, body: bytes) -> tuple[CompletionRequest, list[Ask]]:
+def _prepare(service: Service, body: bytes, http: Request) -> tuple[CompletionRequest, list[Ask]]:
     """All that takes time before the engine has the request; runs in a worker thread."""
     request = parse_request(CompletionRequest, decode_json(body))
     service.check_model(request.model)
     params = [request.sampling(choice) for choice in range(request.num_choices)]
+    client = client_name(http, request.user)
     asks = []
     for prompt in request.prompt:
         prompt_ids = service.backend.encode(prompt) if isinstance(prompt, str) else prompt
         if not prompt_ids:
             raise RequestError("prompt: a text became no tokens; it must have at least one", field="prompt")
-        asks += [Ask(prompt_ids, choice_params) for choice_params in params]
+        asks += [Ask(prompt_ids, choice_params, client, request.priority or 0) for choice_params in params]
     return request, asks
 
 

@@ -77,9 +77,14 @@ class Service:
     def documented_answers(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
         """The answers of a route, for /openapi.json."""
         refusals: dict[int | str, dict[str, Any]] = {
-            status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 429, 500)
+            status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
         }
         return {200: {"model": answer}, **refusals}
+
+
+def client_name(http: Request, user: str | None) -> str:
+    """Whom a request is for: the user that it names, or else the host that it comes from."""
+    return f"user {user}" if user else f"host {http.client.host if http.client else 'unknown'}"
 
 
 def finish_text(event: FinishEvent) -> FinishText:

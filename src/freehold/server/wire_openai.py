@@ -3,9 +3,10 @@
 A request is refused when it uses a field that is not implemented; a field that is not implemented but
 holds the value that means "off" is accepted, because clients send such values unasked. null: "not given".
 
-Three fields are labels, accepted and without effect on the answer: `user`, `safety_identifier` and
-`prompt_cache_key` (prefixes are shared by content, so no key is needed). Extensions to OpenAI's fields:
-top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids and, for chats, chat_template_kwargs.
+Three fields are labels, accepted and without effect on the answer: `user` and `safety_identifier`, which name the
+client among which the engine's time is shared fairly, and `prompt_cache_key` (prefixes are shared by content, so no
+key is needed). Extensions to OpenAI's fields: top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids, priority
+(lower is served sooner, 0 where it is not given) and, for chats, chat_template_kwargs.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ class SamplingFields(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    priority: int | None = Field(None, ge=-(2**31), le=_INT32_MAX)
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingFields:

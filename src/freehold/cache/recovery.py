@@ -1,0 +1,147 @@
+"""Opening a shelf after anything that may have happened to it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+from freehold.cache.catalog import Entry
+from freehold.cache.catalog_file import LoadedCatalog
+from freehold.cache.damage import DamageLog
+from freehold.cache.identity import Identity
+from freehold.cache.label import read_label, write_label
+from freehold.cache.layout import RecordLayout
+from freehold.cache.record import Record, unpack_header
+from freehold.cache.shelf import Shelf, shelf_path
+from freehold.core.errors import ArgumentError, StoreError
+
+_log = logging.getLogger("freehold.cache")
+
+
+def open_own_shelf(
+    directory: Path, identity: Identity, layout: RecordLayout, damage: DamageLog, *, writable: bool
+) -> Shelf:
+    """The shelf of a known identity, made if it is not there. A damaged label is written again.
+
+    Raises ArgumentError if the blocks there have another layout: the identity's digest has to cover it.
+    """
+    path = shelf_path(directory, identity)
+    with contextlib.suppress(StoreError):
+        found, found_layout = read_label(path)
+        if found != identity or found_layout != layout:
+            raise ArgumentError(
+                f"{path} holds blocks of another digest or layout than identity {identity.short} has now; make the"
+                " digest cover the layout, or remove that directory"
+            )
+    if writable:
+        try:
+            write_label(path, identity, layout, damage)
+        except OSError as error:
+            damage.report(str(path), f"cannot be written ({error}); no block is stored")
+            writable = False
+    return open_shelf(path, identity, layout, damage, writable=writable)
+
+
+def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: DamageLog, *, writable: bool) -> Shelf:
+    """The shelf at `path`, with every whole record that can be found. Damage is reported, never raised.
+
+    writable: no other process writes, and what is found wrong is put right on the disk. Otherwise the disk stays as
+    it is.
+    """
+    shelf = Shelf(path, identity, layout, damage, writable=writable)
+    try:
+        shelf.segments.count()
+    except FileNotFoundError:
+        return shelf
+    except OSError as error:
+        damage.report(str(path), f"cannot be read ({error}); no block is read or stored")
+        shelf.writable = False
+        return shelf
+    loaded = shelf.file.load()
+    if loaded.problem is not None and shelf.segments.sizes:
+        damage.report(str(shelf.file.path), f"{loaded.problem}; looking for blocks in the data files")
+    bad_slots = _take_rows(shelf, loaded)
+    found = _search_headers(shelf, complete=loaded.problem is None) if writable or loaded.problem else []
+    shelf.clock = max((entry.used for entry in shelf.catalog), default=0)
+    lost = shelf.catalog.unreachable()
+    for entry in lost:
+        shelf.catalog.remove(entry.record.key)
+    if lost:
+        _log.info("%s: %d blocks without the blocks before them are dropped", path, len(lost))
+    if writable:
+        bad_slots += [entry.record.slot for entry in lost]
+        try:
+            if loaded.problem is not None:
+                shelf.file.recreate(shelf.catalog)
+            elif found or bad_slots:
+                rows = [entry for entry in found if entry.record.key in shelf.catalog]
+                shelf.file.write(rows, bad_slots)
+            shelf.segments.reclaim({entry.record.slot for entry in shelf.catalog})
+        except (OSError, sqlite3.Error) as error:
+            damage.report(str(path), f"cannot be written ({error}); no block is stored")
+            shelf.writable = False
+    return shelf
+
+
+def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
+    """Takes the rows whose records are on the disk into the catalog; returns the slots of the others."""
+    bad_slots = list(loaded.damaged)
+    for slot in loaded.damaged:
+        shelf.damage.report(
+            str(shelf.file.path), f"the row of slot {slot} is damaged; its block is looked for in the data"
+        )
+    missing: Counter[Path] = Counter()
+    slots: set[int] = set()
+    for entry in loaded.entries:
+        record = entry.record
+        if not shelf.segments.is_whole(record.slot):
+            missing[shelf.segments.path(shelf.segments.where(record.slot)[0])] += 1
+            bad_slots.append(record.slot)
+        elif record.slot not in slots and shelf.catalog.get(record.key) is None:
+            shelf.catalog.add(entry)
+            slots.add(record.slot)
+    for path, count in sorted(missing.items()):
+        shelf.damage.report(str(path), f"missing or cut off; {count} blocks are lost")
+    return bad_slots
+
+
+def _search_headers(shelf: Shelf, *, complete: bool) -> list[Entry]:
+    """Adds records that the catalog file does not know but whose headers are whole, and returns them.
+
+    complete: the catalog file could be read to its end. Then the slots left are few, written just before a crash or
+    of rows that are damaged, and a record is taken only if every part of it is right. Otherwise they may be all
+    there are; then the parts are checked when they are read.
+    """
+    taken = {entry.record.slot for entry in shelf.catalog}
+    buffer = memoryview(bytearray(shelf.layout.record_bytes if complete else shelf.layout.header_bytes))
+    found = []
+    for slot in shelf.segments.written_slots():
+        if slot in taken:
+            continue
+        record = _read_header(shelf, slot, buffer[: shelf.layout.header_bytes], quiet=complete)
+        if record is None or shelf.catalog.get(record.key) is not None:
+            continue
+        if complete and shelf.check(record, buffer) is not None:
+            continue
+        entry = Entry(record, used=record.created)
+        shelf.catalog.add(entry)
+        found.append(entry)
+    if found:
+        _log.info("%s: found %d blocks that were not in the catalog", shelf.path, len(found))
+    return found
+
+
+def _read_header(shelf: Shelf, slot: int, header: memoryview, *, quiet: bool) -> Record | None:
+    try:
+        shelf.segments.read(slot, 0, [header])
+        if not any(header):
+            return None  # a free slot
+        return unpack_header(bytes(header), slot, shelf.layout, shelf.stamp)
+    except (OSError, EOFError, ValueError) as error:
+        if not quiet:
+            segment, offset = shelf.segments.where(slot)
+            shelf.damage.report(f"{shelf.segments.path(segment)} at byte {offset}", f"{error}; its block is lost")
+        return None

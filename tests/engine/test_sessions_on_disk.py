@@ -1,0 +1,147 @@
+"""Blocks that outlive the process, and K and V that do not fit into RAM: the same bits as if all were in memory."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from freehold.core.errors import ConfigError, StoreLockedError
+from freehold.core.sampling import SamplingParams
+from support.engine_runs import logits_of_steps, run
+from support.tiny_engine import random_tokens, tiny_engine, tiny_model
+
+GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", params=["llama", "m3"])
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def m3():
+    return tiny_model("m3")
+
+
+def same_steps(some, others):
+    assert len(some) == len(others) > 0
+    for (_, tokens, logits), (_, other_tokens, other_logits) in zip(some, others, strict=True):
+        assert tokens == other_tokens
+        assert torch.equal(logits, other_logits)
+
+
+def bits_alone(model, prompt, monkeypatch):
+    engine = tiny_engine(model)
+    seen = logits_of_steps(engine, monkeypatch)
+    run(engine, (prompt, GREEDY))
+    return seen
+
+
+def test_a_restart_finds_the_session_and_says_the_same(model, tmp_path, monkeypatch):
+    prompt = random_tokens(500)
+    engine = tiny_engine(model, store_dir=str(tmp_path))
+    run(engine, (prompt, GREEDY))
+    engine.close()
+
+    again = tiny_engine(model, store_dir=str(tmp_path))
+    seen = logits_of_steps(again, monkeypatch)
+    run(again, (prompt, GREEDY))
+    stats = again.cache.stats()
+    assert stats.restored_tokens == 512  # 500 of the prompt and 19 of the answer were computed: 32 full blocks
+    assert stats.computed_tokens <= 16 + 20
+    again.close()
+    same_steps(seen, bits_alone(model, prompt, monkeypatch))
+
+
+def test_a_restart_reuses_the_beginning_of_a_stored_block(m3, tmp_path):
+    prompt = random_tokens(170)
+    engine = tiny_engine(m3, store_dir=str(tmp_path))
+    run(engine, (prompt, GREEDY))
+    engine.close()
+    again = tiny_engine(m3, store_dir=str(tmp_path))
+    other = [*prompt[:150], *random_tokens(20, seed=9)]
+    answers = run(again, (other, GREEDY))
+    assert again.cache.stats().hit_tokens >= 150
+    assert answers == run(tiny_engine(m3), (other, GREEDY))
+    again.close()
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+def test_a_ram_budget_changes_no_bit(m3, tmp_path, kv_dtype):
+    frames = 64
+    budget = frames * 2 * 16 * 2 * 32 * 2 * (4 if kv_dtype == "float32" else 2)
+    requests = [(random_tokens(900, seed=s), GREEDY) for s in range(5)]
+    tight = tiny_engine(m3, store_dir=str(tmp_path), ram_budget=budget, cache_tokens=8192, kv_dtype=kv_dtype)
+    pagers = tight.cache.pool.disk.pagers.values()
+    assert [pager.num_frames for pager in pagers] == [frames, frames]
+    answers = run(tight, *requests)
+    assert all(pager.num_read > 100 for pager in pagers)  # 5 sequences of 58 blocks each do not fit
+    assert answers == run(tiny_engine(m3, cache_tokens=8192, kv_dtype=kv_dtype), *requests)
+    # And once more, with what is there.
+    computed = tight.cache.stats().computed_tokens
+    assert run(tight, *requests) == answers
+    assert tight.cache.stats().computed_tokens - computed == 5 * 20
+    tight.close()
+
+
+def test_a_block_damaged_under_way_is_computed_again(m3, tmp_path, monkeypatch, caplog):
+    prompt = random_tokens(600)
+    engine = tiny_engine(m3, store_dir=str(tmp_path))
+    run(engine, (prompt, GREEDY))
+    engine.close()
+    again = tiny_engine(m3, store_dir=str(tmp_path))
+    layout = again.cache.pool.disk.store.layout
+    place = layout.place("1/kv")
+    [segment] = [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size >= layout.record_bytes * 30]
+    with segment.open("r+b") as file:  # K and V of layer 1 of every stored block but the first three
+        for slot in range(3, 38):
+            file.seek(slot * layout.record_bytes + place.offset + 100)
+            file.write(b"\xff\x00\xff")
+    seen = logits_of_steps(again, monkeypatch)
+    with caplog.at_level(logging.WARNING, logger="freehold.cache"):
+        run(again, (prompt, GREEDY))
+    assert again.cache.pool.disk.store.damage.num_events > 0
+    assert caplog.records
+    again.close()
+    same_steps(seen, bits_alone(m3, prompt, monkeypatch))
+
+
+def test_an_evicted_session_comes_back_from_the_disk(model, tmp_path, monkeypatch):
+    first, second = random_tokens(300, seed=1), random_tokens(300, seed=2)
+    engine = tiny_engine(model, store_dir=str(tmp_path), cache_tokens=352)
+    run(engine, (first, GREEDY))
+    run(engine, (second, GREEDY))
+    before = engine.cache.stats().computed_tokens
+    seen = logits_of_steps(engine, monkeypatch)
+    run(engine, (first, GREEDY))
+    assert engine.cache.stats().computed_tokens - before <= 16 + 20
+    engine.close()
+    same_steps(seen, bits_alone(model, first, monkeypatch))
+
+
+def test_another_model_finds_nothing(m3, tmp_path):
+    engine = tiny_engine(m3, store_dir=str(tmp_path))
+    run(engine, (random_tokens(200), GREEDY))
+    engine.close()
+    other = tiny_engine(m3, store_dir=str(tmp_path), kv_dtype="bfloat16")
+    run(other, (random_tokens(200), GREEDY))
+    assert other.cache.stats().restored_tokens == 0
+    other.close()
+
+
+def test_two_engines_cannot_share_a_store(m3, tmp_path):
+    engine = tiny_engine(m3, store_dir=str(tmp_path))
+    with pytest.raises(StoreLockedError, match=str(tmp_path)):
+        tiny_engine(m3, store_dir=str(tmp_path))
+    engine.close()
+
+
+def test_a_budget_needs_a_store_and_sparse_layers(m3, tmp_path):
+    with pytest.raises(ConfigError, match="store_dir"):
+        tiny_engine(m3, ram_budget=1 << 30)
+    with pytest.raises(ConfigError, match="at least"):
+        tiny_engine(m3, ram_budget=1 << 10, store_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="sparse"):
+        tiny_engine(tiny_model("llama"), ram_budget=1 << 30, store_dir=str(tmp_path))
