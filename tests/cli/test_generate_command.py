@@ -73,6 +73,7 @@ def test_json_is_all_that_stdout_holds(llm: FakeLLM) -> None:
             "queued_seconds": 0.0,
             "prefill_seconds": 0.5,
             "decode_seconds": 0.25,
+            "miss": None,
         },
         "prefill_tokens_per_second": 8.0,
         "decode_tokens_per_second": 20.0,

@@ -9,5 +9,6 @@ from freehold.cache.identity import Identity
 from freehold.cache.pool import BlockPool
 from freehold.cache.sequence import Sequence
 from freehold.cache.store import BlockStore
+from freehold.cache.store_lock import StoreLock
 
-__all__ = ["BlockCache", "BlockPool", "BlockStore", "CacheStats", "Identity", "Sequence", "record_layout"]
+__all__ = ["BlockCache", "BlockPool", "BlockStore", "CacheStats", "Identity", "Sequence", "StoreLock", "record_layout"]

@@ -31,9 +31,9 @@ def _options(command: Command) -> Command:
 
 
 def _place(directory: Path | None) -> Path:
-    from freehold.loading.home import freehold_home
+    from freehold.loading.home import blocks_dir
 
-    return freehold_home() / "blocks" if directory is None else directory
+    return blocks_dir() if directory is None else directory
 
 
 @click.group()

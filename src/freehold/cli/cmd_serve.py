@@ -27,6 +27,11 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
     show_envvar=True,
 )
 @click.option("--alias", "aliases", multiple=True, help="A further name for the model. May be given several times.")
+@click.option(
+    "--no-store",
+    is_flag=True,
+    help="Keep no blocks on the disk; without it, and without --store-dir, they are kept in FREEHOLD_HOME/blocks.",
+)
 @engine_options
 def serve(
     model: str | None,
@@ -34,6 +39,7 @@ def serve(
     port: int | None,
     api_key: str | None,
     aliases: tuple[str, ...],
+    no_store: bool,
     engine: dict[str, Any],
 ) -> None:
     """Serve a model over the OpenAI-compatible API.
@@ -48,6 +54,7 @@ def serve(
     port = run.DEFAULT_PORT if port is None else port
     # Before anything slow: a taken port or a missing key should not cost the time of loading a model.
     run.require_key(host, api_key)
+    choose_store(engine, no_store=no_store)
     with run.reserve_port(host, port) as listener, opened(model, engine) as llm:
         click.echo(llm.description, err=True)
         with ServedModel(llm) as backend:
@@ -58,6 +65,28 @@ def serve(
                 aliases=aliases,
                 on_ready=lambda url: announce(url, llm.name, with_key=api_key is not None),
             )
+
+
+def choose_store(engine: dict[str, Any], *, no_store: bool) -> None:
+    """Fill in the usual place of the block store where none is named. If another server has it, this one keeps no
+    blocks and says so: two servers are more useful than one."""
+    if no_store and engine["store_dir"] is not None:
+        raise click.UsageError(f"--no-store and --store-dir {engine['store_dir']} exclude each other")
+    if no_store or engine["store_dir"] is not None or engine["impl"] == "reference":
+        return
+
+    from freehold.cache import StoreLock
+    from freehold.core.errors import StoreLockedError
+    from freehold.loading.home import blocks_dir
+
+    try:
+        StoreLock(blocks_dir()).close()
+    except StoreLockedError as error:
+        click.echo(f"Blocks are not kept on the disk: {error}", err=True)
+        return
+    except OSError:
+        pass  # the store itself says what is wrong with the directory, and serves without it
+    engine["store_dir"] = str(blocks_dir())
 
 
 def announce(url: str, model_name: str, *, with_key: bool) -> None:

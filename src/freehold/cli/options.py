@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
+from freehold.cli.quantities import Size
 from freehold.core.errors import FreeholdError
 
 T = TypeVar("T")
@@ -98,6 +99,8 @@ def _option(field: Field[Any], hint: Any, text: str) -> Callable[[Callback], Cal
     default = field.default if field.default is not MISSING else None
     common: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
     hint = _without_none(hint)
+    if hint is int and field.name.endswith(("_bytes", "_budget")):
+        return click.option(flag, field.name, type=Size(), **common)
     if hint is bool:
         return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, field.name, is_flag=True, **common)
     if get_origin(hint) is Literal:

@@ -24,6 +24,11 @@ def freehold_home() -> Path:
     return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "freehold"
 
 
+def blocks_dir() -> Path:
+    """Where computed blocks are kept, unless told otherwise."""
+    return freehold_home() / "blocks"
+
+
 def models_dir() -> Path:
     """Where pulled models are kept: one directory for each, named after it."""
     return freehold_home() / "models"
