@@ -57,3 +57,29 @@ def test_a_million_rows_choose_what_the_reference_chooses():
         assert torch.equal(got, wanted), (number, kind, total_k, block_tokens, topk, dtype)
         compared += ROWS * HEADS
     assert compared >= 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_alone_over_many_blocks_choose_what_the_reference_chooses(kind):
+    """Few queries over a long context take another way: half codes first."""
+    torch.manual_seed(1)
+    total_k, block_tokens, topk = 110_000, 128, 16
+    q, k = keys_and_queries(kind, total_k)
+    num_blocks = -(-total_k // block_tokens)
+    lanes = LayerLanes.allocate(LaneSpec(1, 2, INDEX_DIM), num_blocks, block_tokens, torch.bfloat16)
+    slots = torch.randperm(num_blocks).tolist()
+    nothing = torch.zeros(total_k, 1, 2)
+    kernels.write(lanes, Spans.pack([Span(0, total_k, slots)], block_tokens), nothing, nothing, k)
+    for start in range(total_k - ROWS, total_k, 32):
+        rows = q[start - total_k + ROWS :][:32]
+        wanted = reference.select_blocks(
+            rows, k.bfloat16()[: start + 32], query_start=start, block_tokens=block_tokens, topk=topk,
+            local_blocks=1, init_blocks=0,
+        )  # fmt: skip
+        for i in range(32):
+            spans = Spans.pack([Span(start + i, 1, slots)], block_tokens)
+            assert torch.equal(kernels.select(rows[i : i + 1], lanes, spans, topk=topk)[0], wanted[i]), (
+                kind,
+                start + i,
+            )

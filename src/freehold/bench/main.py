@@ -174,5 +174,72 @@ def attention(
     show(report, as_json=as_json, markdown=markdown)
 
 
+@command.command()
+@click.option(
+    "--shape",
+    type=click.Choice(["published", "calls", "forks"]),
+    default="calls",
+    show_default=True,
+    help="Coding agents with the published averages; one session of tool calls; sub-agents that begin alike.",
+)
+@click.option("--calls", type=click.IntRange(min=1), help="Calls of each session; 84, 1959 or 8, with --quick fewer.")
+@click.option("--sessions", type=click.IntRange(min=1), help="Sessions of published, at the same time; 3.")
+@click.option(
+    "--scale", type=click.FloatRange(min=0, min_open=True), help="All lengths of published times this; 1/64 (0.015625)."
+)
+@click.option("--prefix", type=click.IntRange(min=1), help="Tokens that the sessions of forks have in common; 32768.")
+@click.option(
+    "--store-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the block store, which is kept; left out: a temporary one. Blocks that an earlier run left are "
+    "not computed again.",
+)
+@click.option("--no-store", is_flag=True, help="Blocks in memory only.")
+@click.option(
+    "--ram-budget", type=click.IntRange(min=1), help="Bytes of RAM for K and V of sparse layers; left out: no limit."
+)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="How K, V and index keys are stored.",
+)
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the latency of each call into this PNG."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Left out: all cores this process may use.")
+@quick_option
+@json_option
+@markdown_option
+def sessions(
+    store_dir: Path | None,
+    no_store: bool,
+    plot: Path | None,
+    threads: int | None,
+    as_json: bool,
+    markdown: bool,
+    **options: Any,
+) -> None:
+    """Agent sessions through the engine, over a small random model: whether anything is computed twice, and whether
+    calls become slower as the history grows.
+    """
+    from freehold.bench.report import show
+    from freehold.bench.suite_sessions import SessionSettings, run
+
+    settings = SessionSettings(
+        store=not no_store,
+        store_dir=None if store_dir is None else str(store_dir),
+        threads=threads or _cores(),
+        **options,
+    )
+    report = run(settings, _say)
+    if plot is not None:
+        from freehold.bench.plot_sessions import draw_latencies
+
+        draw_latencies(report, plot)
+    show(report, as_json=as_json, markdown=markdown)
+
+
 def _say(line: str) -> None:
     click.echo(line, err=True)

@@ -52,8 +52,8 @@ class CatalogFile:
         """Every row, as far as the file can be read. Raises nothing."""
         loaded = LoadedCatalog()
         try:
-            if not self.path.exists():
-                loaded.problem = "it is missing"
+            if not self.path.exists() or not self.path.stat().st_size:
+                loaded.problem = "it is missing or empty"
                 return loaded
             self._database = self._connect() if self._writable else self._connect_to_read()
             if self._schema() != _SCHEMA:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from freehold.cache.catalog import Entry
@@ -63,7 +64,7 @@ def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: Dam
     loaded = shelf.file.load()
     if loaded.problem is not None and shelf.segments.sizes:
         damage.report(str(shelf.file.path), f"{loaded.problem}; looking for blocks in the data files")
-    bad_slots = _take_rows(shelf, loaded)
+    gone = _take_rows(shelf, loaded)
     found = _search_headers(shelf, complete=loaded.problem is None) if writable or loaded.problem else []
     shelf.clock = max((entry.used for entry in shelf.catalog), default=0)
     lost = shelf.catalog.unreachable()
@@ -72,26 +73,36 @@ def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: Dam
     if lost:
         _log.info("%s: %d blocks without the blocks before them are dropped", path, len(lost))
     if writable:
-        bad_slots += [entry.record.slot for entry in lost]
         try:
-            if loaded.problem is not None:
-                shelf.file.recreate(shelf.catalog)
-            elif found or bad_slots:
-                rows = [entry for entry in found if entry.record.key in shelf.catalog]
-                shelf.file.write(rows, bad_slots)
-            shelf.segments.reclaim({entry.record.slot for entry in shelf.catalog})
+            _put_right(shelf, loaded, found, [*gone, *(entry.record.slot for entry in lost)])
         except (OSError, sqlite3.Error) as error:
             damage.report(str(path), f"cannot be written ({error}); no block is stored")
             shelf.writable = False
     return shelf
 
 
+def _put_right(shelf: Shelf, loaded: LoadedCatalog, found: Sequence[Entry], gone: Sequence[int]) -> None:
+    """Makes the disk say what the catalog in memory says: adds the rows that were found, deletes those that are gone,
+    frees all other slots. Raises OSError or sqlite3.Error."""
+    broken = loaded.problem is not None or bool(loaded.damaged)
+    if found and not broken:
+        # Rows may be missing because of a crash, or because SQLite cannot see them any more.
+        for problem in shelf.file.problems():
+            shelf.damage.report(str(shelf.file.path), f"{problem}; written again")
+            broken = True
+    if broken:
+        shelf.file.recreate(shelf.catalog)
+    elif found or gone:
+        shelf.file.write([entry for entry in found if entry.record.key in shelf.catalog], gone)
+    shelf.segments.reclaim({entry.record.slot for entry in shelf.catalog})
+
+
 def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
-    """Takes the rows whose records are on the disk into the catalog; returns the slots of the others."""
-    bad_slots = list(loaded.damaged)
+    """Takes the rows whose records are on the disk into the catalog; returns the slots of the whole rows that are not."""
+    gone = []
     for slot in loaded.damaged:
         shelf.damage.report(
-            str(shelf.file.path), f"the row of slot {slot} is damaged; its block is looked for in the data"
+            str(shelf.file.path), f"the row of slot {slot} is damaged; looking for its block in the data"
         )
     missing: Counter[Path] = Counter()
     slots: set[int] = set()
@@ -99,13 +110,13 @@ def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
         record = entry.record
         if not shelf.segments.is_whole(record.slot):
             missing[shelf.segments.path(shelf.segments.where(record.slot)[0])] += 1
-            bad_slots.append(record.slot)
+            gone.append(record.slot)
         elif record.slot not in slots and shelf.catalog.get(record.key) is None:
             shelf.catalog.add(entry)
             slots.add(record.slot)
     for path, count in sorted(missing.items()):
         shelf.damage.report(str(path), f"missing or cut off; {count} blocks are lost")
-    return bad_slots
+    return gone
 
 
 def _search_headers(shelf: Shelf, *, complete: bool) -> list[Entry]:

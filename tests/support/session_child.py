@@ -1,0 +1,63 @@
+"""A process that holds sessions over a block store, to be killed at any moment.
+
+    python -m support.session_child STORE_DIR SESSIONS TURNS
+
+Prints a line for every sampled token: session, number of tokens before it, the token, a digest of its logits; and a
+line "prompt" for each request: session, tokens of its prompt, how many of them were found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+from freehold.core.events import FinishEvent, TokenEvent
+from freehold.core.sampling import SamplingParams
+from support.tiny_engine import random_tokens, tiny_engine, tiny_model
+
+NEW_TOKENS, ANSWER_TOKENS = 75, 9
+
+
+def main() -> None:
+    """Several sessions at once; each turn sends the whole history and some new tokens."""
+    store_dir, sessions, turns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    engine = tiny_engine(tiny_model("m3"), store_dir=store_dir, prefill_chunk=64, cache_tokens=16384)
+    original = engine._advance
+
+    def watched(request, logits):  # type: ignore[no-untyped-def]
+        digest = hashlib.sha256(logits.tobytes()).hexdigest()[:16]
+        events = original(request, logits)
+        token = next(e.token_id for e in events if isinstance(e, TokenEvent))
+        print(request.client, len(request.tokens) - 1, token, digest, flush=True)
+        return events
+
+    engine._advance = watched  # type: ignore[method-assign]
+    histories = [random_tokens(50, seed=s) for s in range(sessions)]
+    params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.7, seed=11, ignore_eos=True)
+    turn_of = [0] * sessions
+    running: dict[str, int] = {}
+
+    def send(session: int) -> None:
+        histories[session] += random_tokens(NEW_TOKENS, seed=1000 * session + turn_of[session])
+        running[engine.submit(histories[session], params, client=str(session))] = session
+
+    for session in range(sessions):
+        send(session)
+    while engine.busy:
+        for event in engine.step():
+            session = running[event.request_id]
+            if isinstance(event, TokenEvent):
+                histories[session].append(event.token_id)
+            if isinstance(event, FinishEvent):
+                assert event.error is None, event.error
+                print("prompt", session, event.usage.prompt_tokens, event.usage.cached_tokens, flush=True)
+                turn_of[session] += 1
+                if turn_of[session] < turns:
+                    send(session)
+    engine.cache.check_integrity()
+    engine.close()
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
