@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from freehold.cache import StoreLock
 from freehold.cli import cmd_serve, served_model
 from freehold.cli.main import main
 from freehold.core.errors import ModelNotFoundError
@@ -33,7 +35,7 @@ class FakeServedModel:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Let `freehold serve` run with a fake model; what it would have served with."""
     got: dict[str, Any] = {}
 
@@ -45,8 +47,32 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(cmd_serve, "opened", FakeLLM().opened)
     monkeypatch.setattr(served_model, "ServedModel", FakeServedModel)
     monkeypatch.delenv("FREEHOLD_API_KEY", raising=False)
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
     FakeServedModel.closed = 0
     return got
+
+
+def test_blocks_are_kept_in_the_data_directory(served: dict[str, Any], tmp_path: Path) -> None:
+    CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert served["backend"].llm.options["store_dir"] == str(tmp_path / "blocks")
+
+
+def test_no_store_keeps_nothing(served: dict[str, Any], tmp_path: Path) -> None:
+    CliRunner().invoke(main, ["serve", "--port", "0", "--no-store"])
+    assert served["backend"].llm.options["store_dir"] is None
+    assert not (tmp_path / "blocks").exists()
+    done = CliRunner().invoke(main, ["serve", "--port", "0", "--no-store", "--store-dir", "x"])
+    assert done.exit_code == 2
+    assert "exclude each other" in done.stderr
+
+
+def test_a_second_server_says_that_it_keeps_nothing(served: dict[str, Any], tmp_path: Path) -> None:
+    lock = StoreLock(tmp_path / "blocks")
+    done = CliRunner().invoke(main, ["serve", "--port", "0"])
+    lock.close()
+    assert done.exit_code == 0
+    assert f"Blocks are not kept on the disk: the block store {tmp_path / 'blocks'} is in use by process" in done.stderr
+    assert served["backend"].llm.options["store_dir"] is None
 
 
 def test_shown_defaults_are_the_servers() -> None:

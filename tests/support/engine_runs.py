@@ -24,9 +24,7 @@ def run(engine: Engine, *requests: tuple[list[int], SamplingParams]) -> list[lis
     return [answers[i] for i in ids]
 
 
-def logits_of_steps(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[int, tuple[int, ...], torch.Tensor]]:
+def logits_of_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...], torch.Tensor]]:
     """Records (position, tokens up to there, logits) of every sampled row."""
     seen: list[tuple[int, tuple[int, ...], torch.Tensor]] = []
     original = engine.runner.run

@@ -22,6 +22,7 @@ class FakeLLM:
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []
         self.closed_early = 0
+        self.options: dict[str, Any] = {}
 
     def encode(self, text: str) -> list[int]:
         """The text's bytes."""
@@ -52,6 +53,7 @@ class FakeLLM:
 
     def opened(self, model: str | None, engine: dict[str, Any]) -> Any:
         """Stand in for `freehold.cli.model.opened`."""
+        self.options = engine
 
         @contextmanager
         def open_it() -> Iterator[FakeLLM]:

@@ -33,10 +33,12 @@ class RunningServer:
 def running_server(*arguments: str, log: Path, seconds: float = 120.0) -> Iterator[RunningServer]:
     """`freehold serve` on a free port, when it answers. SIGINT ends it, with status 0.
 
+    Without a --store-dir among the arguments it keeps no blocks: a test finds what it made itself, and nothing else.
     log: a file for the server's stderr; its end is part of the error when the server does not start.
     """
     with log.open("w") as errors:
-        command = [*COMMAND, "serve", "--port", "0", *arguments]
+        kept = () if "--store-dir" in arguments else ("--no-store",)
+        command = [*COMMAND, "serve", "--port", "0", *kept, *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         yield _announced(process, log, seconds)

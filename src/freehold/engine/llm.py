@@ -19,6 +19,7 @@ from freehold.core.events import Event, FinishEvent, FinishReason, TokenEvent, U
 from freehold.core.sampling import SamplingParams
 from freehold.engine.engine import Engine
 from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.content_digest import content_digest
 from freehold.loading.pull import resolve
 from freehold.model.base import BlockObserver
 from freehold.model.chat import ChatFormat
@@ -60,7 +61,7 @@ class LLM:
             kind = model_kind(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
             loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
-            weights = checkpoint.digest() if config.store_dir is not None else ""
+            weights = content_digest(checkpoint) if config.store_dir is not None else ""
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
         self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights)
         self._lock = threading.Lock()
