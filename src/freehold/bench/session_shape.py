@@ -30,7 +30,7 @@ def published_session(seed: int, vocab_size: int, *, steps: int = PUBLISHED_STEP
     523 out. No history that only grows has such averages: after half of the steps it goes back to the first
     prompt, as an agent does that clears its context. The new tokens of a step vary by half around their average.
     """
-    rng = random.Random(seed)
+    rng, lengths = random.Random(seed), random.Random(seed)  # lengths that do not depend on the scale
     history = _fresh(rng, vocab_size, _scaled(_FIRST, scale))
     first, less = len(history), 0.0
     for step in range(steps):
@@ -38,7 +38,7 @@ def published_session(seed: int, vocab_size: int, *, steps: int = PUBLISHED_STEP
             del history[first:]
         if step:
             # Every other step makes up for the one before, so that short sessions have the averages too.
-            less = -less if step % 2 == 0 else rng.uniform(-0.5, 0.5) * _FRESH
+            less = -less if step % 2 == 0 else lengths.uniform(-0.5, 0.5) * _FRESH
             history.extend(_fresh(rng, vocab_size, _scaled(_FRESH + less, scale)))
         history.extend((yield Call(history, _scaled(_ANSWER, scale))))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from freehold.core.provenance import Provenance
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
@@ -63,13 +65,15 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """The request ended; nothing follows. `text` is what had been held back and belongs to the answer."""
+    """The request ended; nothing follows. `text` is what had been held back and belongs to the answer.
+    `provenance` is there if it was asked for."""
 
     request_id: str
     reason: FinishReason
     usage: Usage
     text: str = ""
     error: str | None = None
+    provenance: Provenance | None = None
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent

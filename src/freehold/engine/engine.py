@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from freehold.core.errors import (
     TokenizerError,
 )
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
+from freehold.core.provenance import BlockReads, Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.core.typed import is_kind
 from freehold.engine.memory import make_pool
@@ -78,11 +79,14 @@ class Engine:
         request_id: str | None = None,
         client: str = "",
         priority: int = 0,
+        provenance: bool = False,
     ) -> str:
         """Queues a request and returns its id.
 
         client: any name; the engine's time is shared between clients. priority: lower is served sooner, and a more
         important request may take the room of a less important one.
+
+        provenance: the last event says which blocks the sparse layers read for each token.
 
         Raises RequestError for tokens that do not exist, ContextLengthError if the prompt and one token exceed
         the context, CapacityError if the whole request can never fit into the cache, BusyError if the queue is full.
@@ -109,6 +113,7 @@ class Engine:
             sampler=Sampler(params),
             decoder=StreamDecoder(self.tokenizer),
             stops=StopMatcher(params.stop),
+            reads=[] if provenance else None,
         )
         self._requests[request_id] = request
         self.scheduler.add(request)
@@ -212,7 +217,10 @@ class Engine:
             if work.request.started is None:
                 work.request.started = self._clock()
             pieces.append((work.request.sequence, work.start, work.length))
-        return iter(self.runner.run(pieces, rows).numpy())
+        watched = {
+            int(end): w.request for w, end in zip(plan, ends, strict=True) if w.last and w.request.reads is not None
+        }
+        return iter(self.runner.run(pieces, rows, ReadsObserver(watched) if watched else None).numpy())
 
     def _advance(self, request: Request, logits: np.ndarray) -> list[Event]:
         """Samples a request's next token and says what became of it."""
@@ -247,7 +255,8 @@ class Engine:
             text += "" if stopped else request.stops.flush()
         self.scheduler.remove(request)
         del self._requests[request.request_id]
-        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error)
+        reads = None if request.reads is None else Provenance(self.cache.block_tokens, tuple(request.reads))
+        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error, reads)
 
     def close(self) -> None:
         """Waits until the block store has everything, and lets go of it."""
@@ -288,6 +297,23 @@ class Engine:
         finally:
             self.cache.close(sequence)
         return torch.cat(pieces)
+
+
+class ReadsObserver:
+    """A `BlockObserver` that notes what the rows of some requests read."""
+
+    def __init__(self, requests: Mapping[int, Request]) -> None:
+        """requests: by the row that predicts their next token."""
+        self._requests = requests
+        for request in requests.values():
+            assert request.reads is not None
+            request.reads.append(BlockReads(len(request.tokens) - 1, {}))
+
+    def __call__(self, layer: int, block_ids: torch.Tensor) -> None:
+        for row, request in self._requests.items():
+            assert request.reads is not None
+            heads = block_ids[row].tolist()
+            request.reads[-1].layers[layer] = tuple(tuple(b for b in blocks if b >= 0) for blocks in heads)
 
 
 def _text_of(request: Request, token: int) -> str:

@@ -16,6 +16,7 @@ from freehold import kernels
 from freehold.core.config import EngineConfig
 from freehold.core.errors import ConfigError, FreeholdError, RequestError
 from freehold.core.events import Event, FinishEvent, FinishReason, TokenEvent, Usage
+from freehold.core.provenance import Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.engine.engine import Engine
 from freehold.loading.checkpoint import open_checkpoint
@@ -30,12 +31,14 @@ from freehold.model.registry import load_model, load_tokenizer, model_kind
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished answer. token_ids holds every sampled token, an ending end-of-sequence token included."""
+    """A finished answer. token_ids holds every sampled token, an ending end-of-sequence token included.
+    provenance: which blocks it was made from, if that was asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    provenance: Provenance | None = None
 
 
 class LLM:
@@ -90,14 +93,16 @@ class LLM:
         """Token ids of a conversation, ready for the answer. Raises TemplateError if the model has no chat format."""
         return encode_chat(self.tokenizer, self.chat_format, _messages(messages), **template_kwargs)
 
-    def events(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+    def events(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, provenance: bool = False
+    ) -> Generator[Event, None, None]:
         """Runs one request and yields what happens; ends after a FinishEvent. Closing the generator cancels it.
 
         Several may be open at once, in one thread or in several: each step of the engine serves all of them.
         """
         engine = self.engine
         with self._lock:
-            request_id = engine.submit(prompt_ids, params)
+            request_id = engine.submit(prompt_ids, params, provenance=provenance)
             mine = self._mail[request_id] = deque()
         try:
             while True:
@@ -122,39 +127,54 @@ class LLM:
 
     @overload
     def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        provenance: bool = False,
+        **sampling: Any,
     ) -> Generation: ...
     @overload
     def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
     def generate(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **sampling: Any
+        self, prompt: str | Sequence[int], *, stream: bool = False, provenance: bool = False, **sampling: Any
     ) -> Generation | Iterator[str]:
         """Continues a text or token ids. sampling: the fields of `SamplingParams`; unknown ones are refused.
 
-        stream=True gives pieces of text as they become certain, otherwise a `Generation`.
+        stream=True gives pieces of text as they become certain, otherwise a `Generation`. provenance=True has it say
+        which blocks of the context each token was made from.
         """
         if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, (str, Sequence)):
             raise RequestError(
                 f"the prompt is {type(prompt).__name__}; give a text or a list of token ids", field="prompt"
             )
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._answer(ids, stream, sampling)
+        return self._answer(ids, stream, provenance, sampling)
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **sampling: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        provenance: bool = False,
+        **sampling: Any,
     ) -> Generation: ...
     @overload
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **sampling: Any
     ) -> Iterator[str]: ...
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **sampling: Any
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, provenance: bool = False, **sampling: Any
     ) -> Generation | Iterator[str]:
-        """Answers a conversation of {"role", "content"} messages, in the model's own chat format."""
-        return self._answer(self.render_chat(messages), stream, sampling)
+        """Answers a conversation of {"role", "content"} messages, in the model's own chat format; see `generate`."""
+        return self._answer(self.render_chat(messages), stream, provenance, sampling)
 
-    def _answer(self, ids: list[int], stream: bool, sampling: dict[str, Any]) -> Generation | Iterator[str]:
+    def _answer(
+        self, ids: list[int], stream: bool, provenance: bool, sampling: dict[str, Any]
+    ) -> Generation | Iterator[str]:
+        if stream and provenance:
+            raise RequestError("provenance comes with the whole answer; leave stream out", field="provenance")
         known = {f.name for f in fields(SamplingParams)}
         unknown = sorted(set(sampling) - known)
         if unknown:
@@ -163,7 +183,7 @@ class LLM:
             sampling["stop"] = (sampling["stop"],)
         params = SamplingParams(**sampling)
         self.engine.check(ids, params)
-        return self._pieces(ids, params) if stream else self._collect(ids, params)
+        return self._pieces(ids, params) if stream else self._collect(ids, params, provenance)
 
     def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
         for event in self.events(ids, params):
@@ -172,9 +192,9 @@ class LLM:
             if isinstance(event, (TokenEvent, FinishEvent)) and event.text:
                 yield event.text
 
-    def _collect(self, ids: list[int], params: SamplingParams) -> Generation:
+    def _collect(self, ids: list[int], params: SamplingParams, provenance: bool) -> Generation:
         text, tokens = [], []
-        for event in self.events(ids, params):
+        for event in self.events(ids, params, provenance=provenance):
             if isinstance(event, TokenEvent):
                 tokens.append(event.token_id)
                 text.append(event.text)
@@ -182,7 +202,7 @@ class LLM:
                 if event.error:
                     raise FreeholdError(event.error)
                 text.append(event.text)
-                return Generation("".join(text), tuple(tokens), event.reason, event.usage)
+                return Generation("".join(text), tuple(tokens), event.reason, event.usage, event.provenance)
         raise AssertionError("the engine ended a request without saying so")
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from freehold.cache import Sequence
 from freehold.core.events import Miss, Usage
+from freehold.core.provenance import BlockReads
 from freehold.core.sampling import SamplingParams
 from freehold.engine.sampler import Sampler
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
@@ -18,7 +19,7 @@ class Request:
     number counts requests in the order they came. client is whom the request is for, and priority how important it
     is (lower is more); see `Scheduler`. Times are in seconds of the engine's clock; from `deadline` on it is late.
     sequence is None while the request waits. A request that lost its room waits again with all its tokens;
-    its text goes on where it stopped.
+    its text goes on where it stopped. reads collects the blocks that its tokens come from, if that was asked for.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class Request:
     times_overtaken: int = 0
     started: float | None = None
     first_token: float | None = None
+    reads: list[BlockReads] | None = None
 
     @property
     def num_generated(self) -> int:
