@@ -89,9 +89,9 @@ def test_the_ledger_counts_tokens_after_the_longest_known_beginning() -> None:
     assert [ledger.add(tokens) for tokens in sent] == [3, 1, 0, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("shape", ["published", "calls", "forks"])
-def test_every_token_of_a_session_is_computed_once(shape: str) -> None:
-    for row in rows_of(bench("--shape", shape, "--json")):
+@pytest.mark.parametrize(("shape", "calls"), [("published", 12), ("calls", 12), ("forks", 2)])
+def test_every_token_of_a_session_is_computed_once(shape: str, calls: int) -> None:
+    for row in rows_of(bench("--shape", shape, "--calls", str(calls), "--json")):
         assert row["computed_tokens"] == row["new_tokens"]
         assert row["recomputed"] == 1.0
         assert row["calls"] == len(row["call_seconds"])

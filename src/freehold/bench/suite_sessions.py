@@ -37,6 +37,8 @@ _NOTES = (
     f"with one key, blocks of {BENCH_M3.block_tokens}, top {BENCH_M3.topk}",
     "new tokens: of each prompt, those after the longest beginning it shares with what was computed before, and of "
     "each answer, all but the last; counted from the tokens alone. recomputed: computed / new, 1.000 at best",
+    "K and V blocks: chosen by attention, counted only while some of them lie in the store alone; their bytes, and "
+    "those of index keys, are in MB read",
     "latency of a call: from its submission to its last token, beside the other calls of its time",
 )
 

@@ -36,7 +36,7 @@ class Pace:
     def __init__(self, prefill_chunk: int) -> None:
         self._chunk = prefill_chunk
         # 1, 2, 3, 4, 6, 8, 12, ...: the numbers of prompt tokens that are told apart.
-        sizes = sorted({size for k in range(prefill_chunk.bit_length()) for size in (2**k, 3 * 2**k)})
+        sizes = sorted({size << k for k in range(prefill_chunk.bit_length()) for size in (1, 3)})
         self._sizes = [size for size in sizes if size < prefill_chunk] + [prefill_chunk]
         self._decode: deque[float] = deque(maxlen=_REMEMBERED)
         # Octave of the depth -> index of the size -> seconds that it added.

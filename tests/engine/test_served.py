@@ -1,0 +1,63 @@
+"""Who has had how much."""
+
+from __future__ import annotations
+
+import pytest
+
+from freehold.engine.served import Served
+
+
+def test_a_client_that_comes_starts_level_with_the_least_served():
+    served = Served()
+    served.enter("early")
+    served.charge("early", 100)
+    served.enter("rich")
+    served.charge("rich", 900)
+    served.enter("late")
+    assert served["late"] == served["early"] == 100
+
+
+def test_leaving_for_a_moment_clears_no_debt():
+    served = Served()
+    for client in ("poor", "rich"):
+        served.enter(client)
+    served.charge("rich", 900)
+    served.leave("rich")
+    served.enter("rich")
+    assert served["rich"] == 900
+
+
+def test_being_away_earns_no_claim():
+    served = Served()
+    for client in ("here", "away"):
+        served.enter(client)
+    served.charge("away", 10)
+    served.leave("away")
+    served.charge("here", 500)
+    served.enter("away")
+    assert served["away"] == 500
+
+
+def test_a_client_with_several_requests_leaves_with_the_last():
+    served = Served()
+    for client in ("a", "b", "b"):
+        served.enter(client)
+    served.charge("b", 7)
+    served.leave("b")
+    assert served["b"] == 7
+    served.leave("b")
+    served.charge("a", 7)
+    served.leave("a")
+    with pytest.raises(KeyError):  # nobody is here, so nothing needs to be remembered
+        served["b"]
+
+
+def test_names_that_say_nothing_any_more_are_forgotten():
+    served = Served()
+    served.enter("stays")
+    for number in range(1000):
+        served.enter(f"passer-by {number}")
+        served.charge(f"passer-by {number}", 1)
+        served.leave(f"passer-by {number}")
+        served.charge("stays", 2)
+    assert len(served._tokens) <= 2
