@@ -98,7 +98,7 @@ def _put_right(shelf: Shelf, loaded: LoadedCatalog, found: Sequence[Entry], gone
 
 
 def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
-    """Takes the rows whose records are on the disk into the catalog; returns the slots of the whole rows that are not."""
+    """Takes the rows whose records are on the disk into the catalog; returns the slots of whole rows that are not."""
     gone = []
     for slot in loaded.damaged:
         shelf.damage.report(
