@@ -151,13 +151,14 @@ has_cmake() {
     cmake --version | awk '/version/ { split($3, v, "."); exit !(v[1] > 3 || v[2] >= 20) }'
 }
 
-# Builds and runs the C++ tests, in a build tree of their own. Arguments are further CMake definitions.
+# Builds and runs the C++ tests in a build tree of their own: [name of the tree, further CMake definitions].
 native_tests() {
-  local build="$ROOT/build/native-tests${1:+-$(printf '%s' "$*" | tr -cd '[:alnum:]_')}"
+  local build="$ROOT/build/native-tests${1:+-$1}"
+  if [ "$#" -gt 0 ]; then shift; fi
   mkdir -p "$ROOT/build"
   local PATH="$VENV/bin:$PATH"
-  has_cmake || pip_install "cmake>=3.20"
-  command -v ninja >/dev/null 2>&1 || pip_install ninja
+  has_cmake || { make_venv; pip_install "cmake>=3.20"; }
+  command -v ninja >/dev/null 2>&1 || { make_venv; pip_install ninja; }
   cmake -S "$ROOT" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFREEHOLD_NATIVE_TESTS=ON "$@" >"$build.log" 2>&1 ||
     { cat "$build.log" >&2; die "CMake could not configure the native tests (see above)."; }
   cmake --build "$build" || die "the native tests do not compile (see above)."

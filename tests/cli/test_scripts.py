@@ -211,7 +211,33 @@ def test_pinned_torch_satisfies_the_project() -> None:
     assert pinned.group(1) in SpecifierSet(wanted.group(1))
 
 
-@pytest.mark.parametrize("path", ["scripts/serve", "scripts/test", "scripts/lint", "scripts/prove", ".ci/run"])
+def check_aarch64(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = str(machine.root / "scripts" / "check-aarch64")
+    return subprocess.run([script, *arguments], capture_output=True, text=True, env={"PATH": str(machine.bin)})
+
+
+def test_check_for_aarch64_names_the_tools_that_are_missing(machine: Machine) -> None:
+    done = check_aarch64(machine)
+    assert done.returncode == 3  # scripts/prove goes on
+    assert "missing here: aarch64-linux-gnu-g++ qemu-aarch64." in done.stderr
+    machine.program(machine.bin / "aarch64-linux-gnu-g++", "exit 0")
+    assert "missing here: qemu-aarch64." in check_aarch64(machine).stderr
+
+
+def test_check_for_aarch64_installs_only_when_asked_to(machine: Machine) -> None:
+    machine.program(machine.bin / "id", "echo 0")
+    machine.program(machine.bin / "apt-get", 'echo "apt-get $*"')
+    assert check_aarch64(machine).stdout == ""
+    assert check_aarch64(machine, "--install").stdout == "apt-get install -y g++-aarch64-linux-gnu qemu-user-static\n"
+    refused = check_aarch64(machine, "--instal")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "unknown arguments: --instal" in refused.stderr
+
+
+SCRIPTS = [*(f"scripts/{name}" for name in "check-aarch64 lint prove sanitize serve test".split()), ".ci/run"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
 def test_scripts_are_strict_and_parse(path: str) -> None:
     text = (ROOT / path).read_text("utf-8")
     assert "\nset -euo pipefail\n" in text

@@ -157,6 +157,11 @@ class CatalogFile:
         self._database.execute(_SCHEMA)
         self.write(entries, ())
 
+    def shrink(self) -> None:
+        """Folds the write-ahead log into the file and gives its space back."""
+        if self._database is not None:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def still_has(self, record: Record) -> bool:
         """False if another process has deleted the record since it was loaded; True if that cannot be said. Raises
         nothing."""

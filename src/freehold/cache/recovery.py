@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -40,6 +42,8 @@ def open_own_shelf(
     if writable:
         try:
             write_label(path, identity, layout, damage)
+            if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             damage.report(str(path), f"cannot be written ({error}); no block is stored")
             writable = False
@@ -98,7 +102,7 @@ def _put_right(shelf: Shelf, loaded: LoadedCatalog, found: Sequence[Entry], gone
 
 
 def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
-    """Takes the rows whose records are on the disk into the catalog; returns the slots of whole rows that are not."""
+    """Takes the rows whose records are on the disk into the catalog; returns the slots of those whose are not."""
     gone = []
     for slot in loaded.damaged:
         shelf.damage.report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sqlite3
@@ -137,7 +138,13 @@ class StoreWriter:
         trouble: str | None = None
         stored: set[bytes] = set()
         try:
-            stored, trouble = self._store(batch)
+            try:
+                stored, trouble = self._store(batch)
+            except (OSError, sqlite3.Error) as error:
+                if not is_disk_full(error):
+                    raise
+                self._make_slack()
+                stored, trouble = self._store(batch)
         except (OSError, sqlite3.Error) as error:
             trouble = str(error)
         except Exception as error:  # the engine waits for its buffers, whatever happens here
@@ -183,7 +190,7 @@ class StoreWriter:
         try:
             return self._shelf.place(block.key, block.parent, block.token_bytes, block.parts)
         except OSError as error:
-            if error.errno not in _DISK_FULL:
+            if not is_disk_full(error):
                 raise
             self._others.load()
             freed = 0
@@ -233,9 +240,23 @@ class StoreWriter:
         self.evicted += oldest is not None
         return 0 if oldest is None else oldest.layout.record_bytes
 
+    def _make_slack(self) -> None:
+        """Where the catalog file cannot grow: leaves it a block's space."""
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self._shelf.file.shrink()
+            self._drop_oldest()
+            self._bury()
+
     def _bury(self) -> None:
         bury(self._shelf)
         self._others.bury()
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of the system or of SQLite says that there is no space, or that a file may not grow."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
 
 
 def release(shelf: Shelf, key: bytes) -> None:

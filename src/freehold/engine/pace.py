@@ -81,8 +81,8 @@ class Pace:
     def _costs(self, depth: int) -> list[float]:
         """What each of the sizes adds to a step, as far as it is known; empty before anything is.
 
-        A larger size costs at least as much as a smaller one, and at most as many times as much as it is larger. A
-        size that was never tried is taken to be as cheap as that allows: trying it will tell.
+        A size that was never tried is taken to cost in proportion to the next larger one that was, or else to the
+        largest: trying it will tell.
         """
         octaves = list(self._added)
         if not octaves:
@@ -96,8 +96,8 @@ class Pace:
                 least = costs[i] = min(costs[i], least)
             elif least < math.inf:
                 costs[i] = costs[i + 1] * self._sizes[i] / self._sizes[i + 1]
-        for i in range(1, len(costs)):
-            costs[i] = min(costs[i], costs[i - 1] * self._sizes[i] / self._sizes[i - 1])
+        for i in range(max(known) + 1, len(costs)):
+            costs[i] = costs[i - 1] * self._sizes[i] / self._sizes[i - 1]
         return costs
 
     def ended(self, answer_tokens: int) -> None:
@@ -114,7 +114,8 @@ class Pace:
             self._mixed, self._alone = self._mixed + 1, 0
             if seconds < self.decode_seconds:  # there are fewer or shorter answers than when it was measured
                 self._decode.append(seconds)
-            seconds = max(seconds - self.decode_seconds, 0.0)
+            # Next to noise, a few tokens may seem to be free; many are not.
+            seconds = max(seconds - self.decode_seconds, seconds / 4)
         size = bisect.bisect_right(self._sizes, tokens) - 1
         self._added.setdefault(_octave(depth), {}).setdefault(size, deque(maxlen=_REMEMBERED)).append(seconds)
 
