@@ -14,6 +14,7 @@ import pytest
 
 from freehold.cache.layout import RecordLayout
 from freehold.cache.prefix import ROOT, block_hash
+from freehold.cache.record import Record, pack_header, pack_tokens, unpack_header
 from freehold.cache.shelf import shelf_path
 from freehold.cache.store import BlockStore, Completion
 from freehold.core.errors import ArgumentError, LostBlockError, StoreError, StoreLockedError
@@ -465,6 +466,13 @@ def test_a_wrong_count_is_found(tmp_path: Path) -> None:
         del store._shelf.catalog._entries[key]
         with pytest.raises(AssertionError, match="miscounted"):
             store.check_integrity()
+
+
+def test_a_header_whose_key_is_not_that_of_its_tokens_is_refused() -> None:
+    record = Record(keys_of(1)[0], ROOT, pack_tokens((2,) * BLOCK), 0, bytes(16 * len(PARTS)), 5)
+    header = pack_header(record, bytes(32))
+    with pytest.raises(ValueError, match="the key is not that of the tokens"):
+        unpack_header(header, 0, LAYOUT, bytes(32))
 
 
 def test_keys_are_those_of_the_prefix_tree(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 from freehold.cache.catalog_file import CatalogFile
 from freehold.cache.prefix import ROOT
 from freehold.cache.store import BlockStore
-from support.stored_blocks import BLOCK, RECORD_BYTES, open_store, put, read_block, stored_keys
+from support.stored_blocks import BLOCK, RECORD_BYTES, keys_of, open_store, put, put_chain, read_block, stored_keys
 
 PAGE = 4096
 
@@ -89,6 +90,34 @@ def test_killed_writers_leave_whole_blocks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_hundred_killed_writers_leave_whole_blocks(tmp_path: Path) -> None:
     kill_writers(tmp_path, 200)
+
+
+def test_space_that_a_crash_left_without_a_row_is_given_back(tmp_path: Path) -> None:
+    """A deletion was durable, and its slot, half written again, was not freed any more."""
+    with open_store(tmp_path) as store:
+        put_chain(store, 1)
+        put_chain(store, 2)
+        put_chain(store, 3)
+    (path,) = tmp_path.rglob("segment-*")
+    with path.open("r+b") as file:
+        file.seek(RECORD_BYTES)
+        file.write(b"wrong")
+    database = sqlite3.connect(path.with_name("catalog.sqlite"))
+    with database:
+        database.execute("DELETE FROM blocks WHERE slot = 1")
+    database.close()
+    with open_store(tmp_path) as store:
+        assert set(stored_keys(store)) == {*keys_of(1), *keys_of(3)}
+        assert path.stat().st_blocks * 512 < 3 * RECORD_BYTES
+
+
+def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """What SQLite calls FULL; a power failure cannot be tried here."""
+    with open_store(tmp_path) as store:
+        database = store._shelf.file._database
+        assert database is not None
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @dataclass

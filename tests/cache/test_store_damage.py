@@ -89,11 +89,13 @@ def test_blocks_after_a_lost_one_are_dropped_at_the_next_start(directory: Path) 
         assert store.find(CHAIN[4]) is None
 
 
-def test_the_chain_before_a_lost_block_keeps_its_marks(directory: Path) -> None:
+@pytest.mark.parametrize("mark", [BlockStore.touch, BlockStore.pin])
+def test_the_chain_before_a_lost_block_keeps_its_marks(
+    directory: Path, mark: Callable[[BlockStore, bytes], bool]
+) -> None:
     with open_store(directory) as store:
         put_chain(store, 9)
-        store.touch(CHAIN[4])
-        store.pin(CHAIN[4])
+        assert mark(store, CHAIN[4])
         overwrite(directory, store.find(CHAIN[2]), "0/kv")
         assert not read_block(store, CHAIN[2])
     with open_store(directory, blocks=2) as store:
@@ -127,6 +129,19 @@ def test_a_damaged_row_is_said_and_its_block_found_in_the_data(directory: Path, 
         assert all(read_block(store, key) for key in CHAIN)
     with open_store(directory) as store:
         assert store.damage.events == ()
+        assert all(read_block(store, key) for key in CHAIN)
+
+
+def test_a_catalog_with_another_table_is_written_again(directory: Path) -> None:
+    """Without the key a block could have two rows, and SQLite would not mind."""
+    database = sqlite3.connect(directory / CATALOG)
+    with database:
+        database.execute("ALTER TABLE blocks RENAME TO old")
+        database.execute("CREATE TABLE blocks AS SELECT * FROM old")
+        database.execute("DROP TABLE old")
+    database.close()
+    with open_store(directory) as store:
+        assert "has no table of blocks" in said(store)
         assert all(read_block(store, key) for key in CHAIN)
 
 

@@ -273,6 +273,9 @@ def test_a_disk_that_fails_to_write_costs_what_was_on_its_way(
         ]
         put(store, keys[1], [3] * BLOCK)
         store.flush()
+        third = store.find(keys_of(1, 2, 3)[2])
+        assert third is not None
+        assert third.slot == 2  # the slot of those that failed is free again
         assert store.stats().nbytes == 3 * RECORD_BYTES
         assert list(stored_keys(store)) == keys_of(1, 2, 3)
         store.check_integrity()

@@ -56,7 +56,8 @@ class NaiveStore:
             free = self.leaves() - set(self.held) - {keep}
             if not free:
                 return
-            self.remove(min(free, key=lambda key: (key in pinned, self.used[key])))
+            # Blocks on both sides of a lost one were last used at the same moment; their keys decide.
+            self.remove(min(free, key=lambda key: (key in pinned, self.used[key], key)))
 
     def remove(self, key: bytes) -> None:
         parent = self.parents[key]

@@ -10,7 +10,7 @@ from statistics import fmean, median
 _REMEMBERED = 5
 """Measurements that an estimate is the median of: one hiccup of the machine changes nothing."""
 _REMEMBERED_ANSWERS = 32
-_SHARE = 1.0
+_SHARE = 1.25
 """What prompts may add to a step that also writes answers, in steps that only write answers."""
 _AMORTISED = 1.25
 """What they may add in any case, in steps with a single prompt token: deep in a long text the first few tokens cost
@@ -117,7 +117,8 @@ class Pace:
             # Next to noise, a few tokens may seem to be free; many are not.
             seconds = max(seconds - self.decode_seconds, seconds / 4)
         size = bisect.bisect_right(self._sizes, tokens) - 1
-        self._added.setdefault(_octave(depth), {}).setdefault(size, deque(maxlen=_REMEMBERED)).append(seconds)
+        known = self._added.setdefault(_octave(depth), {}).setdefault(size, deque(maxlen=_REMEMBERED))
+        known.append(seconds * self._sizes[size] / tokens)
 
 
 def _octave(depth: int) -> int:

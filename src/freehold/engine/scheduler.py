@@ -19,7 +19,9 @@ _log = logging.getLogger("freehold.engine")
 _MOST_OVERTAKEN = 16
 """So many requests may start before one whose turn it was, but for which there is no room yet."""
 _LOOK_PAST = 3
-"""So many requests without room are passed over in one step, in search of one that fits."""
+"""So many requests without room are passed over in search of one that fits."""
+_OLDEST_EVERY = 4
+"""One turn in so many goes to the oldest: clients that have had nothing may come without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ class _Prompt:
 class Scheduler:
     """Each step decodes every running request and gives prompts a share of the step (see `Pace`).
 
-    Among those that wait, the lowest `priority` starts first; then the client that was served least; then the
-    oldest. Prompts of the lowest priority share the step: half goes to the client that was served least, the rest
-    to the shortest, so that a short prompt is done soon and a long one goes on. When places or blocks run short, the
-    least important, youngest request gives up its room and waits again: its finished blocks stay in the prefix tree
-    as long as they can.
+    Among those that wait, the lowest `priority` starts first; then the client that was served least, and now and then
+    the oldest request. Prompts of the lowest priority share the step: half goes to whose turn it is by the same rule,
+    the rest to the shortest, so that a short prompt is done soon and a long one goes on. When places or blocks run
+    short, the least important, youngest request gives up its room and waits again: its finished blocks stay in the
+    prefix tree as long as they can.
     """
 
     def __init__(self, config: EngineConfig, cache: BlockCache) -> None:
@@ -62,6 +64,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.num_prompt_tokens = 0
         self._served = Served()
+        self._num_starts = self._num_shares = 0
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.running
@@ -129,27 +132,35 @@ class Scheduler:
     def _admit(self) -> None:
         """Starts waiting requests while there are places, and blocks for all their tokens. Growth is not provided
         for: the cache decides about it later, step by step."""
-        if not self.waiting:
-            return
+        while self.waiting:
+            request = self._next()
+            if request is None:
+                return
+            while not self._fits(request, self.running):
+                self._pause(max(self.running, key=_importance))
+            self._start(request)
+
+    def _next(self) -> Request | None:
+        """The waiting request whose turn it is and that has room, or gets it from less important ones."""
         if len(self.running) == self.config.max_running and not (
             min(r.priority for r in self.waiting) < max(r.priority for r in self.running)
         ):
-            return
+            return None
+        by_age = self._num_starts % _OLDEST_EVERY == _OLDEST_EVERY - 1
         overtaken: list[Request] = []
-        for request in heapq.nsmallest(self.config.max_running, self.waiting, key=self._turn):
+        for request in heapq.nsmallest(
+            1 + _LOOK_PAST,
+            self.waiting,
+            key=lambda r: (r.priority, 0 if by_age else self._served[r.client], r.number),
+        ):
             if self._fits(request, [r for r in self.running if r.priority <= request.priority]):
-                while not self._fits(request, self.running):
-                    self._pause(max(self.running, key=_importance))
-                self._start(request)
                 for other in overtaken:
                     other.times_overtaken += 1
-            elif request.times_overtaken >= _MOST_OVERTAKEN or len(overtaken) == _LOOK_PAST:
-                return
-            else:
-                overtaken.append(request)
-
-    def _turn(self, request: Request) -> tuple[int, int, int]:
-        return request.priority, self._served[request.client], request.number
+                return request
+            if request.times_overtaken >= _MOST_OVERTAKEN:
+                return None
+            overtaken.append(request)
+        return None
 
     def _fits(self, request: Request, running: list[Request]) -> bool:
         """Whether there is a place beside `running`, and room for the tokens that all of them have."""
@@ -169,6 +180,7 @@ class Scheduler:
         return needed <= room or needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
 
     def _start(self, request: Request) -> None:
+        self._num_starts += 1
         self.waiting.remove(request)
         self.running.append(request)
         request.sequence = self.cache.open(request.tokens)
@@ -185,7 +197,9 @@ class Scheduler:
         prompts = self._prompts()
         if not prompts:
             return {}
-        fair = min(prompts, key=lambda p: (p.priority, p.served, p.number))
+        self._num_shares += 1
+        by_age = self._num_shares % _OLDEST_EVERY == 0
+        fair = min(prompts, key=lambda p: (p.priority, 0 if by_age else p.served, p.number))
         shortest_first = sorted(prompts, key=lambda p: (p.priority, p.remaining, p.number))
         depth = max(len(p.leader.tokens) - p.leader.num_uncomputed for p in prompts)
         left = self.pace.prompt_tokens(depth) if decoding else self.config.prefill_chunk
