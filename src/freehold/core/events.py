@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import Provenance
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
@@ -54,13 +55,27 @@ class PrefillEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobsEvent:
+    """How likely the next tokens of the prompt were: logprobs[i] is of the prompt's token number start + i.
+
+    Comes chunk by chunk, in order, before the first token; the first one has start 1, because nothing predicts the
+    prompt's first token. Each position comes once, also if some were computed again.
+    """
+
+    request_id: str
+    start: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """A token was sampled. `text` is what became certain with it; it may be empty while a character
-    or a possible stop text is incomplete."""
+    or a possible stop text is incomplete. `logprobs` is there if it was asked for."""
 
     request_id: str
     token_id: int
     text: str
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +91,4 @@ class FinishEvent:
     provenance: Provenance | None = None
 
 
-Event = PrefillEvent | TokenEvent | FinishEvent
+Event = PrefillEvent | PromptLogprobsEvent | TokenEvent | FinishEvent

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from freehold.core.errors import (
     RequestError,
     TokenizerError,
 )
-from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
+from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, PromptLogprobsEvent, TokenEvent
 from freehold.core.provenance import BlockReads, Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.core.typed import is_kind
+from freehold.engine.logprobs import token_logprobs
 from freehold.engine.memory import make_pool
 from freehold.engine.request import Request
 from freehold.engine.runner import Runner
@@ -33,9 +34,11 @@ from freehold.engine.sampler import Sampler
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.model.base import BlockObserver, Model
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
+from freehold.model.grammar import Grammars
 from freehold.model.tokenizer import Tokenizer
 
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1.0, 600.0
+_NOT_FINITE = "the model's logits are not finite; the weights may be damaged"
 
 
 class Engine:
@@ -64,6 +67,7 @@ class Engine:
         self.cache = BlockCache(make_pool(model, config, self.context_length, weights))
         self.runner = Runner(model, self.cache)
         self.scheduler = Scheduler(config, self.cache)
+        self.grammars = Grammars(tokenizer, model.vocab_size)
         self._requests: dict[str, Request] = {}
 
     @property
@@ -88,8 +92,9 @@ class Engine:
 
         provenance: the last event says which blocks the sparse layers read for each token.
 
-        Raises RequestError for tokens that do not exist, ContextLengthError if the prompt and one token exceed
-        the context, CapacityError if the whole request can never fit into the cache, BusyError if the queue is full.
+        Raises RequestError for tokens that do not exist or a grammar that is none, ContextLengthError if the prompt and
+        one token exceed the context, CapacityError if the whole request can never fit into the cache, BusyError if the
+        queue is full.
         """
         prompt = list(prompt_ids)
         self.check(prompt, params)
@@ -111,8 +116,9 @@ class Engine:
             max_total_tokens=total,
             params=params,
             sampler=Sampler(params),
-            decoder=StreamDecoder(self.tokenizer),
+            decoder=StreamDecoder(self.tokenizer, skip_special=params.skip_special_tokens),
             stops=StopMatcher(params.stop),
+            matcher=None if params.grammar is None else self.grammars.matcher(params.grammar),
             reads=[] if provenance else None,
         )
         self._requests[request_id] = request
@@ -130,13 +136,14 @@ class Engine:
             ("stop_token_ids", params.stop_token_ids),
         ):
             self._check_ids(name, ids)
-        if len(prompt) >= self.context_length:
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if len(prompt) + min(wanted, 1) > self.context_length:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; "
                 f"the context is {self.context_length} tokens, the answer included",
                 field="prompt",
             )
-        needed = min(self.context_length, len(prompt) + (params.max_tokens or 1))
+        needed = min(self.context_length, len(prompt) + wanted)
         if needed > self.cache.capacity_tokens:
             raise CapacityError(
                 f"the request needs {needed} tokens of cache (prompt {len(prompt)}); the cache holds "
@@ -144,6 +151,8 @@ class Engine:
                 field="max_tokens",
             )
         self._check_room(len(prompt), coming)
+        if params.grammar is not None:
+            self.grammars.check(params.grammar)
 
     def _check_room(self, prompt_len: int, coming: Sequence[int]) -> None:
         """Whether the queue takes another request."""
@@ -188,11 +197,16 @@ class Engine:
         except LostBlocksError as lost:
             self.cache.forget(lost.slots)  # the next step computes them again
             return events
-        for work in plan:
+        for work, rows in zip(plan, logits, strict=True):
+            request = work.request
+            if not np.isfinite(rows).all():
+                events.append(self._finish(request, "error", error=_NOT_FINITE))
+                continue
+            events.extend(_prompt_logprobs(work, rows))
             if work.last:
-                events.extend(self._advance(work.request, next(logits)))
+                events.extend(self._advance(request, rows[-1]))
             else:
-                events.append(PrefillEvent(work.request.request_id, work.start + work.length, work.request.prompt_len))
+                events.append(PrefillEvent(request.request_id, work.start + work.length, request.prompt_len))
         self.scheduler.observe(plan, self._clock() - began)
         return events
 
@@ -207,41 +221,66 @@ class Engine:
                 ended.append(self._finish(request, "timeout", error=f"{late}; sent again, it goes on from there"))
         return ended
 
-    def _forward(self, plan: list[Work]) -> Iterator[np.ndarray]:
-        """Logits of the requests that sample, in the plan's order."""
-        ends = np.cumsum([work.length for work in plan]) - 1
-        rows = [int(end) for work, end in zip(plan, ends, strict=True) if work.last]
-        pieces = []
+    def _forward(self, plan: list[Work]) -> list[np.ndarray]:
+        """For each work the logits (rows, vocab_size) that it wants: of prompt tokens, and of the row that samples."""
+        pieces, rows, counts = [], [], []
+        watched: dict[int, Request] = {}
+        base = 0
         for work in plan:
-            assert work.request.sequence is not None
-            if work.request.started is None:
-                work.request.started = self._clock()
-            pieces.append((work.request.sequence, work.start, work.length))
-        watched = {
-            int(end): w.request for w, end in zip(plan, ends, strict=True) if w.last and w.request.reads is not None
-        }
-        return iter(self.runner.run(pieces, rows, ReadsObserver(watched) if watched else None).numpy())
+            request, end = work.request, work.start + work.length
+            assert request.sequence is not None
+            if request.started is None:
+                request.started = self._clock()
+            pieces.append((request.sequence, work.start, work.length))
+            wanted = [*request.scored_rows(work.start, end), *([end - 1] if work.last else [])]
+            rows += [base + position - work.start for position in wanted]
+            counts.append(len(wanted))
+            base += work.length
+            if work.last and request.reads is not None:
+                watched[base - 1] = request
+        logits = self.runner.run(pieces, rows, ReadsObserver(watched) if watched else None).numpy()
+        return np.split(logits, np.cumsum(counts)[:-1])
 
     def _advance(self, request: Request, logits: np.ndarray) -> list[Event]:
         """Samples a request's next token and says what became of it."""
-        if not np.isfinite(logits).all():
-            return [
-                self._finish(request, "error", error="the model's logits are not finite; the weights may be damaged")
-            ]
-        tokens, params = request.tokens, request.params
-        token = request.sampler.sample(logits, tokens, request.prompt_len)
+        tokens, matcher = request.tokens, request.matcher
         if request.first_token is None:
             request.first_token = self._clock()
+        if len(tokens) >= request.max_total_tokens:  # only its prompt was asked about
+            return [self._finish(request, "length")]
+        try:
+            allowed = None if matcher is None else matcher.allowed()
+        except RequestError as error:
+            return [self._finish(request, "error", error=str(error))]
+        if matcher is not None and allowed is not None and not len(allowed):
+            if matcher.may_end:
+                return [self._finish(request, "stop", flush=True)]
+            return [self._finish(request, "error", error="no token of the vocabulary goes on with the grammar")]
+        token = request.sampler.sample(logits, tokens, request.prompt_len, allowed)
         tokens.append(token)
         assert request.sequence is not None
         request.sequence.tokens.append(token)
+        return self._after(request, token, logits)
+
+    def _after(self, request: Request, token: int, logits: np.ndarray) -> list[Event]:
+        """What a token that was just sampled means: its text, and whether the answer ends with it."""
+        params = request.params
+        logprobs = None if params.logprobs is None else token_logprobs(logits, token, params.logprobs)
         if token in params.stop_token_ids or (token in self.tokenizer.eos_ids and not params.ignore_eos):
-            return [TokenEvent(request.request_id, token, ""), self._finish(request, "stop", flush=True)]
+            event = TokenEvent(request.request_id, token, "", logprobs)
+            return [event, self._finish(request, "stop", flush=True)]
         text, stopped = request.stops.push(_text_of(request, token))
-        event = TokenEvent(request.request_id, token, text)
+        event = TokenEvent(request.request_id, token, text, logprobs)
         if stopped:
             return [event, self._finish(request, "stop")]
-        if len(tokens) >= request.max_total_tokens:
+        if request.matcher is not None:
+            try:
+                request.matcher.push(token)
+            except RequestError as error:
+                return [event, self._finish(request, "error", error=str(error))]
+            if request.matcher.is_done:
+                return [event, self._finish(request, "stop", flush=True)]
+        if len(request.tokens) >= request.max_total_tokens:
             return [event, self._finish(request, "length", flush=True)]
         return [event]
 
@@ -314,6 +353,18 @@ class ReadsObserver:
             assert request.reads is not None
             heads = block_ids[row].tolist()
             request.reads[-1].layers[layer] = tuple(tuple(b for b in blocks if b >= 0) for blocks in heads)
+
+
+def _prompt_logprobs(work: Work, rows: np.ndarray) -> list[Event]:
+    """What a work's logits say about the prompt, if that was asked for."""
+    request, tokens = work.request, work.request.tokens
+    scored = request.scored_rows(work.start, work.start + work.length)
+    if request.params.prompt_logprobs is None or not scored:
+        return []
+    num_top = request.params.prompt_logprobs
+    values = [token_logprobs(row, tokens[i + 1], num_top) for i, row in zip(scored, rows, strict=False)]
+    request.num_scored = scored.stop
+    return [PromptLogprobsEvent(request.request_id, scored.start + 1, tuple(values))]
 
 
 def _text_of(request: Request, token: int) -> str:

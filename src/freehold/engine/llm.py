@@ -15,7 +15,8 @@ import torch
 from freehold import kernels
 from freehold.core.config import EngineConfig
 from freehold.core.errors import ConfigError, FreeholdError, RequestError
-from freehold.core.events import Event, FinishEvent, FinishReason, TokenEvent, Usage
+from freehold.core.events import Event, FinishEvent, FinishReason, PromptLogprobsEvent, TokenEvent, Usage
+from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.engine.engine import Engine
@@ -32,13 +33,17 @@ from freehold.model.registry import load_model, load_tokenizer, model_kind
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A finished answer. token_ids holds every sampled token, an ending end-of-sequence token included.
-    provenance: which blocks it was made from, if that was asked for."""
+    provenance: which blocks it was made from, if that was asked for.
+    logprobs: one for each of token_ids; prompt_logprobs: one for each token of the prompt but the first. None if they
+    were not asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     provenance: Provenance | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class LLM:
@@ -182,6 +187,9 @@ class LLM:
         if isinstance(sampling.get("stop"), str):
             sampling["stop"] = (sampling["stop"],)
         params = SamplingParams(**sampling)
+        for name in ("logprobs", "prompt_logprobs"):
+            if stream and getattr(params, name) is not None:
+                raise RequestError(f"{name} come with the whole answer; leave stream out", field=name)
         self.engine.check(ids, params)
         return self._pieces(ids, params) if stream else self._collect(ids, params, provenance)
 
@@ -193,16 +201,28 @@ class LLM:
                 yield event.text
 
     def _collect(self, ids: list[int], params: SamplingParams, provenance: bool) -> Generation:
-        text, tokens = [], []
+        text, tokens, logprobs, scored = [], [], [], []
         for event in self.events(ids, params, provenance=provenance):
-            if isinstance(event, TokenEvent):
+            if isinstance(event, PromptLogprobsEvent):
+                scored.extend(event.logprobs)
+            elif isinstance(event, TokenEvent):
                 tokens.append(event.token_id)
                 text.append(event.text)
+                if event.logprobs is not None:
+                    logprobs.append(event.logprobs)
             elif isinstance(event, FinishEvent):
                 if event.error:
                     raise FreeholdError(event.error)
                 text.append(event.text)
-                return Generation("".join(text), tuple(tokens), event.reason, event.usage, event.provenance)
+                return Generation(
+                    "".join(text),
+                    tuple(tokens),
+                    event.reason,
+                    event.usage,
+                    event.provenance,
+                    None if params.logprobs is None else tuple(logprobs),
+                    None if params.prompt_logprobs is None else tuple(scored),
+                )
         raise AssertionError("the engine ended a request without saying so")
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from freehold.core.provenance import BlockReads
 from freehold.core.sampling import SamplingParams
 from freehold.engine.sampler import Sampler
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
+from freehold.model.grammar import GrammarMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +21,7 @@ class Request:
     is (lower is more); see `Scheduler`. Times are in seconds of the engine's clock; from `deadline` on it is late.
     sequence is None while the request waits. A request that lost its room waits again with all its tokens;
     its text goes on where it stopped. reads collects the blocks that its tokens come from, if that was asked for.
+    The logits of the first `num_scored` tokens are not wanted (any more) for log-probabilities of the prompt.
     """
 
     request_id: str
@@ -35,6 +37,8 @@ class Request:
     sampler: Sampler
     decoder: StreamDecoder
     stops: StopMatcher
+    matcher: GrammarMatcher | None = None
+    num_scored: int = 0
     sequence: Sequence | None = None
     cancelled: bool = False
     cached_tokens: int = 0
@@ -44,6 +48,20 @@ class Request:
     started: float | None = None
     first_token: float | None = None
     reads: list[BlockReads] | None = None
+
+    def __post_init__(self) -> None:
+        if self.params.prompt_logprobs is None:
+            self.num_scored = self.prompt_len - 1
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may take over blocks; a prompt whose every logit is wanted has to be computed."""
+        return self.params.prompt_logprobs is None
+
+    def scored_rows(self, start: int, end: int) -> range:
+        """Of tokens [start, end), those whose logits give log-probabilities of the prompt that were not yet said."""
+        first = max(start, self.num_scored)
+        return range(first, max(first, min(end, self.prompt_len - 1)))
 
     @property
     def num_generated(self) -> int:

@@ -23,19 +23,33 @@ class Sampler:
         seed = secrets.randbits(63) if params.seed is None else params.seed % 2**64
         self._random = np.random.Generator(np.random.PCG64(seed))
 
-    def sample(self, logits: NDArray[np.float32], tokens: Sequence[int], prompt_len: int) -> int:
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        tokens: Sequence[int],
+        prompt_len: int,
+        allowed: NDArray[np.int64] | None = None,
+    ) -> int:
         """The next token id. logits (vocab_size,) is not changed. Equal logits go to the lower id when greedy.
 
         tokens: the prompt's `prompt_len` tokens and all that were sampled since.
+        allowed: the only ids to choose from, ascending and at least one; the others are as good as absent, so that
+            top_k, top_p and min_p count among these. None: all.
         """
         p = self.params
         scores = self._adjusted(logits, tokens, prompt_len)
-        if p.temperature == 0.0:
-            return int(scores.argmax())
-        ids, probabilities = _distribution(scores.astype(np.float64) / p.temperature, p)
+        if allowed is not None:
+            scores = scores[allowed]
+        place = int(scores.argmax()) if p.temperature == 0.0 else self._draw(scores)
+        return place if allowed is None else int(allowed[place])
+
+    def _draw(self, scores: NDArray[np.float32]) -> int:
+        """The place of one of the scores, by the distribution that they and the request's fields make."""
+        p = self.params
+        places, probabilities = _distribution(scores.astype(np.float64) / p.temperature, p)
         cumulative = probabilities.cumsum()
         place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(ids[min(int(place), len(ids) - 1)])
+        return int(places[min(int(place), len(places) - 1)])
 
     def _adjusted(self, logits: NDArray[np.float32], tokens: Sequence[int], prompt_len: int) -> NDArray[np.float32]:
         """Penalties and biases, in the order of the fields' definitions."""
@@ -57,16 +71,16 @@ class Sampler:
 
 
 def _distribution(scores: NDArray[np.float64], p: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Token ids and their probabilities after top_k, then top_p, then min_p. Not renormalised."""
+    """Places (token ids) and their probabilities after top_k, then top_p, then min_p. Not renormalised."""
     weights = np.exp(scores - scores.max())
     if p.top_k is None and p.top_p == 1.0 and p.min_p == 0.0:
         return np.arange(len(scores)), weights
-    order = _descending(scores, p.top_k if p.top_k is not None else _HEAD)
+    order = descending(scores, p.top_k if p.top_k is not None else _HEAD)
     kept = weights[order]
     # top_p counts mass among what top_k left; without top_k that is the whole vocabulary.
     total = kept.sum() if p.top_k is not None else weights.sum()
     if p.top_k is None and p.top_p < 1.0 and kept.sum() < p.top_p * total:
-        order = _descending(scores, len(scores))
+        order = descending(scores, len(scores))
         kept = weights[order]
     if p.top_k is None and p.top_p == 1.0:
         order, kept = np.arange(len(scores)), weights
@@ -79,7 +93,7 @@ def _distribution(scores: NDArray[np.float64], p: SamplingParams) -> tuple[NDArr
     return order, kept
 
 
-def _descending(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def descending(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Ids of the `count` best scores, best first, ties to the lower id."""
     if count < len(scores):
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]

@@ -92,7 +92,7 @@ class Scheduler:
         """The next step's work; empty if nothing waits or runs, or if a request has just given up its room."""
         self._admit()
         for request in self.running:
-            if request.num_uncomputed > 1:
+            if request.num_uncomputed > 1 and request.shares:
                 assert request.sequence is not None
                 request.found(self.cache.adopt(request.sequence))
         plan: list[Work] = []
@@ -177,15 +177,17 @@ class Scheduler:
             pending += ceil_div(len(other.tokens), size) - len(other.sequence.slots)
         room = self.cache.pool.num_slots - len(in_use) - pending
         needed = ceil_div(len(request.tokens), size)
-        return needed <= room or needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
+        if needed <= room or not request.shares:
+            return needed <= room
+        return needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
 
     def _start(self, request: Request) -> None:
         self._num_starts += 1
         self.waiting.remove(request)
         self.running.append(request)
-        request.sequence = self.cache.open(request.tokens)
+        request.sequence = self.cache.open(request.tokens, share=request.shares)
         request.found(request.sequence.num_computed)
-        if request.times_paused == 0:
+        if request.times_paused == 0 and request.shares:
             request.miss = self.cache.miss(request.sequence)
             if request.miss is not None:
                 _log.debug("request %s leaves the cached text: %s", request.request_id, request.miss)
@@ -217,7 +219,8 @@ class Scheduler:
         for request in self.running:
             if request.num_uncomputed > 1:
                 assert request.sequence is not None
-                groups.setdefault(self.cache.next_block(request.sequence) or request, []).append(request)
+                block = self.cache.next_block(request.sequence) if request.shares else None
+                groups.setdefault(block or request, []).append(request)
         return [
             _Prompt(
                 # Who is furthest into the block, so that nothing of it is computed twice.
