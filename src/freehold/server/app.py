@@ -12,22 +12,41 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from freehold import __version__
 from freehold.core.errors import ConfigError, FreeholdError
 from freehold.server.backend import Backend
 from freehold.server.errors import CLIENT_ERRORS, client_error_response, http_exception_response
-from freehold.server.guards import BodyGuard, FailureGuard, HostGuard, KeyGuard
+from freehold.server.guards import (
+    REQUEST_ID_HEADER,
+    AccessGuard,
+    BodyGuard,
+    DrainGuard,
+    FailureGuard,
+    LimitGuard,
+    SizeGuard,
+    WatchGuard,
+)
+from freehold.server.keys import Keys
+from freehold.server.operation import Operation
+from freehold.server.options import ServerOptions
 from freehold.server.routes_chat import chat_routes
 from freehold.server.routes_completions import completion_routes
 from freehold.server.routes_models import model_routes
+from freehold.server.routes_operations import operation_routes
+from freehold.server.routes_requests import request_routes
+from freehold.server.routes_tokenize import tokenize_routes
 from freehold.server.service import Service
-from freehold.server.wire_openai import ChatRequest, CompletionRequest
+from freehold.server.watched_backend import watched
+from freehold.server.wire_chat import ChatRequest
+from freehold.server.wire_openai import CompletionRequest
+from freehold.server.wire_tokenize import DetokenizeRequest, TokenizeRequest
 
-DEFAULT_MAX_BODY_BYTES = 32 * 2**20
+DEFAULT_MAX_BODY_BYTES = ServerOptions().max_body_bytes
 """A million tokens of text with room to spare."""
 
-DEFAULT_KEEPALIVE_SECONDS = 10.0
+DEFAULT_KEEPALIVE_SECONDS = ServerOptions().keepalive_seconds
 
 
 def create_app(
@@ -37,45 +56,75 @@ def create_app(
     aliases: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
+    body_seconds: float = ServerOptions().body_seconds,
+    cors_origins: Sequence[str] = (),
+    operation: Operation | None = None,
 ) -> FastAPI:
     """The application; it opens no connection and starts no thread of its own.
 
-    api_key: what clients must send as a bearer token. None: no key is asked for, and then only requests that
-        address a loopback name (localhost, 127.0.0.1, [::1]) are answered.
+    api_key: what clients must send as a bearer token or as x-api-key. None: no key is asked for, and then only
+        requests that address a loopback name (localhost, 127.0.0.1, [::1]) are answered.
     aliases: further model names that mean this model.
     max_body_bytes: largest request body.
     keepalive_seconds: longest silence in a stream before a comment is sent.
+    body_seconds: longest time that a client may take to send a body.
+    cors_origins: origins whose pages may read answers; none by default.
+    operation: keys, limits, metrics and the server's life, where they are shared with the process around it; the
+        key is then among `operation.keys`, not given here.
 
     Raises ConfigError for an empty key and for limits that are not positive.
     """
-    if api_key is not None and not api_key.strip():
-        raise ConfigError("the API key is empty; give one, or none at all to serve this machine only")
+    if operation is None:
+        operation = Operation.of(backend, keys=Keys(api_key=api_key))
+    elif api_key is not None:
+        raise ConfigError("api_key and operation exclude each other; give the key to the operation's keys")
     if max_body_bytes < 1:
         raise ConfigError(f"max_body_bytes is {max_body_bytes}; it must be at least 1")
     if not keepalive_seconds > 0:
         raise ConfigError(f"keepalive_seconds is {keepalive_seconds}; it must be above 0")
-    guards = [
-        Middleware(FailureGuard),
-        Middleware(HostGuard) if api_key is None else Middleware(KeyGuard, api_key=api_key),
-        Middleware(BodyGuard, max_body_bytes=max_body_bytes),
-    ]
     app = FastAPI(
         title="Freehold",
         version=__version__,
-        middleware=guards,
+        middleware=[
+            *_outer_guards(operation, cors_origins),
+            Middleware(BodyGuard, max_body_bytes=max_body_bytes, body_seconds=body_seconds),
+        ],
         # The framework's documentation pages load scripts from elsewhere; /openapi.json is enough.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    service = Service(backend, tuple(aliases), keepalive_seconds)
-    for router in (chat_routes(service), completion_routes(service), model_routes(service)):
-        app.include_router(router)
+    service = Service(watched(backend, operation.lifecycle), tuple(aliases), keepalive_seconds)
+    for routes in (chat_routes, completion_routes, tokenize_routes, request_routes, model_routes):
+        app.include_router(routes(service))
+    app.include_router(operation_routes(operation))
     for kind in CLIENT_ERRORS:
         app.add_exception_handler(kind, _client_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _outer_guards(operation: Operation, cors_origins: Sequence[str]) -> list[Middleware]:
+    """All guards but the one of the body; see guards.py."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(cors_origins),
+        allow_methods=["GET", "POST"],
+        # Client libraries send headers of their own; the origin is exact, so it may.
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
+    )
+    return [
+        Middleware(FailureGuard),
+        Middleware(WatchGuard, operation=operation),
+        *([cors] if cors_origins else []),
+        Middleware(SizeGuard),
+        Middleware(AccessGuard, operation=operation),
+        Middleware(DrainGuard, operation=operation),
+        Middleware(LimitGuard, operation=operation),
+    ]
 
 
 async def _client_error(_: Request, error: Exception) -> Response:
@@ -95,6 +144,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         bodies: dict[str, type[BaseModel]] = {
             "/v1/chat/completions": ChatRequest,
             "/v1/completions": CompletionRequest,
+            "/v1/tokenize": TokenizeRequest,
+            "/v1/detokenize": DetokenizeRequest,
         }
         _, models = models_json_schema(
             [(model, "validation") for model in bodies.values()], ref_template="#/components/schemas/{model}"

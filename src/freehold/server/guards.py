@@ -1,42 +1,69 @@
 """What every HTTP request passes on its way in, outermost first.
 
     FailureGuard   gives it an id; answers 500 when anything below fails, and hides why
-    HostGuard      only when there is no key: refuses names that do not mean this machine
-    KeyGuard       only when there is a key: refuses requests without it
-    BodyGuard      reads the body, up to a limit, and requires JSON
+    WatchGuard     sees it begin and end: metrics, the access log, tokens charged to its key
+    (CORS)         only when origins are allowed: the framework's own, which answers preflights without a key
+    SizeGuard      refuses long request lines and many headers
+    AccessGuard    with keys: requires one of the right scope; without: the Host must be a name of this machine
+    DrainGuard     refuses new work when the server is about to end
+    LimitGuard     refuses what is beyond the key's pace or budget
+    BodyGuard      reads the body, up to a limit and in time, and requires JSON
 
-They are plain ASGI callables, so that a disconnect reaches the routes.
+They are plain ASGI callables, so that a disconnect reaches the routes. Each refuses through a function that knows
+the form of error of the path's API.
 """
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import ipaddress
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from freehold.server.errors import (
-    body_response,
-    describe_exception,
-    error_response,
-    internal_error_body,
-    log_failure,
-)
+from freehold.server.errors import describe_exception, internal_error_body, log_failure
+from freehold.server.keys import KeyExpiredError, Keys
+from freehold.server.logs import log_request
+from freehold.server.observation import CURRENT, Observation
+from freehold.server.operation import Operation
+from freehold.server.principal import ADMIN, ANYONE, INFERENCE, METRICS, Principal, principal_of
+from freehold.server.refusals import Refuse, refuse, route_path
 
 REQUEST_ID_HEADER = "x-request-id"
 
-_OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/health/ready"})
+"""Answered without a key: whether the server lives and takes requests, and nothing else."""
+
+MAX_TARGET_BYTES = 8 * 1024
+MAX_HEADERS = 100
+
+_READING_METHODS = ("GET", "HEAD", "OPTIONS")
 # Read and thrown away before a 413: many clients look at the answer only once they have sent everything.
 _DISCARD_FACTOR = 4
+# Bodies of all requests together, while they are read; afterwards the engine's queue has its own limits.
+_BODIES_AT_ONCE = 8
+
+
+def needed_scope(path: str) -> str:
+    """The scope that a key must have for a path; "inference" for all that is not named here."""
+    if path == "/metrics":
+        return METRICS
+    views_of_others = ("/admin", "/requests", "/v1/requests")
+    return ADMIN if any(path == view or path.startswith(view + "/") for view in views_of_others) else INFERENCE
+
+
+def is_work(scope: Scope) -> bool:
+    """Whether a request may keep the engine busy; looking at something does not."""
+    return scope["type"] == "http" and scope["method"] not in _READING_METHODS
 
 
 class FailureGuard:
     """Turns every exception of `app` into an answer 500 without its text; nothing reaches the HTTP server."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, refuse: Refuse = refuse) -> None:
         self._app = app
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,25 +86,186 @@ class FailureGuard:
             log_failure(http_request_id, describe_exception(error))
             # After the start nothing can be said any more; the HTTP server closes the unfinished answer.
             if not started:
-                await body_response(500, internal_error_body(http_request_id))(scope, receive, send_with_id)
+                text = internal_error_body(http_request_id).error.message
+                await self._refuse(scope, 500, text, "internal_error", None)(scope, receive, send_with_id)
 
 
-class HostGuard:
-    """Without a key, only the machine itself may ask. A web page in its browser could reach a loopback port
-    under a name of its own (DNS rebinding), so the Host header must be a loopback name or address."""
+class WatchGuard:
+    """Begins and ends the request's Observation, which streams find in their context."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, operation: Operation) -> None:
         self._app = app
+        self._operation = operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_loopback_name(Headers(scope=scope).get("host", "")):
-            message = (
-                "the Host header does not name this machine; a server without an API key answers only "
-                "requests to localhost, 127.0.0.1 or [::1]. Start it with an API key to serve other names"
-            )
-            await error_response(403, message, code="host_not_allowed")(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
+        metrics, lifecycle = self._operation.metrics, self._operation.lifecycle
+        observation = Observation(metrics)
+        scope["state"]["observation"] = observation
+        # What is not answered was given up by its client, or failed.
+        status = 499
+
+        async def send_seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        token = CURRENT.set(observation)
+        metrics.in_progress.inc()
+        lifecycle.num_requests += 1
+        try:
+            await self._app(scope, receive, send_seen)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            CURRENT.reset(token)
+            metrics.in_progress.dec()
+            lifecycle.num_requests -= 1
+            self._finish(scope, observation, status)
+
+    def _finish(self, scope: Scope, observation: Observation, status: int) -> None:
+        observation.finish()
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._operation.metrics.observe_request(route, _known_method(scope["method"]), status)
+        principal = principal_of(scope)
+        generated = observation.finish_reason is not None
+        if generated:
+            self._operation.metrics.observe_generation_seconds(observation.seconds)
+            prompt_tokens, completion_tokens = observation.prompt_tokens, observation.completion_tokens
+            self._operation.limits.charge(principal or ANYONE, prompt_tokens, completion_tokens)
+        log_request(
+            {
+                "request_id": scope["state"]["http_request_id"],
+                "client": scope["client"][0] if scope.get("client") else None,
+                "key": principal.name if principal else None,
+                "method": _known_method(scope["method"]),
+                "route": route,
+                "status": status,
+                "seconds": round(observation.seconds, 6),
+                "first_token_seconds": _rounded(observation.first_token_seconds),
+                "prompt_tokens": observation.prompt_tokens if generated else None,
+                "cached_tokens": observation.cached_tokens if generated else None,
+                "completion_tokens": observation.completion_tokens if generated else None,
+                "finish_reason": observation.finish_reason,
+            }
+        )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
+
+
+def _known_method(method: str) -> str:
+    return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "(other)"
+
+
+class SizeGuard:
+    """Limits what the HTTP parser has let through: 414 for long targets, 431 for many headers."""
+
+    def __init__(self, app: ASGIApp, refuse: Refuse = refuse) -> None:
+        self._app = app
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+            if target > MAX_TARGET_BYTES:
+                text = f"the request's path and query have {target} bytes; this server takes {MAX_TARGET_BYTES}"
+                await self._refuse(scope, 414, text, "uri_too_long", None)(scope, receive, send)
+                return
+            if len(scope["headers"]) > MAX_HEADERS:
+                text = f"the request has {len(scope['headers'])} headers; this server takes {MAX_HEADERS}"
+                await self._refuse(scope, 431, text, "too_many_headers", None)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+
+class AccessGuard:
+    """Where there are keys, requires one everywhere but on OPEN_PATHS: `Authorization: Bearer` or `x-api-key`.
+
+    Without keys only the machine itself may ask. A web page in its browser could reach a loopback port under a name
+    of its own (DNS rebinding), so the Host header must be a loopback name or address.
+
+    Sets `scope["state"]["principal"]`, and with keys `has_key`, so that /health can tell more to those who have one.
+    """
+
+    def __init__(self, app: ASGIApp, operation: Operation, refuse: Refuse = refuse) -> None:
+        self._app = app
+        self._keys = operation.keys
+        self._metrics = operation.metrics
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        if not self._keys.asks:
+            if _is_loopback_name(Headers(scope=scope).get("host", "")):
+                state["principal"] = ANYONE
+                await self._app(scope, receive, send)
+            else:
+                await self._refuse_host(scope, receive, send)
+            return
+        path = route_path(scope)
+        expired = ""
+        try:
+            principal = _principal(self._keys, scope)
+        except KeyExpiredError as error:
+            principal, expired = None, str(error)
+        state["has_key"] = principal is not None
+        if principal is not None:
+            state["principal"] = principal
+        if path in OPEN_PATHS:
+            await self._app(scope, receive, send)
+        elif principal is None:
+            await self._refuse_key(scope, receive, send, expired)
+        elif needed_scope(path) not in principal.scopes:
+            await self._refuse_scope(scope, receive, send, principal)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _refuse_host(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = (
+            "the Host header does not name this machine; a server without an API key answers only "
+            "requests to localhost, 127.0.0.1 or [::1]. Start it with an API key to serve other names"
+        )
+        self._metrics.observe_refusal("", "host")
+        await self._refuse(scope, 403, message, "host_not_allowed", None)(scope, receive, send)
+
+    async def _refuse_key(self, scope: Scope, receive: Receive, send: Send, expired: str) -> None:
+        message = expired or "missing or wrong API key; send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
+        headers = {"WWW-Authenticate": "Bearer"}
+        self._metrics.observe_refusal("", "expired" if expired else "key")
+        await self._refuse(scope, 401, message, "invalid_api_key", headers)(scope, receive, send)
+
+    async def _refuse_scope(self, scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
+        needed = needed_scope(route_path(scope))
+        has = ", ".join(sorted(principal.scopes))
+        message = f"the key {principal.name!r} is for {has}; this path needs a key with the scope {needed!r}"
+        self._metrics.observe_refusal(principal.name, "scope")
+        await self._refuse(scope, 403, message, "insufficient_scope", None)(scope, receive, send)
+
+
+def _principal(keys: Keys, scope: Scope) -> Principal | None:
+    """Whose request it is. Clients that send their key in both ways, or another one in one of them, need only one."""
+    given = []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            given += [key.strip()] if scheme.lower() == b"bearer" else []
+        elif name == b"x-api-key":
+            given.append(value.strip())
+    # No client sends more, and each one costs a hash.
+    for key in given[:2]:
+        principal = keys.find(key.decode("utf-8", "surrogateescape"))
+        if principal is not None:
+            return principal
+    return None
 
 
 def _is_loopback_name(host: str) -> bool:
@@ -91,78 +279,124 @@ def _is_loopback_name(host: str) -> bool:
         return False
 
 
-class KeyGuard:
-    """Requires `Authorization: Bearer <key>` everywhere but on /health.
+class DrainGuard:
+    """Refuses new work with 503 once the server is about to end; looking at something is answered to the last."""
 
-    Sets `scope["state"]["has_key"]`, so that /health can tell more to those who have it.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, operation: Operation, refuse: Refuse = refuse) -> None:
         self._app = app
-        self._key = api_key.encode()
+        self._lifecycle = operation.lifecycle
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if self._lifecycle.draining and is_work(scope):
+            message = "the server is shutting down and takes no new requests; send it again in a moment"
+            headers = {"Retry-After": "5", "Connection": "close"}
+            await self._refuse(scope, 503, message, "shutting_down", headers)(scope, receive, send)
             return
-        has_key = self._has_key(scope)
-        scope.setdefault("state", {})["has_key"] = has_key
-        if has_key or scope["path"] in _OPEN_PATHS:
-            await self._app(scope, receive, send)
-            return
-        message = "missing or wrong API key; send it as 'Authorization: Bearer <key>'"
-        headers = {"WWW-Authenticate": "Bearer"}
-        await error_response(401, message, code="invalid_api_key", headers=headers)(scope, receive, send)
+        await self._app(scope, receive, send)
 
-    def _has_key(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        # Compared in constant time: the time an answer takes must not tell how much of a key was right.
-        return hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"
+
+class LimitGuard:
+    """Refuses with 429 what is beyond the key's limits, and tells every client of a limited key where it stands."""
+
+    def __init__(self, app: ASGIApp, operation: Operation, refuse: Refuse = refuse) -> None:
+        self._app = app
+        self._limits = operation.limits
+        self._metrics = operation.metrics
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal = principal_of(scope)
+        if principal is None or not is_work(scope):
+            await self._app(scope, receive, send)
+            return
+        verdict = self._limits.admit(principal)
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in verdict.headers.items():
+                    headers[name] = value
+            await send(message)
+
+        if verdict.reason:
+            self._metrics.observe_refusal(principal.name, verdict.reason)
+            code = "insufficient_quota" if verdict.reason == "budget" else "rate_limit_exceeded"
+            await self._refuse(scope, 429, verdict.message, code, None)(scope, receive, send_with_limits)
+            return
+        await self._app(scope, receive, send_with_limits)
 
 
 class BodyGuard:
     """Reads the whole body of a POST, and hands it on in one piece; later messages (the disconnect) pass.
 
-    Answers 413 above `max_body_bytes`, and 415 unless the body is declared to be JSON: a web page can send
-    any other type to a loopback port without asking the server first.
+    Answers 413 above `max_body_bytes`, 408 when it takes longer than `body_seconds`, 503 when too many large bodies
+    are read at once, and 415 unless the body is declared to be JSON: a web page can send any other type to a
+    loopback port without asking the server first.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, body_seconds: float = 60.0, refuse: Refuse = refuse) -> None:
         self._app = app
         self._limit = max_body_bytes
+        self._seconds = body_seconds
+        self._refuse = refuse
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        body, total = bytearray(), 0
-        more = True
+        body = bytearray()
+        try:
+            refusal = await asyncio.wait_for(self._read(receive, body), self._seconds)
+        except asyncio.TimeoutError:
+            text = f"the request body took longer than {self._seconds:g} seconds"
+            refusal = (408, text, "request_timeout")
+        finally:
+            self._held -= len(body)
+        if refusal is None:
+            return
+        content_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        if not refusal[0] and body and content_type != "application/json":
+            text = f"the Content-Type is {content_type[:80]!r}; it must be 'application/json'"
+            refusal = (415, text, "unsupported_media_type")
+        if refusal[0]:
+            headers = {"Connection": "close"} if refusal[0] in (408, 503) else {}
+            headers |= {"Retry-After": "1"} if refusal[0] == 503 else {}
+            await self._refuse(scope, *refusal, headers)(scope, receive, send)
+            return
+        await self._app(scope, _with_body(bytes(body), receive), send)
+
+    async def _read(self, receive: Receive, body: bytearray) -> tuple[int, str, str] | None:
+        """Read into `body`. What to refuse it with, a status of 0 if nothing is wrong; None: the client has gone."""
+        total, more = 0, True
         while more and total <= self._limit * _DISCARD_FACTOR:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             chunk = message.get("body", b"")
             total += len(chunk)
             more = message.get("more_body", False)
             if total <= self._limit:
                 body += chunk
+                self._held += len(chunk)
+                if self._held > self._limit * _BODIES_AT_ONCE:
+                    return 503, "too many large requests arrive at once; send it again", "busy"
         if total > self._limit:
             text = f"the request body is larger than {self._limit} bytes, the limit of this server"
-            await error_response(413, text, code="body_too_large")(scope, receive, send)
-            return
-        content_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-        if total and content_type != "application/json":
-            text = f"the Content-Type is {content_type[:80]!r}; it must be 'application/json'"
-            await error_response(415, text, code="unsupported_media_type")(scope, receive, send)
-            return
-        handed_on = False
+            return 413, text, "body_too_large"
+        return 0, "", ""
 
-        async def receive_whole() -> Message:
-            nonlocal handed_on
-            if handed_on:
-                return await receive()
-            handed_on = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        await self._app(scope, receive_whole, send)
+def _with_body(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` first."""
+    handed_on = False
+
+    async def receive_whole() -> Message:
+        nonlocal handed_on
+        if handed_on:
+            return await receive()
+        handed_on = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_whole

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import copy
 import errno
 import ipaddress
+import logging
 import signal
 import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any, get_args
 
 import uvicorn
 from fastapi import FastAPI
 
 from freehold.core.errors import ConfigError
-from freehold.server.app import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_MAX_BODY_BYTES, create_app
+from freehold.server.app import create_app
 from freehold.server.backend import Backend
+from freehold.server.connections import MAX_HEADER_BYTES, Door, allow_open_files, protocol_class
+from freehold.server.keys import Keys
+from freehold.server.lifecycle import Lifecycle
+from freehold.server.limits import Limits
+from freehold.server.logs import log_config
+from freehold.server.metrics import Metrics
+from freehold.server.operation import Operation
+from freehold.server.options import LogLevel, ServerOptions
+from freehold.server.tls import tls_context
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
-DEFAULT_DRAIN_SECONDS = 10
-LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+LOG_LEVELS = get_args(LogLevel)
+DEFAULT_OPTIONS = ServerOptions()
+
+# After the drain, streams are cancelled; so long they may take to say so to their clients.
+_FAREWELL_SECONDS = 3.0
+
+logger = logging.getLogger("freehold.server")
 
 
-def require_key(host: str, api_key: str | None) -> None:
-    """Raises ConfigError when `host` can be reached from other machines and there is no API key."""
-    if api_key is None and not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
+def require_key(host: str, api_key: str | None, keys: Keys | None = None) -> None:
+    """Raises ConfigError when `host` can be reached from other machines and there is no usable API key.
+
+    keys: those of a key file, beside or instead of `api_key`.
+    """
+    has_key = api_key is not None or (keys is not None and keys.num_usable > 0)
+    if not has_key and not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
         raise ConfigError(
             f"the host is {host!r}, which other machines can reach, and there is no API key; "
-            "give one (--api-key), or serve this machine only (--host 127.0.0.1)"
+            "make one (freehold keys add NAME) or give one (--api-key), or serve this machine only (--host 127.0.0.1)"
         )
 
 
@@ -66,32 +88,76 @@ def reserve_port(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> socket.s
     return listener
 
 
-def server_url(listener: socket.socket) -> str:
+def server_url(listener: socket.socket, scheme: str = "http") -> str:
     """The URL under which `listener` is reached from this machine."""
     address, port = listener.getsockname()[:2]
     parsed = ipaddress.ip_address(address)
     if parsed.is_unspecified:
         address = "127.0.0.1" if parsed.version == 4 else "::1"
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready, and returns after a signal instead of dying of it."""
+    """uvicorn's server, which says when it is ready, drains before it closes, and returns after a signal instead of
+    dying of it.
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None = None) -> None:
+    While it drains, it still listens: new work is refused with an answer, and /health/ready says why. uvicorn alone
+    would close its port first, and a load balancer would see only connections refused.
+
+    on_hangup: called at SIGHUP.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], None] | None = None,
+        *,
+        lifecycle: Lifecycle | None = None,
+        drain_seconds: float = 0.0,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
+        self._lifecycle = lifecycle if lifecycle is not None else Lifecycle()
+        self._drain_seconds = drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._on_ready is not None:
             self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        """Let running requests end; give up those that have not in time, so that their clients are told."""
+        life = self._lifecycle
+        life.drain()
+        if not await self._idle_within(self._drain_seconds):
+            count = life.cancel_streams()
+            logger.warning("%d running streams are cancelled%s", count, " at once" if self.force_exit else "")
+            await self._idle_within(_FAREWELL_SECONDS, whatever_signals=True)
+
+    async def _idle_within(self, seconds: float, *, whatever_signals: bool = False) -> bool:
+        end = time.monotonic() + seconds
+        while self._lifecycle.num_requests:
+            if time.monotonic() >= end or (self.force_exit and not whatever_signals):
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # The base class raises the signal once more at the end; then nobody could close the engine.
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = {kind: signal.signal(kind, self.handle_exit) for kind in kinds}
+        handlers: dict[signal.Signals, Any] = {
+            signal.SIGINT: self.handle_exit,
+            signal.SIGTERM: self.handle_exit,
+            # Not to die when a terminal closes is what servers do; this one reads its keys again.
+            signal.SIGHUP: self._handle_hangup,
+        }
+        before = {kind: signal.signal(kind, handler) for kind, handler in handlers.items()}
         try:
             yield
         finally:
@@ -102,28 +168,44 @@ class Server(uvicorn.Server):
         # A second signal of either kind ends the wait for running requests.
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._lifecycle.drain()
+
+    def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        if self._on_hangup is not None:
+            self._on_hangup()
 
 
 def server_config(
-    app: FastAPI, *, log_level: str = "info", drain_seconds: int = DEFAULT_DRAIN_SECONDS
+    app: FastAPI,
+    *,
+    log_level: str = "info",
+    drain_seconds: float = 0.0,
+    door: Door | None = None,
+    options: ServerOptions = DEFAULT_OPTIONS,
 ) -> uvicorn.Config:
-    """How uvicorn is set up. Raises ConfigError for an unknown log level."""
+    """How uvicorn is set up. Raises ConfigError for an unknown log level.
+
+    drain_seconds: how long uvicorn itself waits at the end; `Server` has drained before. door: None: any number of
+        connections. options: the rest.
+    """
     if log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level is {log_level!r}; it must be one of {', '.join(LOG_LEVELS)}")
-    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    # Standard output belongs to the program that serves.
-    log_config["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return uvicorn.Config(
         app,
-        log_config=log_config,
-        http="h11",
+        log_config=log_config(options.log_format, log_level, access_log=options.access_log),
+        http="h11" if door is None else protocol_class(door),
         ws="none",
         lifespan="off",
         log_level=log_level,
-        # Headers that any client can set do not change whom the log names.
-        proxy_headers=False,
+        access_log=False,
+        # Without a proxy, headers that any client can set do not change whom the log names.
+        proxy_headers=bool(options.behind_proxy),
+        forwarded_allow_ips=list(options.behind_proxy),
+        root_path=options.root_path,
         server_header=False,
-        timeout_graceful_shutdown=drain_seconds,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=options.idle_seconds,  # type: ignore[arg-type]  # any number of seconds will do
+        timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
     )
 
 
@@ -134,38 +216,62 @@ def serve(
     port: int = DEFAULT_PORT,
     listener: socket.socket | None = None,
     api_key: str | None = None,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
     aliases: Sequence[str] = (),
-    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
-    keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
-    drain_seconds: int = DEFAULT_DRAIN_SECONDS,
-    log_level: str = "info",
+    options: ServerOptions = DEFAULT_OPTIONS,
     on_ready: Callable[[str], None] | None = None,
-) -> None:
+) -> bool:
     """Serve until SIGINT or SIGTERM; call it on the main thread. Closing the backend is up to the caller.
 
     listener: from `reserve_port`; `host` and `port` are then not used. It is closed at the end.
-    drain_seconds: how long running requests may go on after the signal; then they are cancelled. A second
-        signal cancels them at once.
+    api_key: one key with every scope. keys: the same and others, instead.
+    limits: where used tokens are counted. None: they are forgotten at the end.
+    tls: from `tls_context`, where the caller has checked the files before. None: made from `options`, if it has any.
     on_ready: called with the URL when requests are answered.
 
-    Raises ConfigError as create_app, require_key and reserve_port do.
+    Returns whether running requests were given their time; False: a second signal cut them off.
+
+    Raises ConfigError as create_app, require_key, reserve_port, tls_context and allow_open_files do.
     """
+    if keys is not None and api_key is not None:
+        raise ConfigError("api_key and keys exclude each other; give the key to the keys")
+    keys = Keys(api_key=api_key) if keys is None else keys
+    lifecycle = Lifecycle()
+    if tls is None and options.tls_cert is not None and options.tls_key is not None:
+        tls = tls_context(options.tls_cert, options.tls_key)
+    metrics = Metrics(backend.stats, lambda: door.num_open)
+    door = Door(
+        max_connections=options.max_connections, header_seconds=options.header_seconds, metrics=metrics, context=tls
+    )
     app = create_app(
         backend,
-        api_key=api_key,
         aliases=aliases,
-        max_body_bytes=max_body_bytes,
-        keepalive_seconds=keepalive_seconds,
+        max_body_bytes=options.max_body_bytes,
+        keepalive_seconds=options.keepalive_seconds,
+        body_seconds=options.body_seconds,
+        cors_origins=options.cors_origin,
+        operation=Operation(metrics, keys, limits if limits is not None else Limits(), lifecycle),
     )
-    config = server_config(app, log_level=log_level, drain_seconds=drain_seconds)
+    config = server_config(app, log_level=options.log_level, drain_seconds=1, door=door, options=options)
+    allow_open_files(options.max_connections)
     if listener is None:
-        require_key(host, api_key)
+        require_key(host, None, keys)
         listener = reserve_port(host, port)
     with listener:
         # The socket's own address counts, whoever bound it.
-        require_key(listener.getsockname()[0], api_key)
-        url = server_url(listener)
-        Server(config, lambda: on_ready(url) if on_ready else None).run(sockets=[listener])
+        require_key(listener.getsockname()[0], None, keys)
+        url = server_url(listener, "http" if tls is None else "https")
+        server = Server(
+            config,
+            lambda: on_ready(url) if on_ready else None,
+            lifecycle=lifecycle,
+            drain_seconds=options.drain_seconds,
+            on_hangup=keys.reload,
+        )
+        server.run(sockets=[listener])
+        return not server.force_exit
 
 
 def _addresses(host: str) -> list[str]:

@@ -1,0 +1,83 @@
+"""What the server writes to standard error: text for people or JSON for programs; never a word of a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+ACCESS_LOGGER = "freehold.access"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. What a record carries as `fields` becomes members of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line. A traceback becomes one member, without the exception's text, which may quote a prompt."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        fields = getattr(record, "fields", None)
+        if fields is None:
+            entry["message"] = record.getMessage()
+        else:
+            entry |= fields
+        if record.exc_info and record.exc_info[1] is not None:
+            from freehold.server.errors import describe_exception
+
+            entry["exception"] = describe_exception(record.exc_info[1])
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A time, a level and the message; the members of `fields` as name=value, those without a value left out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or lines."""
+        fields = getattr(record, "fields", None)
+        if fields is not None:
+            words = [f"{name}={_shown(value)}" for name, value in fields.items() if value not in (None, "")]
+            text = f"{record.getMessage()} {' '.join(words)}"
+        else:
+            text = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            from freehold.server.errors import describe_exception
+
+            text += "\n" + describe_exception(record.exc_info[1])
+        at = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
+        return f"{at} {record.levelname.lower()}: {text}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def log_config(log_format: str, log_level: str, *, access_log: bool) -> dict[str, Any]:
+    """For logging.config.dictConfig: the server's loggers and uvicorn's, all to standard error."""
+    formatter = JsonFormatter if log_format == "json" else TextFormatter
+    quiet = {"handlers": ["nowhere"], "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": formatter}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"},
+            "nowhere": {"class": "logging.NullHandler"},
+        },
+        "loggers": {
+            "freehold": {"handlers": ["stderr"], "level": log_level.upper()},
+            # Asked for by an option of its own, so the level of other messages does not hide it.
+            ACCESS_LOGGER: {"level": "INFO", "propagate": True, "handlers": []} if access_log else quiet,
+            "uvicorn": {"handlers": ["stderr"], "level": log_level.upper(), "propagate": False},
+            # uvicorn's own line holds the path that a client chose, and knows no tokens.
+            "uvicorn.access": {"handlers": [], "propagate": False},
+        },
+    }
+
+
+def log_request(fields: dict[str, Any]) -> None:
+    """Write one request's line."""
+    logging.getLogger(ACCESS_LOGGER).info("request", extra={"fields": fields})

@@ -1,0 +1,26 @@
+"""The parts of a running server that are about operating it: keys, limits, metrics, its life, its connections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from freehold.server.backend import Backend
+from freehold.server.keys import Keys
+from freehold.server.lifecycle import Lifecycle
+from freehold.server.limits import Limits
+from freehold.server.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One of each, shared by the guards, the routes and the process around them."""
+
+    metrics: Metrics
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    @classmethod
+    def of(cls, backend: Backend, *, keys: Keys | None = None, limits: Limits | None = None) -> Operation:
+        """For one backend. keys: None: no key is asked for. limits: None: counted, and forgotten at the end."""
+        return cls(Metrics(backend.stats), keys or Keys(), limits or Limits())
