@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from freehold.server.app import create_app
-from freehold.server.wire_openai import ChatMessage, ChatRequest, CompletionRequest
+from freehold.server.wire_chat import ChatMessage, ChatRequest
+from freehold.server.wire_openai import CompletionRequest
 from support.fake_backend import FakeBackend
 
 JSON_VALUES = st.recursive(

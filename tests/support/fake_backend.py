@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import codecs
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from freehold.core.conversation import Conversation
 from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
 from freehold.core.sampling import SamplingParams
+from freehold.model.answers.parser import AnswerParser
+from freehold.model.answers.plain import PlainParser
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,33 @@ class FakeStream:
             await asyncio.sleep(0)
 
 
+@dataclass
+class FakeChat:
+    """See `freehold.server.backend.ChatPrompt`."""
+
+    backend: FakeBackend
+    head: bytes
+    lines: list[bytes]
+    client: str
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self.head + b"".join(self.lines))
+
+    def params(self, params: SamplingParams) -> SamplingParams:
+        return params
+
+    def parser(self) -> AnswerParser:
+        return self.backend.parser()
+
+    def remember(self, message: Mapping[str, Any], token_ids: Sequence[int]) -> None:
+        self.backend.remembered.append((self.client, message, list(token_ids)))
+
+    def message_ranges(self) -> list[tuple[int, int]]:
+        ends = list(itertools.accumulate(map(len, self.lines), initial=len(self.head)))
+        return list(itertools.pairwise(ends))
+
+
 class FakeBackend:
     """See Script. `script` may also be a function of the prompt's text and the sampling fields."""
 
@@ -99,12 +129,16 @@ class FakeBackend:
         capacity: int = 1000,
         cached_tokens: int = 0,
         retry_seconds: float = 1.0,
+        parser: Callable[[], AnswerParser] = PlainParser,
     ) -> None:
         self.model_name = "fake/model"
         self.created = 1_700_000_000
         self.context_length = context_length
         self.streams: list[FakeStream] = []
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Mapping[str, Any]] = []
+        self.conversations: list[Conversation] = []
+        self.remembered: list[tuple[str, Mapping[str, Any], list[int]]] = []
+        self.parser = parser
         self._script = script
         self._capacity = capacity
         self._retry_seconds = retry_seconds
@@ -114,15 +148,22 @@ class FakeBackend:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
-        """`role: content` lines; keyword arguments come first, as `name=value;`."""
-        self.messages = messages
-        if template_kwargs.get("explode"):
-            raise TemplateError("the chat template failed: it was asked to")
-        head = "".join(f"{name}={value};" for name, value in template_kwargs.items())
-        return list((head + "".join(f"{m['role']}: {m['content']}\n" for m in messages)).encode())
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> FakeStream:
+    def prepare_chat(self, conversation: Conversation, *, client: str) -> FakeChat:
+        """`role: content` lines; keyword arguments come first, as `name=value;`."""
+        self.messages = list(conversation.messages)
+        self.conversations.append(conversation)
+        if conversation.template_kwargs.get("explode"):
+            raise TemplateError("the chat template failed: it was asked to")
+        head = "".join(f"{name}={value};" for name, value in conversation.template_kwargs.items())
+        lines = [f"{m['role']}: {m['content']}\n".encode() for m in conversation.messages]
+        return FakeChat(self, head.encode(), lines, client)
+
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int, provenance: bool = False
+    ) -> FakeStream:
         if max(prompt_ids) > 255:
             raise RequestError(f"token id {max(prompt_ids)} is not in the vocabulary of 256", field="prompt")
         if len(prompt_ids) >= self.context_length:

@@ -19,6 +19,8 @@ READ_NBYTES = 512 * 2**20
 
 MATRIX_SIZE = 2048
 _TRIES = 7
+_MOST_SECONDS = 5.0
+"""A candidate gets no further try after so long: what is that slow is no limit."""
 _WIDTH = 4096  # features of the one-row product; its weight is the whole array
 _ROW_NBYTES = _WIDTH * 4
 
@@ -35,8 +37,8 @@ class Floor:
 class Floors:
     """Limits with `threads` threads.
 
-    read: bytes a second from memory. float32, bfloat16: floating-point operations a second of a square
-    product; a multiplication and an addition are two.
+    read: bytes a second from memory. float32, bfloat16: floating-point operations a second of a square product of
+    such values, in whichever arithmetic is faster; a multiplication and an addition are two.
     """
 
     threads: int
@@ -102,11 +104,14 @@ def measure_floors(
     matrix_size = MATRIX_SIZE // (4 if quick else 1)
     products = 2 * matrix_size**3
     with using_threads(threads):
+        single = _limit(_products(matrix_size, torch.float32), products, clock)
+        half = _limit(_products(matrix_size, torch.bfloat16), products, clock)
         return Floors(
             threads=threads,
             read=_limit(_readers(rows), rows * _ROW_NBYTES, clock),
-            float32=_limit(_products(matrix_size, torch.float32), products, clock),
-            bfloat16=_limit(_products(matrix_size, torch.bfloat16), products, clock),
+            float32=single,
+            # Where there are no instructions for bfloat16, its values are best multiplied as float32.
+            bfloat16=max(half, single, key=_rate),
         )
 
 
@@ -132,8 +137,11 @@ def _products(size: int, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[],
 def _limit(candidates: Iterator[tuple[str, Callable[[], object]]], amount: float, clock: Callable[[], float]) -> Floor:
     best = Floor(0.0, "nothing")
     for name, run in candidates:
-        run()
+        end = time.monotonic() + _MOST_SECONDS
+        run()  # to warm up
         for _ in range(_TRIES):
+            if time.monotonic() > end:
+                break
             start = clock()
             run()
             rate = amount / max(clock() - start, 1e-9)

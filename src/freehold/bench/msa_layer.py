@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,12 @@ class MsaLayer:
             kernels.write(self.lanes, Spans.pack([Span(start, count, slots)], BLOCK_TOKENS), k, v, index_k)
             self.k[:, start : start + count] = k.transpose(0, 1)
             self.v[:, start : start + count] = v.transpose(0, 1)
+
+    @cached_property
+    def _flat(self) -> dict[torch.dtype, tuple[Tensor, Tensor]]:
+        """K and V for the rivals, in the types that torch may be fastest with: processors without instructions for
+        bfloat16 multiply float32 faster, though it is twice the bytes."""
+        return {torch.bfloat16: (self.k, self.v), torch.float32: (self.k.float(), self.v.float())}
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
@@ -116,41 +123,34 @@ class MsaLayer:
         """torch's ways over a whole prompt: dense causal attention; up to 4,096 tokens also the dense product under
         a block mask, which is how transformers runs sparse layers on a CPU."""
         q, _ = self.queries(context)
-        queries = q.bfloat16().transpose(0, 1)[None].contiguous()
-        k, v = (t[None, :, :context].repeat_interleave(GROUP, dim=1) for t in (self.k, self.v))
-        ways: dict[str, Callable[[], object]] = {
-            "SDPA, causal": lambda: F.scaled_dot_product_attention(queries, k, v, is_causal=True)
-        }
-        if context <= 4096:
-            mask = torch.zeros(1, NUM_Q_HEADS, context, context, dtype=torch.bfloat16)
-            mask.masked_fill_(torch.ones(context, context, dtype=torch.bool).triu(1), torch.finfo(torch.bfloat16).min)
-            ways["block mask"] = lambda: F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+        ways: dict[str, Callable[[], object]] = {}
+        for dtype, flat in self._flat.items():
+            queries = q.to(dtype).transpose(0, 1)[None].contiguous()
+            k, v = (t[None, :, :context].repeat_interleave(GROUP, dim=1) for t in flat)
+            ways[f"SDPA, causal, {_short(dtype)}"] = partial(_sdpa, queries, k, v, is_causal=True)
+            if context <= 4096:
+                mask = torch.zeros(1, NUM_Q_HEADS, context, context, dtype=dtype)
+                mask.masked_fill_(torch.ones(context, context, dtype=torch.bool).triu(1), torch.finfo(dtype).min)
+                ways[f"block mask, {_short(dtype)}"] = partial(_sdpa, queries, k, v, attn_mask=mask)
         return ways
 
     def torch_dense(self, context: int, rows: int) -> dict[str, Callable[[], object]]:
-        """torch's ways to dense attention of the same queries in bfloat16. The group's queries are rows of one head.
+        """torch's ways to dense attention of the same queries. The group's queries are rows of one head.
 
         Where there are several queries they are spared the causal mask inside the last rows: it would only slow
         them, and the few pairs it would save do not count here.
         """
         q, _ = self.queries(rows)
-        by_group = q.bfloat16().view(rows, NUM_KV_HEADS, GROUP, HEAD_DIM).permute(1, 2, 0, 3)
-        folded = by_group.reshape(NUM_KV_HEADS, GROUP * rows, HEAD_DIM).contiguous()
+        by_group = q.view(rows, NUM_KV_HEADS, GROUP, HEAD_DIM).permute(1, 2, 0, 3)
         places = self.places(context)
-        sdpa_turn, product_turn = Turns(len(places)), Turns(len(places))
-
-        def sdpa() -> object:
-            at = places[sdpa_turn()]
-            k, v = self.k[None, :, at : at + context], self.v[None, :, at : at + context]
-            return F.scaled_dot_product_attention(folded[None], k, v)
-
-        def products() -> object:
-            at = places[product_turn()]
-            k, v = self.k[:, at : at + context], self.v[:, at : at + context]
-            weights = (folded @ k.transpose(1, 2) * HEAD_DIM**-0.5).softmax(dim=-1)
-            return weights @ v
-
-        return {"SDPA, folded": sdpa, "plain products": products} if rows == 1 else {"SDPA, folded": sdpa}
+        ways: dict[str, Callable[[], object]] = {}
+        for dtype, flat in self._flat.items():
+            folded = by_group.reshape(NUM_KV_HEADS, GROUP * rows, HEAD_DIM).to(dtype)
+            pieces = [tuple(t[:, at : at + context] for t in flat) for at in places]
+            ways[f"SDPA, folded, {_short(dtype)}"] = _in_turn(_folded_sdpa, folded, pieces)
+            if rows == 1:
+                ways[f"plain products, {_short(dtype)}"] = _in_turn(_products, folded, pieces)
+        return ways
 
     def read(self, context: int, rows: int, check_rows: int) -> Reading:
         """One selection: what it read, and whether `check_rows` of its rows agree with the reference."""
@@ -174,3 +174,31 @@ class MsaLayer:
         )
         same = (wanted == block_ids[rows - checked :]).all(dim=-1)
         return Reading(stats, same.numel(), int(same.sum()))
+
+
+_sdpa = F.scaled_dot_product_attention
+
+
+def _folded_sdpa(folded: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _sdpa(folded[None], k[None], v[None])
+
+
+def _products(folded: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights: Tensor = (folded @ k.transpose(1, 2) * HEAD_DIM**-0.5).softmax(dim=-1)
+    return weights @ v
+
+
+def _in_turn(
+    way: Callable[[Tensor, Tensor, Tensor], Tensor], folded: Tensor, pieces: list[tuple[Tensor, ...]]
+) -> Callable[[], object]:
+    turn = Turns(len(pieces))
+
+    def run() -> object:
+        k, v = pieces[turn()]
+        return way(folded, k, v)
+
+    return run
+
+
+def _short(dtype: torch.dtype) -> str:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"

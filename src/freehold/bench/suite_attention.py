@@ -30,7 +30,8 @@ _COLUMNS = (
 )
 _NOTES = (
     "shape: 64 query and 4 KV heads of 128, index 4 x 128 with one key, blocks of 128, top 16; all stored in bfloat16",
-    "ours: select + attend. dense: the fastest of torch's ways on the same queries, bfloat16. ratio: dense / ours",
+    "ours: select + attend. dense: the fastest of torch's ways on the same queries, in bfloat16 (bf16) and float32 "
+    "(fp32). ratio: dense / ours",
     "dense floor: reading K and V once at the measured bandwidth (decode), or their products at the measured bfloat16 "
     "peak (prefill); / floor: that floor / ours",
     "index B/key: bytes read for the choice, per key and pass over the keys (a plain int8 scan reads 130); again: "
@@ -140,12 +141,12 @@ def run(settings: AttentionSettings, say: Say) -> Report:
             (f"prefill {_CHUNK}", _CHUNK, total),
             ("prefill all", 0, _WHOLE),
         ):
-            expected, before = 0.0, 1
+            expected, before, likely = 0.0, 1, ""
             for context in sorted(c for c in settings.contexts if c <= longest):
                 say(f"{phase} at {context:,}")
                 expected *= (context / before) ** (1 if count else 2)
-                row = _measure(layer, phase, context, count or context, floors, settings, expected)
-                expected, before = row.times.theirs.median, context
+                row = _measure(layer, phase, context, count or context, floors, settings, expected, likely)
+                expected, before, likely = row.times.theirs.median, context, row.rival
                 rows.append(row)
     return Report(
         suite="attention",
@@ -164,9 +165,16 @@ def run(settings: AttentionSettings, say: Say) -> Report:
 
 
 def _measure(
-    layer: MsaLayer, phase: str, context: int, rows: int, floors: Floors, settings: AttentionSettings, expected: float
+    layer: MsaLayer,
+    phase: str,
+    context: int,
+    rows: int,
+    floors: Floors,
+    settings: AttentionSettings,
+    expected: float,
+    likely: str,
 ) -> Row:
-    """expected: the rival's seconds, going by a shorter context; 0 if there was none."""
+    """expected, likely: the fastest rival's seconds, going by a shorter context, and its name; 0 if there was none."""
     rounds, seconds = settings.rounds, 0.002 if settings.quick else 0.02
     whole = rows == context
     ours = layer.sparse_whole(context, _CHUNK) if whole else layer.sparse(context, rows)
@@ -174,7 +182,7 @@ def _measure(
     once = expected > _LONG_CALL
     our_dense = None
     if once:
-        rival = next(iter(rivals))
+        rival = likely
         mine = time_calls({"ours": ours}, rounds=rounds, min_seconds=seconds)["ours"]
         start = time.perf_counter()
         rivals[rival]()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from freehold.core.conversation import Conversation
 from freehold.core.events import Event
 from freehold.core.sampling import SamplingParams
+from freehold.model.answers.parser import AnswerParser
 
 
 class Stream(Protocol):
@@ -30,6 +32,32 @@ class Stream(Protocol):
 
         A cancelled stream still ends with a FinishEvent, but the server does not wait for it.
         """
+        ...
+
+
+class ChatPrompt(Protocol):
+    """A conversation as the model gets it."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Token ids, up to the point where the answer starts."""
+        ...
+
+    def params(self, params: SamplingParams) -> SamplingParams:
+        """`params` with what the conversation demands of its answer: a grammar, special tokens in the text."""
+        ...
+
+    def parser(self) -> AnswerParser:
+        """A new parser for one answer."""
+        ...
+
+    def remember(self, message: Mapping[str, Any], token_ids: Sequence[int]) -> None:
+        """An answer has ended: the message as the client has it, and the tokens that were sampled for it. When the
+        client sends it back, it becomes those tokens again. Callable from any thread; cheap."""
+        ...
+
+    def message_ranges(self) -> Sequence[tuple[int, int]]:
+        """Tokens [first, end) of each message. Costs about as much as rendering each message's beginning once."""
         ...
 
 
@@ -58,23 +86,33 @@ class Backend(Protocol):
         """
         ...
 
-    def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
-        """Token ids of a conversation, up to the point where the answer starts. Runs in worker threads,
-        possibly several at once.
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for an id that the vocabulary does not have."""
+        ...
 
-        messages: each has `role` (system, developer, user or assistant), `content` (a string) and
-            sometimes `name` (a string).
-        template_kwargs: what the client put into `chat_template_kwargs`; untrusted JSON values.
+    def prepare_chat(self, conversation: Conversation, *, client: str) -> ChatPrompt:
+        """The prompt of a conversation. Runs in worker threads, possibly several at once.
 
-        Raises TemplateError when the template fails, does not know a role or refuses an argument.
+        client: whose conversation it is; what one client's answers were is not recognised in another's.
+
+        Raises TemplateError when the template fails, does not know a role or refuses an argument; RequestError (or
+        UnsupportedFieldError) for what the model cannot do: tools, reasoning modes, a schema that no grammar covers.
         """
         ...
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> Stream:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str,
+        priority: int,
+        provenance: bool = False,
+    ) -> Stream:
         """Queue a request and return at once. Called on the event loop's thread, with the loop running.
 
         client: whom the request is for; the backend shares its time fairly between clients.
-        priority: lower is sooner.
+        priority: lower is sooner. provenance: the last event says which blocks the answer was made from.
 
         Raises RequestError or a subclass (ContextLengthError, CapacityError, BusyError) when it cannot be served.
         """

@@ -7,6 +7,7 @@ import logging
 import math
 import traceback
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -23,6 +24,9 @@ from freehold.core.errors import (
     UnsupportedFieldError,
 )
 from freehold.server.wire_openai import ErrorBody, ErrorDetail
+
+if TYPE_CHECKING:
+    from freehold.server.generation import Broken
 
 logger = logging.getLogger("freehold.server")
 
@@ -107,3 +111,15 @@ def describe_exception(error: BaseException) -> str:
 def log_failure(http_request_id: str, detail: str) -> None:
     """Tell the operator why a request failed. `detail` must not quote a prompt."""
     logger.error("request %s failed: %s", http_request_id, detail)
+
+
+def broken_answer(broken: Broken, http_request_id: str) -> tuple[int, str, str]:
+    """Log what happened; status, message and code for the client."""
+    log_failure(http_request_id, broken.detail)
+    if broken.reason == "timeout":
+        message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
+        return 504, message, "timeout"
+    if broken.reason == "cancelled":
+        message = "the server gave this request up, most likely because it is shutting down; send it again"
+        return 503, message, "request_cancelled"
+    return 500, internal_error_body(http_request_id).error.message, "internal_error"

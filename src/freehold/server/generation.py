@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
 from starlette.types import Receive
 
-from freehold.core.events import Event, FinishEvent, TokenEvent, Usage
+from freehold.core.events import Event, FinishEvent, PrefillEvent, Usage
 from freehold.core.sampling import SamplingParams
+from freehold.model.answers.parser import AnswerParser
+from freehold.model.answers.plain import PlainParser
+from freehold.server.answer import Answer, Heard
 from freehold.server.backend import Backend, Stream
-from freehold.server.errors import describe_exception, error_body, internal_error_body, log_failure
-from freehold.server.wire_openai import ErrorBody
+from freehold.server.board import Entry
+from freehold.server.errors import describe_exception
+
+
+def _forget(_answer: Answer) -> None:
+    """What most requests do with a finished answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One answer to generate. client, priority: see `Backend.submit`."""
+    """One answer to generate. client, priority, provenance: see `Backend.submit`.
+
+    parser: makes a new parser for the answer. on_end: called with the answer when it ended properly.
+    """
 
     prompt_ids: Sequence[int]
     params: SamplingParams
     client: str
     priority: int
+    provenance: bool = False
+    parser: Callable[[], AnswerParser] = PlainParser
+    on_end: Callable[[Answer], None] = field(default=_forget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +57,16 @@ class Broken:
     detail: str
 
 
-Happening = tuple[int, Event] | Broken | ClientGone
-"""A choice's number and its event, or why there will be no more events. A FinishEvent's reason is always
-"stop" or "length" here."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A prompt is being read: `done` of `total` tokens so far."""
+
+    done: int
+    total: int
+
+
+Happening = tuple[int, Heard | Progress] | Broken | ClientGone
+"""A choice's number and what was added to it, or why nothing more will be."""
 
 
 class Generation:
@@ -56,29 +76,51 @@ class Generation:
     out, however that comes about, every stream is cancelled.
     """
 
-    def __init__(self, streams: Sequence[Stream], receive: Receive) -> None:
+    def __init__(self, asks: Sequence[Ask], streams: Sequence[Stream], receive: Receive, entry: Entry) -> None:
+        self.answers = tuple(Answer(ask.prompt_ids, ask.parser()) for ask in asks)
+        self._asks = tuple(asks)
         self._streams = tuple(streams)
         self._receive = receive
-        self._queue: asyncio.Queue[Happening] = asyncio.Queue()
+        self._entry = entry
+        self._queue: asyncio.Queue[tuple[int, Event] | Broken | ClientGone] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    def submit(cls, backend: Backend, asks: Sequence[Ask], receive: Receive) -> Generation:
-        """Submit all of `asks`, or none: if one is refused, cancel the others and raise its error."""
+    def submit(cls, backend: Backend, asks: Sequence[Ask], receive: Receive, entry: Entry) -> Generation:
+        """Submit all of `asks`, or none: if one is refused, cancel the others and raise its error.
+
+        entry: the request's line on the board; it is closed with the generation.
+        """
         streams: list[Stream] = []
         try:
             for ask in asks:
-                streams.append(backend.submit(ask.prompt_ids, ask.params, client=ask.client, priority=ask.priority))
+                streams.append(
+                    backend.submit(
+                        ask.prompt_ids,
+                        ask.params,
+                        client=ask.client,
+                        priority=ask.priority,
+                        provenance=ask.provenance,
+                    )
+                )
         except BaseException:
             for stream in streams:
                 stream.cancel()
+            entry.close()
             raise
-        return cls(streams, receive)
+        generation = cls(asks, streams, receive, entry)
+        entry.on_cancel = generation.cancel
+        return generation
 
     @property
     def num_choices(self) -> int:
         """How many streams run."""
         return len(self._streams)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all choices have come to their proper end."""
+        return all(answer.finish is not None for answer in self.answers)
 
     async def __aenter__(self) -> Generation:
         self._tasks = [asyncio.create_task(self._pump(i, stream)) for i, stream in enumerate(self._streams)]
@@ -89,6 +131,7 @@ class Generation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+        self._entry.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,17 +143,33 @@ class Generation:
 
     async def next(self, timeout: float | None = None) -> Happening | None:
         """The next happening; None when there was none for `timeout` seconds."""
-        if not self._queue.empty():
-            return self._queue.get_nowait()
-        try:
-            return await asyncio.wait_for(self._queue.get(), timeout)
-        except asyncio.TimeoutError:
-            return None
+        if self._queue.empty():
+            try:
+                found = await asyncio.wait_for(self._queue.get(), timeout)
+            except asyncio.TimeoutError:
+                return None
+        else:
+            found = self._queue.get_nowait()
+        if isinstance(found, (Broken, ClientGone)):
+            return found
+        return self._hear(*found)
+
+    def _hear(self, index: int, event: Event) -> Happening:
+        if isinstance(event, PrefillEvent):
+            return index, Progress(event.done, event.total)
+        if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
+            return Broken(event.reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
+        answer = self.answers[index]
+        heard = answer.hear(event)
+        if answer.finish is not None:
+            self._asks[index].on_end(answer)
+        return index, heard
 
     async def _pump(self, index: int, stream: Stream) -> None:
         try:
             async for event in stream:
-                self._queue.put_nowait(_happening(index, event))
+                self._entry.note(index, event)
+                self._queue.put_nowait((index, event))
                 if isinstance(event, FinishEvent):
                     return
         except Exception as error:
@@ -127,55 +186,22 @@ class Generation:
         self._queue.put_nowait(ClientGone())
 
 
-def _happening(index: int, event: Event) -> Happening:
-    if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
-        return Broken(event.reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
-    return index, event
-
-
-def report_failure(broken: Broken, http_request_id: str) -> tuple[int, ErrorBody]:
-    """Log what happened; status and body for the client."""
-    log_failure(http_request_id, broken.detail)
-    if broken.reason == "timeout":
-        message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
-        return 504, error_body(504, message, code="timeout")
-    if broken.reason == "cancelled":
-        message = "the server gave this request up, most likely because it is shutting down; send it again"
-        return 503, error_body(503, message, code="request_cancelled")
-    return 500, internal_error_body(http_request_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished choice."""
-
-    text: str
-    finish: FinishEvent
-
-
-async def collect(generation: Generation) -> list[Answer] | Broken | ClientGone:
+async def collect(generation: Generation) -> Sequence[Answer] | Broken | ClientGone:
     """Wait for all choices; a Broken or a ClientGone tells what came between."""
-    texts = [""] * generation.num_choices
-    finishes: dict[int, FinishEvent] = {}
     async with generation:
-        while len(finishes) < generation.num_choices:
+        while not generation.ended:
             happening = await generation.next()
             if isinstance(happening, (Broken, ClientGone)):
                 return happening
-            assert happening is not None, "next() without a timeout always has something"
-            index, event = happening
-            if isinstance(event, (TokenEvent, FinishEvent)):
-                texts[index] += event.text
-            if isinstance(event, FinishEvent):
-                finishes[index] = event
-    return [Answer(text, finishes[index]) for index, text in enumerate(texts)]
+    return generation.answers
 
 
-def total_usage(usages: Sequence[Usage], *, answers_per_prompt: int) -> Usage:
-    """Token counts of a whole HTTP request. `usages` is ordered by prompt, then by answer.
+def total_usage(answers: Sequence[Answer], *, answers_per_prompt: int) -> Usage:
+    """Token counts of a whole HTTP request. `answers` is ordered by prompt, then by answer.
 
     A prompt counts once, as its first answer saw it; its later answers find it in the cache anyway.
     """
+    usages = [answer.ended.usage for answer in answers]
     firsts = usages[::answers_per_prompt]
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in firsts),

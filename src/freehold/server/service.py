@@ -5,22 +5,36 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from freehold.core.conversation import Conversation
 from freehold.core.errors import ModelNotFoundError
-from freehold.core.events import FinishEvent, Usage
-from freehold.server.backend import Backend
-from freehold.server.errors import body_response
-from freehold.server.event_stream import ChunkWriter, EventStreamResponse
-from freehold.server.generation import Answer, Ask, Broken, ClientGone, Generation, collect, report_failure
-from freehold.server.wire_openai import ErrorBody, FinishText, PromptTokensDetails, UsageBody
+from freehold.core.events import Usage
+from freehold.server.answer import Answer
+from freehold.server.backend import Backend, ChatPrompt
+from freehold.server.board import Board, Entry
+from freehold.server.errors import broken_answer
+from freehold.server.event_stream import EventStreamResponse, EventWriter
+from freehold.server.generation import Ask, Broken, ClientGone, Generation, collect
+from freehold.server.principal import principal_of
+from freehold.server.refusals import refuse
+from freehold.server.wire_openai import ErrorBody, PromptTokensDetails, UsageBody
 
 _CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A conversation, ready for the engine: an `Ask` for each answer, and the prompt they share."""
+
+    asks: tuple[Ask, ...]
+    prompt: ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,7 @@ class Service:
     backend: Backend
     aliases: tuple[str, ...]
     keepalive_seconds: float
+    board: Board = field(default_factory=Board)
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is the served model."""
@@ -50,28 +65,58 @@ class Service:
             "model": self.backend.model_name,
         }
 
-    def stream(
-        self, http: Request, asks: Sequence[Ask], writer: ChunkWriter, *, answers_per_prompt: int
-    ) -> EventStreamResponse:
+    def prepare_chat(self, http: Request, conversation: Conversation) -> PreparedChat:
+        """All that takes time before the engine has a chat; for a worker thread. Raises as Backend.prepare_chat does.
+
+        What an answer was is remembered before its last event is sent, so that the client's next request finds it.
+        """
+        prompt = self.chat_prompt(http, conversation)
+        client, priority = client_name(http, conversation.user), request_priority(http, conversation.priority)
+        asks = tuple(
+            Ask(
+                prompt.ids,
+                prompt.params(params),
+                client,
+                priority,
+                provenance=conversation.provenance,
+                parser=prompt.parser,
+                on_end=partial(_remember, prompt),
+            )
+            for params in conversation.params
+        )
+        return PreparedChat(asks, prompt)
+
+    def chat_prompt(self, http: Request, conversation: Conversation) -> ChatPrompt:
+        """The prompt of a conversation, for a worker thread. Raises as Backend.prepare_chat does."""
+        holder = principal_of(http.scope)
+        return self.backend.prepare_chat(conversation, client=holder.key_id if holder else "")
+
+    def stream(self, http: Request, asks: Sequence[Ask], writer: EventWriter) -> EventStreamResponse:
         """Submit `asks` and answer with events. Raises as backend.submit does."""
-        generation = Generation.submit(self.backend, asks, http.receive)
+        generation = Generation.submit(self.backend, asks, http.receive, self._entry(http, asks))
         return EventStreamResponse(
             generation,
             writer,
             keepalive_seconds=self.keepalive_seconds,
-            answers_per_prompt=answers_per_prompt,
+            on_broken=lambda broken: broken_answer(broken, http_request_id(http)),
         )
 
     async def answer(
-        self, http: Request, asks: Sequence[Ask], to_body: Callable[[list[Answer]], BaseModel]
+        self, http: Request, asks: Sequence[Ask], to_body: Callable[[Sequence[Answer]], BaseModel | dict[str, Any]]
     ) -> Response:
         """Submit `asks` and answer with one JSON body when all have ended. Raises as backend.submit does."""
-        end = await collect(Generation.submit(self.backend, asks, http.receive))
+        end = await collect(Generation.submit(self.backend, asks, http.receive, self._entry(http, asks)))
         if isinstance(end, ClientGone):
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         if isinstance(end, Broken):
-            return body_response(*report_failure(end, http.scope["state"]["http_request_id"]))
-        return JSONResponse(to_body(end).model_dump())
+            status, message, code = broken_answer(end, http_request_id(http))
+            return refuse(http.scope, status, message, code)
+        body = to_body(end)
+        return JSONResponse(body if isinstance(body, dict) else body.model_dump())
+
+    def _entry(self, http: Request, asks: Sequence[Ask]) -> Entry:
+        lens = [len(ask.prompt_ids) for ask in asks]
+        return self.board.open(http_request_id(http), http.url.path, asks[0].client, lens)
 
     @staticmethod
     def documented_answers(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -82,15 +127,30 @@ class Service:
         return {200: {"model": answer}, **refusals}
 
 
+def _remember(prompt: ChatPrompt, answer: Answer) -> None:
+    prompt.remember(answer.message(), answer.token_ids)
+
+
+def http_request_id(http: Request) -> str:
+    """The id that the request's answer carries in its headers."""
+    return str(http.scope["state"]["http_request_id"])
+
+
 def client_name(http: Request, user: str | None) -> str:
-    """Whom a request is for: the user that it names, or else the host that it comes from."""
-    return f"user {user}" if user else f"host {http.client.host if http.client else 'unknown'}"
+    """Whom a request is for: the key that it carries and the user that it names, or else the host it comes from."""
+    holder = principal_of(http.scope)
+    key = f"key {holder.name}" if holder and holder.key_id else ""
+    if user:
+        return f"{key} user {user}".strip()
+    return key or f"host {http.client.host if http.client else 'unknown'}"
 
 
-def finish_text(event: FinishEvent) -> FinishText:
-    """The wire's word for why an answer ended."""
-    assert event.reason == "stop" or event.reason == "length", "other ends are failures, not answers"
-    return event.reason
+def request_priority(http: Request, asked: int | None) -> int:
+    """What the request asks for, 0 where it does not; no better than its key allows."""
+    holder = principal_of(http.scope)
+    if holder is None or not holder.key_id:
+        return asked or 0
+    return holder.priority if asked is None else max(asked, holder.priority)
 
 
 def usage_body(usage: Usage) -> UsageBody:

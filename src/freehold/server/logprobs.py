@@ -1,0 +1,70 @@
+"""Log-probabilities in the two forms of OpenAI's APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from freehold.core.logprobs import TokenLogprobs
+from freehold.server.wire_chat import ChatLogprobs, TokenLogprob, TopLogprob
+from freehold.server.wire_openai import TextLogprobs
+
+TokenBytes = Callable[[int], bytes]
+
+
+def token_text(token: bytes) -> str:
+    """A token as text; one that is no whole text is spelled in OpenAI's way, so that two such tokens differ."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def chat_logprobs(tokens: Sequence[tuple[int, TokenLogprobs]], token_bytes: TokenBytes) -> ChatLogprobs:
+    """Of sampled tokens, as chats give them."""
+
+    def body(token_id: int, logprob: float) -> TopLogprob:
+        spelled = token_bytes(token_id)
+        return TopLogprob(token=token_text(spelled), logprob=logprob, bytes=list(spelled))
+
+    return ChatLogprobs(
+        content=[
+            TokenLogprob(**body(token_id, found.logprob).model_dump(), top_logprobs=[body(*pair) for pair in found.top])
+            for token_id, found in tokens
+        ]
+    )
+
+
+def text_logprobs(
+    tokens: Sequence[tuple[int, TokenLogprobs | None]], token_bytes: TokenBytes, *, offset: int = 0
+) -> TextLogprobs:
+    """As completions give them. A position without log-probabilities is the first of an echoed prompt.
+
+    offset: characters of the text before the first of the tokens. Where a character is spread over several tokens,
+    all but the one that completes it begin and end where it begins.
+    """
+    body = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    seen, characters = b"", 0
+    for token_id, found in tokens:
+        spelled = token_bytes(token_id)
+        body.tokens.append(token_text(spelled))
+        body.token_logprobs.append(None if found is None else found.logprob)
+        top = None if found is None else {token_text(token_bytes(i)): logprob for i, logprob in found.top}
+        if top is not None and found is not None:
+            top.setdefault(token_text(spelled), found.logprob)
+        body.top_logprobs.append(top)
+        body.text_offset.append(offset + characters)
+        seen += spelled
+        whole = len(seen)
+        while whole and len(seen) - whole < 4 and not _is_text(seen[:whole]):
+            whole -= 1
+        characters += len(seen[:whole].decode(errors="replace"))
+        seen = seen[whole:]
+    return body
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

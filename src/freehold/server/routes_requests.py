@@ -1,0 +1,39 @@
+"""GET /v1/requests, and DELETE of one of them: what is being answered, and how far it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from freehold.server.board import Entry
+from freehold.server.principal import ADMIN, principal_of
+from freehold.server.refusals import refuse
+from freehold.server.service import Service, client_name
+from freehold.server.wire_openai import ErrorBody
+
+
+def request_routes(service: Service) -> APIRouter:
+    """The routes of this file, serving `service`. A key without the scope "admin" sees and ends its own requests."""
+    router = APIRouter()
+
+    def visible(http: Request, entry: Entry) -> bool:
+        holder = principal_of(http.scope)
+        return holder is None or ADMIN in holder.scopes or entry.client.startswith(client_name(http, None))
+
+    @router.get("/v1/requests")
+    async def list_requests(http: Request) -> dict[str, Any]:
+        return {"object": "list", "data": [e.as_json() for e in service.board.entries() if visible(http, e)]}
+
+    @router.delete("/v1/requests/{request_id}", status_code=204, responses={404: {"model": ErrorBody}})
+    async def cancel_request(http: Request, request_id: str) -> Response:
+        """What was read of its prompt stays in the cache."""
+        entry = service.board.find(request_id)
+        if entry is None or not visible(http, entry):
+            message = f"there is no running request {request_id[:80]!r}; GET /v1/requests lists them"
+            return refuse(http.scope, 404, message, "request_not_found")
+        entry.on_cancel()
+        return Response(status_code=204)
+
+    return router

@@ -1,0 +1,50 @@
+"""POST /v1/tokenize and /v1/detokenize."""
+
+from __future__ import annotations
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+
+from freehold.server.json_body import decode_json
+from freehold.server.logprobs import token_text
+from freehold.server.service import Service
+from freehold.server.wire import parse_request
+from freehold.server.wire_tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+
+
+def tokenize_routes(service: Service) -> APIRouter:
+    """The routes of this file, serving `service`."""
+    router = APIRouter()
+
+    @router.post("/v1/tokenize", responses=service.documented_answers(TokenizeAnswer))
+    async def tokenize(http: Request) -> TokenizeAnswer:
+        body = await http.body()
+        return await run_sync(_tokenize, service, http, body)
+
+    @router.post("/v1/detokenize", responses=service.documented_answers(DetokenizeAnswer))
+    async def detokenize(http: Request) -> DetokenizeAnswer:
+        body = await http.body()
+        return await run_sync(_detokenize, service, body)
+
+    return router
+
+
+def _tokenize(service: Service, http: Request, body: bytes) -> TokenizeAnswer:
+    request = parse_request(TokenizeRequest, decode_json(body))
+    if request.model is not None:
+        service.check_model(request.model)
+    backend = service.backend
+    if request.prompt is not None:
+        ids = backend.encode(request.prompt)
+    else:
+        ids = list(service.chat_prompt(http, request.conversation()).ids)
+    strings = [token_text(backend.token_bytes(i)) for i in ids] if request.return_token_strs else None
+    return TokenizeAnswer(count=len(ids), max_model_len=backend.context_length, tokens=ids, token_strs=strings)
+
+
+def _detokenize(service: Service, body: bytes) -> DetokenizeAnswer:
+    request = parse_request(DetokenizeRequest, decode_json(body))
+    if request.model is not None:
+        service.check_model(request.model)
+    text = b"".join(map(service.backend.token_bytes, request.tokens)).decode(errors="replace")
+    return DetokenizeAnswer(prompt=text)

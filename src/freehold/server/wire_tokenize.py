@@ -1,0 +1,58 @@
+"""The wire types of /v1/tokenize and /v1/detokenize, which OpenAI does not have; names as in vLLM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, FailFast, Field, model_validator
+
+from freehold.core.conversation import Conversation
+from freehold.server.wire import WireModel, refusal
+from freehold.server.wire_chat import ChatMessage, Tool, declarations
+from freehold.server.wire_openai import INT32_MAX
+
+
+class TokenizeRequest(WireModel):
+    """POST /v1/tokenize: of a plain `prompt`, or of a chat's `messages` as its answer would see them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage] | None, FailFast(), Field(min_length=1)] = None
+    tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise refusal("value", "give 'prompt' or 'messages', one of them", "prompt")
+        if self.messages is None and (self.tools or self.chat_template_kwargs):
+            raise refusal("value", "it needs 'messages'", "tools" if self.tools else "chat_template_kwargs")
+        return self
+
+    def conversation(self) -> Conversation:
+        """The chat whose prompt is meant."""
+        return Conversation(
+            messages=[message.for_template() for message in self.messages or ()],
+            params=(),
+            tool_use=declarations(self.tools),
+            template_kwargs=self.chat_template_kwargs or {},
+        )
+
+
+class TokenizeAnswer(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(WireModel):
+    """POST /v1/detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], FailFast()]
+
+
+class DetokenizeAnswer(BaseModel):
+    prompt: str
