@@ -23,9 +23,7 @@ _SCHEMA = (
     " made INTEGER NOT NULL, used INTEGER NOT NULL, seal BLOB NOT NULL, PRIMARY KEY (key, reasoning))"
 )
 _INDEX = "CREATE INDEX replies_used ON replies (used)"
-_INSERT = (
-    "INSERT OR REPLACE INTO replies (key, reasoning, opening, ids, made, used, seal) VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
+_INSERT = "INSERT OR REPLACE INTO replies (key, reasoning, opening, ids, made, used, seal) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _ROW_OVERHEAD = 200  # of a row beside its ids and opening: hashes, its places in two indexes
 _RAM_OVERHEAD = 500  # of an answer beside its ids and opening: objects, hashes, dictionary entries
 _SEAL_BYTES = 16

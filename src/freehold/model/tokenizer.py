@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +213,22 @@ class Tokenizer:
         """The text of the EOS token that the files name first; empty if there is none."""
         first = self._first_eos_id
         return "" if first is None else self.token_bytes(first).decode("utf-8", errors="replace")
+
+    @cached_property
+    def cuts(self) -> re.Pattern[str] | None:
+        """Finds the added tokens at which `encode(text, allow_special=True)` cuts a text first.
+
+        What stands between two of them can be encoded alone. None if that is not so in this vocabulary: where a token
+        swallows space beside it, or a word is spelled differently at the start of a text.
+        """
+        tokens = [token for token in self._added.values() if not token.normalized and token.content]
+        pre = self._with_special.pre_tokenizer
+        spelling = "" if pre is None else pre.__getstate__().decode()
+        if not tokens or "Metaspace" in spelling or any(t.lstrip or t.rstrip or t.single_word for t in tokens):
+            return None
+        # The library takes the longest of those that begin at the same place, as the first alternative is taken here.
+        spellings = sorted((token.content for token in tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, spellings)))
 
     @cached_property
     def _digest(self) -> str:
