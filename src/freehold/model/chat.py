@@ -11,6 +11,9 @@ from typing import Any
 from jinja2 import Template, meta
 
 from freehold.core.errors import TemplateError
+from freehold.model.answers.format import AnswerFormat
+from freehold.model.answers.json_calls import THINK_CLOSE, THINK_OPEN
+from freehold.model.answers.parser import AnswerParser
 from freehold.model.chat_limits import Limits, measure
 from freehold.model.chat_messages import join_text_parts, plain, plain_messages, split_into_parts
 from freehold.model.chat_sandbox import TemplateEnvironment, run_bounded
@@ -23,6 +26,8 @@ _BUILT_IN = {
     "minimax_m3_vl": "minimax_m3",
     "minimax_m3_vl_text": "minimax_m3",
 }
+# What tells the template of SmolLM2 checkpoints, which has no place for the tools that the model was trained to call.
+_SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 _MAX_TEMPLATE_LEN = 1_000_000
 _PROBE = "frhld"
@@ -34,7 +39,17 @@ def built_in_template(model_type: str) -> str | None:
     name = _BUILT_IN.get(model_type)
     if name is None:
         return None
+    return _template_file(name)
+
+
+def _template_file(name: str) -> str:
     return (files("freehold.model") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _with_tools(template: str) -> str:
+    """The template itself, or Freehold's own that writes the same and knows tools besides."""
+    is_plain_smollm2 = _SMOLLM2 in template and "tools" not in template and "<|im_start|>" in template
+    return _template_file("smollm2_tools") if is_plain_smollm2 else template
 
 
 class ChatFormat:
@@ -64,8 +79,13 @@ class ChatFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, *, model_type: str | None = None) -> ChatFormat:
-        """A model's chat format: the template beside its vocabulary, else Freehold's own for `model_type`."""
+        """A model's chat format: the template beside its vocabulary, else Freehold's own for `model_type`.
+
+        For SmolLM2's template, which knows no tools, stands one that writes the same without tools.
+        """
         template = tokenizer.chat_template
+        if template is not None:
+            template = _with_tools(template)
         if template is None and model_type is not None:
             template = built_in_template(model_type)
         return cls(template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
@@ -84,6 +104,36 @@ class ChatFormat:
     def takes_tools(self) -> bool:
         """Whether the template can declare tools."""
         return "tools" in self.variables
+
+    @cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes its answers: whether with reasoning, whether with tool calls."""
+        return AnswerFormat.of_template(self.template)
+
+    def answer_parser(
+        self,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking_mode: str | None = None,
+        **template_kwargs: Any,
+    ) -> AnswerParser:
+        """A parser for one answer to a prompt that was rendered with the same arguments.
+
+        Where an answer begins follows from thinking_mode, or, for a template that opens or closes `<think>` in its
+        generation prompt, from what it writes there.
+        Raises ArgumentError for a thinking_mode that the model does not have, TemplateError as `render` does.
+        """
+        chosen = self.answer_format
+        if thinking_mode is None and chosen.name == "json_calls" and chosen.has_reasoning:
+            thinking_mode = self._opened_mode(tools, template_kwargs)
+        return chosen.parser(tools=tools, thinking_mode=thinking_mode)
+
+    def _opened_mode(self, tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]) -> str:
+        """The thinking mode that the end of a prompt stands for."""
+        end = self.render([{"role": "user", "content": _PROBE}], tools=tools, **template_kwargs).rstrip()
+        if end.endswith(THINK_OPEN):
+            return "enabled"
+        return "disabled" if end.endswith(THINK_CLOSE) else "adaptive"
 
     def render(
         self,
