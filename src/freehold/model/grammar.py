@@ -125,9 +125,9 @@ class GrammarMatcher:
 
 
 def lark_error(grammar: str) -> str:
-    """Why the grammar is none, in one line; empty if it is one. Special tokens in it are not looked up."""
-    wrong, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(grammar + _OPTIONS))
-    return _first_line(messages[0]) if wrong or messages else ""
+    """Why the grammar is none, in the library's words; empty if it is one. Special tokens in it are not looked up."""
+    _, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(grammar + _OPTIONS))
+    return "; ".join(messages)
 
 
 def _compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:

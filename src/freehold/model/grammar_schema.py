@@ -1,0 +1,239 @@
+"""Which JSON schemas an answer can be held to: a strict walk that refuses, by name, what would not be enforced.
+
+llguidance refuses most of what it cannot enforce, but it passes over keywords that it does not know, over lists under
+`items`, and over `x-guidance`, with which a schema could switch off its checks. So each keyword is looked at here:
+enforced, or an annotation that restricts nothing, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from freehold.core.errors import RequestError
+from freehold.model.grammar import lark_error
+
+WHITESPACE = r"\r?\n[ \t]{0,64}|[ ]{1,2}"
+"""White space between the parts of a JSON text; bounded, or a model may write nothing else for ever."""
+
+ANNOTATIONS = frozenset(
+    "$comment $schema default deprecated description discriminator example examples readOnly title writeOnly".split()
+)
+_TYPES = frozenset("array boolean integer null number object string".split())
+_FORMATS = frozenset("date date-time duration email hostname ipv4 ipv6 time uri uuid".split())
+_NUMBER_FORMATS = frozenset(("double", "float"))  # JSON numbers are no others
+
+
+def checked(schema: Any, field: str) -> Any:
+    """The schema without its annotations, if everything it says can be enforced.
+
+    field: what the schema is called in messages, such as "response_format.json_schema.schema".
+    Raises RequestError that names the keyword and the path to it.
+    """
+    plain = _Walk(schema, field).schema(schema, field)
+    error = lark_error(f"start: {inline(plain)}")
+    if error:
+        where, reason = _culprit(plain, plain, field, error)
+        raise RequestError(f"{where}: {_reason(reason)}", field=field)
+    return plain
+
+
+def inline(schema: Any, *, compact: bool = False) -> str:
+    """A checked schema as a Lark expression. compact: without any white space."""
+    options = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
+    whole = {"x-guidance": options, **(schema if isinstance(schema, dict) else {"allOf": [schema]})}
+    return f"%json {json.dumps(whole)}"
+
+
+def resolve(reference: str, root: Any) -> Any:
+    """What a reference within the document points to. Raises LookupError if it leads nowhere."""
+    found = root
+    for step in reference[1:].split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
+        found = found[int(step)] if isinstance(found, Sequence) and not isinstance(found, str) else found[step]
+    return found
+
+
+class _Walk:
+    """One walk over one document."""
+
+    def __init__(self, root: Any, field: str) -> None:
+        self._root, self._field = root, field
+
+    def schema(self, schema: Any, path: str) -> Any:
+        """A schema without annotations. Raises RequestError."""
+        if isinstance(schema, bool):
+            return schema
+        if not isinstance(schema, Mapping):
+            self._refuse(path, f"it is {schema!r}; a schema is an object, true or false")
+        plain: dict[str, Any] = {}
+        for keyword, value in schema.items():
+            where = f"{path}.{keyword}"
+            if keyword in ANNOTATIONS or (keyword == "$id" and schema is self._root):
+                continue
+            check = _KEYWORDS.get(keyword)
+            if check is None:
+                self._refuse(where, f"the keyword {keyword!r} cannot be enforced here; leave it out")
+            plain[keyword] = check(self, value, where)
+        self._together(plain, path)
+        if plain.get("format") in _NUMBER_FORMATS:
+            del plain["format"]
+        return plain
+
+    def _together(self, schema: dict[str, Any], path: str) -> None:
+        """What keywords mean beside each other."""
+        kind = schema.get("type")
+        if schema.get("format") in _NUMBER_FORMATS and kind not in ("number", "integer"):
+            self._refuse(f"{path}.format", f"{schema['format']!r} is a format of numbers, and type is {kind!r}")
+        least = schema.get("minProperties", 0)
+        if least > len(schema.get("required", ())) + 1:  # names that are not declared may come twice
+            self._refuse(
+                f"{path}.minProperties", f"{least} cannot be enforced: at most one more than is `required` can"
+            )
+
+    def _refuse(self, path: str, why: str) -> Any:
+        raise RequestError(f"{path}: {why}", field=self._field)
+
+    def _of_type(self, value: Any, path: str, kinds: tuple[type, ...], wanted: str) -> Any:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            self._refuse(path, f"it is {value!r}; it must be {wanted}")
+        return value
+
+    def anything(self, value: Any, path: str) -> Any:
+        """Any value."""
+        return value
+
+    def type(self, value: Any, path: str) -> Any:
+        """A type, or a list of them."""
+        for kind in value if isinstance(value, list) else [value]:
+            if not isinstance(kind, str) or kind not in _TYPES:
+                self._refuse(path, f"{kind!r} is no type; known are {', '.join(sorted(_TYPES))}")
+        return value
+
+    def format(self, value: Any, path: str) -> Any:
+        """A format that is enforced."""
+        if value not in _FORMATS | _NUMBER_FORMATS:
+            self._refuse(path, f"the format {value!r} cannot be enforced; known are {', '.join(sorted(_FORMATS))}")
+        return value
+
+    def reference(self, value: Any, path: str) -> Any:
+        """A reference within the document."""
+        if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
+            self._refuse(
+                path, f"{value!r} leads out of the schema; only references such as '#/$defs/Name' are followed"
+            )
+        try:
+            resolve(value, self._root)
+        except (LookupError, ValueError, TypeError):
+            self._refuse(path, f"{value!r} leads nowhere")
+        return value
+
+    def number(self, value: Any, path: str) -> Any:
+        """A number."""
+        return self._of_type(value, path, (int, float), "a number")
+
+    def count(self, value: Any, path: str) -> Any:
+        """A whole number from 0."""
+        if self._of_type(value, path, (int,), "a whole number") < 0:
+            self._refuse(path, f"it is {value}; it must be at least 0")
+        return value
+
+    def text(self, value: Any, path: str) -> Any:
+        """A text."""
+        return self._of_type(value, path, (str,), "a text")
+
+    def names(self, value: Any, path: str) -> Any:
+        """A list of names."""
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            self._refuse(path, f"it is {value!r}; it must be a list of names")
+        return value
+
+    def values(self, value: Any, path: str) -> Any:
+        """A list of at least one value."""
+        if not isinstance(value, list) or not value:
+            self._refuse(path, f"it is {value!r}; it must be a list of at least one value")
+        return value
+
+    def items(self, value: Any, path: str) -> Any:
+        """One schema for all items."""
+        if isinstance(value, list):
+            self._refuse(path, "a list of schemas is called prefixItems in JSON Schema 2020-12")
+        return self.schema(value, path)
+
+    def schemas(self, value: Any, path: str) -> Any:
+        """A list of schemas."""
+        self._of_type(value, path, (list,), "a list of schemas")
+        return [self.schema(each, f"{path}[{number}]") for number, each in enumerate(value)]
+
+    def members(self, value: Any, path: str) -> Any:
+        """Schemas by name."""
+        self._of_type(value, path, (Mapping,), "an object of schemas")
+        return {name: self.schema(each, f"{path}.{name}") for name, each in value.items()}
+
+
+_KEYWORDS: dict[str, Callable[[_Walk, Any, str], Any]] = {
+    "$defs": _Walk.members,
+    "$ref": _Walk.reference,
+    "additionalProperties": _Walk.schema,
+    "allOf": _Walk.schemas,
+    "anyOf": _Walk.schemas,
+    "const": _Walk.anything,
+    "definitions": _Walk.members,
+    "enum": _Walk.values,
+    "exclusiveMaximum": _Walk.number,
+    "exclusiveMinimum": _Walk.number,
+    "format": _Walk.format,
+    "items": _Walk.items,
+    "maxItems": _Walk.count,
+    "maxLength": _Walk.count,
+    "maxProperties": _Walk.count,
+    "maximum": _Walk.number,
+    "minItems": _Walk.count,
+    "minLength": _Walk.count,
+    "minProperties": _Walk.count,
+    "minimum": _Walk.number,
+    "multipleOf": _Walk.number,
+    "oneOf": _Walk.schemas,
+    "pattern": _Walk.text,
+    "patternProperties": _Walk.members,
+    "prefixItems": _Walk.schemas,
+    "properties": _Walk.members,
+    "required": _Walk.names,
+    "type": _Walk.type,
+}
+_MANY = ("$defs", "definitions", "patternProperties", "properties")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_ONES = ("additionalProperties", "items")
+
+
+def subschemas(schema: Any, path: str) -> list[tuple[str, Any]]:
+    """The schemas directly inside a schema, each with its path."""
+    if not isinstance(schema, Mapping):
+        return []
+    found = [(f"{path}.{key}", schema[key]) for key in _ONES if key in schema]
+    found += [(f"{path}.{key}[{n}]", s) for key in _LISTS for n, s in enumerate(schema.get(key, ()))]
+    return found + [(f"{path}.{key}.{name}", s) for key in _MANY for name, s in schema.get(key, {}).items()]
+
+
+def _culprit(schema: Any, root: Any, path: str, error: str) -> tuple[str, str]:
+    """The innermost schema that is refused by itself, and why."""
+    shared = {key: root[key] for key in ("$defs", "definitions") if isinstance(root, Mapping) and key in root}
+    for inner_path, inner in subschemas(schema, path):
+        if isinstance(inner, Mapping):
+            inner_error = lark_error(f"start: {inline({**shared, **inner})}")
+            if inner_error:
+                return _culprit(inner, root, inner_path, inner_error)
+    about_pattern = "regex" in error and isinstance(schema, Mapping) and "pattern" in schema
+    return (f"{path}.pattern" if about_pattern else path), error
+
+
+def _reason(error: str) -> str:
+    """The library's words without its place in our grammar."""
+    reason = error.rpartition("failed to compile JSON schema: ")[2].strip()
+    why = [line.removeprefix("error: ") for line in reason.splitlines() if line.startswith("error: ")]
+    reason = why[0] if why else reason.partition("\n")[0]
+    if reason.startswith("oneOf"):
+        return "the keyword 'oneOf' can be enforced only where no two of its schemas have values in common; use 'anyOf'"
+    return reason
