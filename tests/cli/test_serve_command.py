@@ -16,6 +16,7 @@ from freehold.cli import cmd_serve, served_model
 from freehold.cli.main import main
 from freehold.core.errors import ModelNotFoundError
 from freehold.server import run
+from freehold.server.options import ServerOptions
 from support.fake_llm import FakeLLM
 
 
@@ -39,9 +40,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Let `freehold serve` run with a fake model; what it would have served with."""
     got: dict[str, Any] = {}
 
-    def serve(backend: FakeServedModel, *, listener: socket.socket, on_ready: Any, **options: Any) -> None:
+    def serve(backend: FakeServedModel, *, listener: socket.socket, on_ready: Any, **options: Any) -> bool:
         got.update(options, backend=backend, address=listener.getsockname())
         on_ready(run.server_url(listener))
+        return bool(got.pop("ended_well", True))
 
     monkeypatch.setattr(run, "serve", serve)
     monkeypatch.setattr(cmd_serve, "opened", FakeLLM().opened)
@@ -108,7 +110,7 @@ def test_key_is_used_and_never_printed(
     else:
         arguments += ["--api-key", "s3cret-word"]
     done = CliRunner().invoke(main, arguments)
-    assert served["api_key"] == "s3cret-word"
+    assert served["keys"].find("s3cret-word").name == "api-key"
     assert "s3cret-word" not in done.output
     assert '"Authorization: Bearer $FREEHOLD_API_KEY"' in done.stdout
 
@@ -149,3 +151,64 @@ def test_port_is_free_again_when_the_model_cannot_be_opened(
     monkeypatch.setattr(cmd_serve, "opened", missing)
     assert CliRunner().invoke(main, ["serve", "--port", str(port)]).stderr == "error: no model 'x'\n"
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_other_machines_may_be_served_with_a_key_of_the_file(served: dict[str, Any], tmp_path: Path) -> None:
+    made = CliRunner().invoke(main, ["keys", "add", "laptop"])
+    assert CliRunner().invoke(main, ["serve", "--host", "0.0.0.0", "--port", "0"]).exit_code == 0
+    assert served["keys"].find(made.stdout.strip()).name == "laptop"
+    assert CliRunner().invoke(main, ["keys", "revoke", "laptop"]).exit_code == 0
+    assert "no API key" in CliRunner().invoke(main, ["serve", "--host", "0.0.0.0", "--port", "0"]).stderr
+
+
+def test_options_reach_the_server(served: dict[str, Any]) -> None:
+    arguments = "--drain-seconds 3 --behind-proxy 10.0.0.0/8 --root-path /llm --cors-origin https://a.example"
+    done = CliRunner().invoke(main, ["serve", "--port", "0", *arguments.split(), "--log-format", "json"])
+    assert done.exit_code == 0, done.output
+    assert served["options"] == ServerOptions(
+        drain_seconds=3.0,
+        behind_proxy=("10.0.0.0/8",),
+        root_path="/llm",
+        cors_origin=("https://a.example",),
+        log_format="json",
+    )
+    assert "/llm/v1 " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cors-origin", "*"], "cors_origin is '*'"),
+        (["--behind-proxy", "everyone"], "behind_proxy is 'everyone'"),
+        (["--root-path", "llm/"], "root_path is 'llm/'"),
+        (["--max-connections", "0"], "max_connections is 0"),
+        (["--header-seconds", "inf"], "header_seconds is inf"),
+        (["--tls-cert", "x.pem"], "belong together"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(served: dict[str, Any], arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+    assert (done.exit_code, said in done.stderr) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tls-cert", "missing.pem", "--tls-key", "missing.pem"], "the TLS certificate missing.pem cannot be read"),
+        (["--keys-file", "missing.json"], "there is no key file missing.json"),
+        (["--max-connections", "1000000000"], "open files"),
+    ],
+)
+def test_what_cannot_work_is_known_before_the_model_is_opened(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    done = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+    assert (done.exit_code, said in done.stderr) == (1, True), done.output
+
+
+def test_the_exit_status_tells_that_requests_were_cut_off(served: dict[str, Any]) -> None:
+    served["ended_well"] = False
+    done = CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert done.exit_code == 1
+    assert "cut off" in done.stderr

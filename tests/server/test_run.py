@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from freehold.core.errors import ConfigError
+from freehold.server.connections import allow_open_files
+from freehold.server.options import ServerOptions
 from freehold.server.run import Server, require_key, reserve_port, serve, server_url
 from support.fake_backend import FakeBackend
 
@@ -27,7 +29,7 @@ def test_a_taken_port_is_told_with_the_way_out():
 def test_a_reserved_port_is_handed_to_the_server_and_closed_in_the_end():
     listener = reserve_port("127.0.0.1", 0)
     with pytest.raises(ConfigError, match="log_level"):
-        serve(FakeBackend(), listener=listener, log_level="loud")
+        serve(FakeBackend(), listener=listener, options=ServerOptions(log_level="loud"))
     # Refused before it began: the socket still belongs to the caller.
     assert listener.fileno() >= 0
     listener.close()
@@ -79,9 +81,12 @@ def test_urls():
 PROGRAM = """
 import sys
 from support.fake_backend import FakeBackend, Script
+from freehold.server.options import ServerOptions
 from freehold.server.run import serve
 backend = FakeBackend(Script([b"x"] * int(sys.argv[1]), delay=0.02))
-serve(backend, port=0, drain_seconds=1, on_ready=lambda url: print(url, flush=True))
+options = ServerOptions(drain_seconds=float(sys.argv[2]))
+done = serve(backend, port=0, options=options, on_ready=lambda url: print(url, flush=True))
+print("whole" if done else "forced", flush=True)
 print("cut short:", sum(stream.was_cut_short for stream in backend.streams), flush=True)
 """
 
@@ -90,11 +95,11 @@ print("cut short:", sum(stream.was_cut_short for stream in backend.streams), flu
 def start_process():
     processes = []
 
-    def start(num_tokens: int) -> tuple[subprocess.Popen[str], str]:
+    def start(num_tokens: int, drain_seconds: float = 1) -> tuple[subprocess.Popen[str], str]:
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root / 'tests'}"}
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(num_tokens)],
+            [sys.executable, "-c", PROGRAM, str(num_tokens), str(drain_seconds)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -127,6 +132,53 @@ def test_a_signal_lets_short_requests_end_and_cancels_long_ones(start_process, k
     out, err = process.communicate(timeout=10)
     # `serve` returned, instead of dying of the signal.
     assert process.returncode == 0, err
-    assert out.strip() == f"cut short: {cut_short}"
+    assert out.split("\n")[:2] == ["whole", f"cut short: {cut_short}"]
+    assert ("shutting down" in text) == (cut_short == 1)
     assert (whole and text.endswith("[DONE]")) == (cut_short == 0)
     assert time.monotonic() - signalled < 5
+
+
+def stream_body(num_tokens: int) -> dict[str, object]:
+    return {"model": "fake/model", "prompt": "a", "max_tokens": num_tokens, "stream": True}
+
+
+def test_while_it_drains_new_work_is_refused_and_it_is_not_ready(start_process):
+    process, url = start_process(50, 5)
+    with httpx.Client(base_url=url, timeout=10) as client:
+        assert client.get("/health/ready").json() == {"status": "ready"}
+        with client.stream("POST", "/v1/completions", json=stream_body(50)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            # Other connections are still taken, and told.
+            ready = httpx.get(f"{url}/health/ready")
+            refused = httpx.post(f"{url}/v1/completions", json=stream_body(1))
+            assert httpx.get(f"{url}/health").status_code == 200
+            text = "".join(lines)
+    assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert "retry-after" in refused.headers
+    assert text.endswith("[DONE]")
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+def test_a_second_signal_does_not_wait(start_process):
+    process, url = start_process(10_000, 60)
+    with httpx.stream("POST", f"{url}/v1/completions", json=stream_body(10_000), timeout=20) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        signalled = time.monotonic()
+        assert "shutting down" in "".join(lines)
+    out, _ = process.communicate(timeout=10)
+    assert time.monotonic() - signalled < 5
+    assert out.split("\n")[0] == "forced"
+
+
+def test_limits_of_open_files_are_checked():
+    with pytest.raises(ConfigError, match=r"needs \d+ open files"):
+        allow_open_files(10**9)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from freehold.cli.model import engine_options, model_argument, opened
+from freehold.cli.options import build, dataclass_options
+from freehold.core.errors import FreeholdError
+from freehold.server.options import ServerOptions
+
+if TYPE_CHECKING:
+    import ssl
+
+    from freehold.server.keys import Keys
+    from freehold.server.limits import Limits
 
 # Shown in the help only, which must not import the server; a test holds them equal to the server's own.
 SHOWN_HOST = "127.0.0.1"
@@ -32,6 +44,12 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
     is_flag=True,
     help="Keep no blocks on the disk; without it, and without --store-dir, they are kept in FREEHOLD_HOME/blocks.",
 )
+@click.option(
+    "--keys-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="API keys, made by `freehold keys`; by default `keys.json` in FREEHOLD_HOME, if it exists.",
+)
+@dataclass_options(ServerOptions, into="server")
 @engine_options
 def serve(
     model: str | None,
@@ -40,6 +58,8 @@ def serve(
     api_key: str | None,
     aliases: tuple[str, ...],
     no_store: bool,
+    keys_file: Path | None,
+    server: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
     """Serve a model over the OpenAI-compatible API.
@@ -47,24 +67,78 @@ def serve(
     MODEL is a pulled name, a directory or a .gguf file; without it, the default model is taken, and
     fetched if it is missing. The first Ctrl-C lets running answers end, the second one cuts them off.
     """
+    options = build(ServerOptions, server)
+
     from freehold.cli.served_model import ServedModel
     from freehold.server import run
 
     host = run.DEFAULT_HOST if host is None else host
     port = run.DEFAULT_PORT if port is None else port
-    # Before anything slow: a taken port or a missing key should not cost the time of loading a model.
-    run.require_key(host, api_key)
+    # Before anything slow: a taken port, a missing key or an expired certificate should not cost the time of
+    # loading a model.
+    keys = usable_keys(keys_file, api_key)
+    run.require_key(host, None, keys)
+    run.allow_open_files(options.max_connections)
+    tls = None if options.tls_cert is None or options.tls_key is None else tls_context(options)
     choose_store(engine, no_store=no_store)
-    with run.reserve_port(host, port) as listener, opened(model, engine) as llm:
+    with run.reserve_port(host, port) as listener, opened(model, engine) as llm, open_limits(keys) as limits:
         click.echo(llm.description, err=True)
         with ServedModel(llm) as backend:
-            run.serve(
+            ended_well = run.serve(
                 backend,
                 listener=listener,
-                api_key=api_key,
+                keys=keys,
+                limits=limits,
+                tls=tls,
                 aliases=aliases,
-                on_ready=lambda url: announce(url, llm.name, with_key=api_key is not None),
+                options=options,
+                on_ready=lambda url: announce(url + (options.root_path or ""), llm.name, with_key=keys.asks),
             )
+    if not ended_well:
+        raise FreeholdError("running requests were cut off by a second signal")
+
+
+def usable_keys(path: Path | None, api_key: str | None) -> Keys:
+    """The key file's keys and the one given. Raises ConfigError for a file that was named and is not there."""
+    from freehold.core.errors import ConfigError
+    from freehold.loading.home import keys_file
+    from freehold.server.keys import Keys
+
+    if path is not None and not path.exists():
+        raise ConfigError(f"there is no key file {path}; make it with: freehold keys add NAME --file {path}")
+    return Keys(keys_file() if path is None else path, api_key=api_key)
+
+
+def tls_context(options: ServerOptions) -> ssl.SSLContext:
+    """Read and check the certificate and its key."""
+    from freehold.server import tls
+
+    assert options.tls_cert is not None
+    assert options.tls_key is not None
+    return tls.tls_context(options.tls_cert, options.tls_key)
+
+
+@contextmanager
+def open_limits(keys: Keys) -> Iterator[Limits]:
+    """What keys have used, kept in FREEHOLD_HOME over restarts. Where it cannot be kept, a server without keys says
+    so and goes on; with keys it raises ConfigError, since budgets would begin anew at every restart."""
+    from freehold.core.errors import ConfigError
+    from freehold.loading.home import budgets_file
+    from freehold.server.budget_book import BudgetBook
+    from freehold.server.limits import Limits
+
+    try:
+        book = BudgetBook(budgets_file())
+    except ConfigError as error:
+        if keys.asks:
+            raise
+        click.echo(f"Used tokens are not kept on the disk: {error}", err=True)
+        book = BudgetBook(None)
+    limits = Limits(book)
+    try:
+        yield limits
+    finally:
+        limits.close()
 
 
 def choose_store(engine: dict[str, Any], *, no_store: bool) -> None:

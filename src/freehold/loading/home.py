@@ -29,6 +29,16 @@ def blocks_dir() -> Path:
     return freehold_home() / "blocks"
 
 
+def keys_file() -> Path:
+    """Where API keys are kept, unless told otherwise."""
+    return freehold_home() / "keys.json"
+
+
+def budgets_file() -> Path:
+    """Where the tokens that API keys have used are kept."""
+    return freehold_home() / "budgets.sqlite"
+
+
 def models_dir() -> Path:
     """Where pulled models are kept: one directory for each, named after it."""
     return freehold_home() / "models"

@@ -127,4 +127,5 @@ def _fingerprint(path: Path) -> Fingerprint:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    # The time of change, not of modification: a changed mode counts too.
+    return found.st_ino, found.st_ctime_ns, found.st_size

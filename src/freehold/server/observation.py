@@ -16,6 +16,7 @@ CURRENT: ContextVar[Observation | None] = ContextVar("freehold_observation", def
 
 @dataclass(slots=True)
 class _Stream:
+    prompt: object
     prompt_tokens: int
     prompt_done: int = 0
     sampled: int = 0
@@ -46,9 +47,13 @@ class Observation:
         """Since the request's arrival."""
         return self.clock() - self._started
 
-    def observe_submit(self, stream: object, prompt_tokens: int) -> None:
-        """The engine has taken a request. `stream` is any hashable name for it, new in this HTTP request."""
-        self._streams[stream] = _Stream(prompt_tokens)
+    def observe_submit(self, stream: object, prompt_tokens: int, *, prompt: object = None) -> None:
+        """The engine has taken a request.
+
+        stream: any hashable name for it, new in this HTTP request. prompt: likewise; several answers to one prompt
+            have the same one, and its tokens are then counted once. None: a prompt of its own.
+        """
+        self._streams[stream] = _Stream(stream if prompt is None else prompt, prompt_tokens)
 
     def observe_event(self, stream: object, event: Event) -> None:
         """Something happened to a stream that was submitted."""
@@ -77,8 +82,12 @@ class Observation:
 
     @property
     def prompt_tokens(self) -> int:
-        """Prompt tokens of all streams; of one that was given up, as many as were read."""
-        return sum(s.usage.prompt_tokens if _whole(s) else s.prompt_done for s in self._streams.values())
+        """Tokens of all prompts; of one that was given up, as many as were read."""
+        read: dict[object, int] = {}
+        for stream in self._streams.values():
+            tokens = stream.usage.prompt_tokens if stream.usage and _whole(stream) else stream.prompt_done
+            read[stream.prompt] = max(tokens, read.get(stream.prompt, 0))
+        return sum(read.values())
 
     @property
     def completion_tokens(self) -> int:
@@ -87,8 +96,11 @@ class Observation:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens that were found in the cache, as far as is known."""
-        return sum(s.usage.cached_tokens for s in self._streams.values() if s.usage)
+        """Tokens of all prompts that were found in the cache, as the first answer to each saw it."""
+        found: dict[object, int] = {}
+        for stream in self._streams.values():
+            found.setdefault(stream.prompt, stream.usage.cached_tokens if stream.usage else 0)
+        return sum(found.values())
 
     @property
     def finish_reason(self) -> str | None:
@@ -104,4 +116,4 @@ class Observation:
 
 
 def _whole(stream: _Stream) -> bool:
-    return stream.usage is not None and stream.reason in ("stop", "length")
+    return stream.reason in ("stop", "length")

@@ -40,7 +40,7 @@ class ServerOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     behind_proxy: tuple[str, ...] = ()
-    root_path: str = ""
+    root_path: str | None = None
     cors_origin: tuple[str, ...] = ()
     max_connections: int = 1000
     header_seconds: float = 10.0
@@ -64,7 +64,7 @@ class ServerOptions:
                 raise ConfigError(f"{field.name} is {value}; it must be at least 1")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key belong together; give both, or none")
-        if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
+        if self.root_path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
             raise ConfigError(f"root_path is {self.root_path!r}; it must be like /llm, without a slash at the end")
         for address in self.behind_proxy:
             _check_proxy(address)

@@ -201,7 +201,7 @@ def server_config(
         # Without a proxy, headers that any client can set do not change whom the log names.
         proxy_headers=bool(options.behind_proxy),
         forwarded_allow_ips=list(options.behind_proxy),
-        root_path=options.root_path,
+        root_path=options.root_path or "",
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=options.idle_seconds,  # type: ignore[arg-type]  # any number of seconds will do

@@ -55,7 +55,8 @@ class WatchedBackend:
         observation = CURRENT.get()
         stream = WatchedStream(self._backend.submit(prompt_ids, *args, **kwargs), observation, self._lifecycle)
         if observation is not None:
-            observation.observe_submit(stream, len(prompt_ids))
+            # Answers to one prompt are given the same list.
+            observation.observe_submit(stream, len(prompt_ids), prompt=id(prompt_ids))
         return stream
 
 
