@@ -126,10 +126,10 @@ def _mlp_width(config: LlamaConfig | MiniMaxM3Config, name: str) -> int:
     return config.shared_intermediate_size if ".shared." in name else config.dense_intermediate_size
 
 
-def tiny_engine(model: Llama | MiniMaxM3, **options: object) -> Engine:
+def tiny_engine(model: Llama | MiniMaxM3, *, tokenizer: object | None = None, **options: object) -> Engine:
     """An engine over the model; the block size is the model's, or 16 for Llama."""
     options.setdefault("default_block_tokens", 16)
-    return Engine(model, Alphabet(), EngineConfig(**options), weights="tiny")  # type: ignore[arg-type]
+    return Engine(model, tokenizer or Alphabet(), EngineConfig(**options), weights="tiny")  # type: ignore[arg-type]
 
 
 def random_tokens(count: int, seed: int = 0) -> list[int]:
