@@ -20,12 +20,13 @@ from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.engine.engine import Engine
+from freehold.engine.replies import Replies
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.loading.content_digest import content_digest
 from freehold.loading.pull import resolve
 from freehold.model.base import BlockObserver
 from freehold.model.chat import ChatFormat
-from freehold.model.chat_tokens import encode_chat
+from freehold.model.chat_replay import ChatEncoder
 from freehold.model.compute import compute_for
 from freehold.model.registry import load_model, load_tokenizer, model_kind
 
@@ -47,7 +48,8 @@ class Generation:
 
 
 class LLM:
-    """A loaded model with its engine.
+    """A loaded model with its engine. Answers that `chat_encoder` is told of are recognised when they come back;
+    `replies` keeps them, with a `store_dir` also over restarts.
 
     model: a pulled name, a directory or a .gguf file. options: the fields of `EngineConfig`.
     Raises ModelNotFoundError, LoadError or ConfigError. Use it as a context manager, or call `close`.
@@ -72,6 +74,9 @@ class LLM:
             weights = content_digest(checkpoint) if config.store_dir is not None else ""
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
         self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights)
+        directory = None if config.store_dir is None else Path(config.store_dir)
+        self.replies = Replies(weights, directory=directory)
+        self.chat_encoder = ChatEncoder(self.tokenizer, self.chat_format, self.replies)
         self._lock = threading.Lock()
         self._mail: dict[str, deque[Event]] = {}
         isa = f", {kernels.isa()}, {kernels.threads()} threads" if compute.name == "native" else ""
@@ -96,7 +101,8 @@ class LLM:
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer. Raises TemplateError if the model has no chat format."""
-        return encode_chat(self.tokenizer, self.chat_format, _messages(messages), **template_kwargs)
+        tools = template_kwargs.pop("tools", None)
+        return self.chat_encoder.encode(_messages(messages), tools=tools, template_kwargs=template_kwargs).ids
 
     def events(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, provenance: bool = False
@@ -201,7 +207,9 @@ class LLM:
                 yield event.text
 
     def _collect(self, ids: list[int], params: SamplingParams, provenance: bool) -> Generation:
-        text, tokens, logprobs, scored = [], [], [], []
+        text, tokens = [], []
+        logprobs: list[TokenLogprobs] = []
+        scored: list[TokenLogprobs] = []
         for event in self.events(ids, params, provenance=provenance):
             if isinstance(event, PromptLogprobsEvent):
                 scored.extend(event.logprobs)
@@ -247,6 +255,7 @@ class LLM:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+        self.replies.close()
 
     def __enter__(self) -> LLM:
         return self

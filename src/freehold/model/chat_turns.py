@@ -64,12 +64,12 @@ def find_turn_forms(
     """
     closings: dict[str, str] = {}
     openings: dict[str, str] = {}
-    for shape in (("user",), ("user", "call", "tool")):
-        closed = _after_last(_render(chat_format, shape, template_kwargs, opened=False), len(shape))
-        opened = _after_last(_render(chat_format, shape, template_kwargs, opened=True), len(shape))
+    for before in (("user",), ("user", "call", "tool")):
+        closed = _after_last(_render(chat_format, before, template_kwargs, opened=False), len(before))
+        opened = _after_last(_render(chat_format, before, template_kwargs, opened=True), len(before))
         if closed is not None and opened is not None and opened.startswith(closed):
-            closings[shape[-1]] = closed
-            openings[shape[-1]] = opened.removeprefix(closed)
+            closings[before[-1]] = closed
+            openings[before[-1]] = opened.removeprefix(closed)
     leads: dict[str, set[str]] = {"answer": set(), "call": set()}
     for shape in _SHAPES:
         text = _render(chat_format, shape, template_kwargs, opened=False)
