@@ -61,14 +61,15 @@ def params(grammar, **fields) -> SamplingParams:
     return SamplingParams(**{"grammar": grammar, "max_tokens": 400, "temperature": 1.0, "seed": 1, **fields})
 
 
-def test_answers_of_a_model_without_sense_fit_a_hundred_random_schemas():
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_answers_of_a_model_without_sense_fit_random_schemas(count):
     engine = byte_engine(tiny_model("llama"), max_running=20, max_waiting=200)
-    schemas = [random_schema(seed) for seed in range(100)]
+    schemas = [random_schema(seed) for seed in range(count)]
     ids = {}
     for number, schema in enumerate(schemas):
         # White space is legal nearly everywhere; without a bias a senseless model writes little else.
         bias = {ord(c): -20.0 for c in " \n\r\t"}
-        wanted = params(json_schema_grammar(schema), seed=number, max_tokens=900, logit_bias=bias)
+        wanted = params(json_schema_grammar(schema), seed=number, max_tokens=500, logit_bias=bias)
         ids[engine.submit([number + 1, 7], wanted)] = schema
     texts, reasons = dict.fromkeys(ids, ""), {}
     while engine.busy:
@@ -79,7 +80,7 @@ def test_answers_of_a_model_without_sense_fit_a_hundred_random_schemas():
                 reasons[event.request_id] = event.reason
     assert sorted(set(reasons.values())) in (["stop"], ["length", "stop"])
     finished = [rid for rid, reason in reasons.items() if reason == "stop"]
-    assert len(finished) >= 95
+    assert len(finished) >= 0.9 * count
     for rid in finished:
         jsonschema.validate(json.loads(texts[rid]), ids[rid])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import freehold
 from freehold.core.errors import ConfigError, FreeholdError, RequestError
+from freehold.model.answer_grammar import AnswerShape, Tool, json_schema_grammar, tool_call_grammar
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
 OPTIONS = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
@@ -50,6 +52,56 @@ def test_threads_get_their_own_answers(llm):
     for thread in threads:
         thread.join(timeout=60)
     assert [together[n] for n in range(len(prompts))] == alone
+
+
+def test_logprobs_come_with_the_generation(llm):
+    ids = llm.encode("hello wide world")
+    said = llm.generate(ids, **OPTIONS, logprobs=2, prompt_logprobs=1)
+    rows = torch.log_softmax(llm.logits([*ids, *said.token_ids]).double(), dim=-1)
+    expected = [float(row[token]) for row, token in zip(rows, [*ids[1:], *said.token_ids], strict=False)]
+    assert [each.logprob for each in said.prompt_logprobs + said.logprobs] == expected
+    assert {len(each.top) for each in said.logprobs} == {2}
+    plain = llm.generate(ids, **OPTIONS)
+    assert (plain.token_ids, plain.logprobs, plain.prompt_logprobs) == (said.token_ids, None, None)
+    scored = llm.generate(ids, max_tokens=0, prompt_logprobs=0)
+    assert (scored.text, scored.token_ids, scored.finish_reason) == ("", (), "length")
+    assert [each.logprob for each in scored.prompt_logprobs] == expected[: len(ids) - 1]
+    with pytest.raises(RequestError, match="leave stream out"):
+        llm.generate(ids, stream=True, logprobs=0)
+
+
+def test_a_tokenizer_out_of_a_file_follows_grammars(llm):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    text = llm.generate("hi", grammar=json_schema_grammar(schema), max_tokens=100, logit_bias={32: -20, 10: -20}).text
+    assert isinstance(json.loads(text)["a"], bool)
+    shape = AnswerShape.of("minimax_m3", llm.tokenizer)
+    text = llm.generate(
+        "hi", grammar=tool_call_grammar(shape, [Tool("now")], parallel=False), max_tokens=100, skip_special_tokens=False
+    ).text
+    assert (
+        text
+        == ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="now">]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>'
+    )
+
+
+@pytest.mark.model
+def test_a_tokenizer_out_of_a_gguf_file_follows_grammars(default_model):
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string", "maxLength": 20}, "people": {"type": "integer", "maximum": 10**9}},
+        "required": ["capital", "people"],
+        "additionalProperties": False,
+    }
+    with freehold.LLM(default_model) as llm:
+        question = [{"role": "user", "content": "The capital of France, as JSON, and how many people live there?"}]
+        answer = llm.chat(question, temperature=0.0, max_tokens=80, grammar=json_schema_grammar(schema))
+        assert answer.finish_reason == "stop"
+        assert set(json.loads(answer.text)) == {"capital", "people"}
 
 
 def test_a_dropped_stream_frees_its_blocks(llm):

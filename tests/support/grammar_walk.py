@@ -29,13 +29,17 @@ class Bytes:
         return 256 + NAMED.index(token) if token in NAMED else None
 
 
-def walk(grammars: Grammars, grammar: str, seed: int, most: int = 4000) -> str | None:
+def walk(grammars: Grammars, grammar: str, seed: int, *, begin: bytes = b"", most: int = 1500) -> str | None:
     """An answer of tokens drawn from those that are allowed, or None if it is not over after `most` tokens.
 
+    begin: what the answer begins with, byte by byte.
     Bytes that end something (quotes, brackets, `<`, special tokens) are drawn more often, so that answers do end.
     """
     draw, matcher, out = random.Random(seed), grammars.matcher(grammar), bytearray()
     vocabulary, ending = Bytes(), {*b'"]}<>,:', *range(256, NUM_TOKENS)}
+    for byte in begin:
+        matcher.push(byte)
+        out.append(byte)
     for _ in range(most):
         if matcher.is_done:
             return out.decode()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID
 
 from freehold.core.errors import RequestError
-from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, Usage
+from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, PromptLogprobsEvent, Usage
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def follow(events: Iterator[Event], write: Callable[[str], object], interrupt: I
         for event in events:
             if isinstance(event, PrefillEvent):
                 bar.show(event.done, event.total)
-            else:
+            elif not isinstance(event, PromptLogprobsEvent):
                 bar.hide()
                 keep(event.text)
             if isinstance(event, FinishEvent):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from freehold.core.errors import RequestError
@@ -93,7 +93,7 @@ class _Walk:
                 f"{path}.minProperties", f"{least} cannot be enforced: at most one more than is `required` can"
             )
 
-    def _refuse(self, path: str, why: str) -> Any:
+    def _refuse(self, path: str, why: str) -> NoReturn:
         raise RequestError(f"{path}: {why}", field=self._field)
 
     def _of_type(self, value: Any, path: str, kinds: tuple[type, ...], wanted: str) -> Any:
