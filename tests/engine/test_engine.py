@@ -64,6 +64,7 @@ def test_a_stop_text_across_tokens_ends_the_answer_and_is_not_part_of_it(engine)
     assert "".join(e.text for e in events if not isinstance(e, PrefillEvent)) == text[:where]
     assert events[-1].reason == "stop"
     assert events[-1].usage.completion_tokens == where + 3
+    assert events[-1].stop_text == stop
 
 
 def test_text_held_back_for_a_stop_that_never_came_is_delivered(engine):
@@ -80,7 +81,7 @@ def test_the_end_token_ends_an_answer_unless_ignored(engine):
     bias = {0: 100.0}
     rid = engine.submit([5, 6], SamplingParams(max_tokens=8, temperature=0.0, logit_bias=bias))
     events = finish(engine)[rid]
-    assert events[-1].reason == "stop"
+    assert (events[-1].reason, events[-1].stop_text) == ("stop", None)
     assert events[-1].usage.completion_tokens == 1
     rid = engine.submit([5, 6], SamplingParams(max_tokens=8, temperature=0.0, logit_bias=bias, ignore_eos=True))
     assert finish(engine)[rid][-1].usage.completion_tokens == 8

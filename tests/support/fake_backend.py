@@ -24,6 +24,7 @@ class Script:
     tokens: the bytes of each token of the answer. A character may be spread over several.
     prefill: seconds before the first token, spent in `prefill_steps` steps; delay: seconds before each token.
     reason, error: how it ends after the last token. crash: raised by the iterator instead of an end.
+    stop_text: the stop text that ends it.
     """
 
     tokens: Sequence[bytes] = (b"Hello", b", ", b"world")
@@ -33,6 +34,7 @@ class Script:
     reason: FinishReason = "stop"
     error: str | None = None
     crash: Exception | None = None
+    stop_text: str | None = None
 
 
 @dataclass
@@ -79,7 +81,8 @@ class FakeStream:
             raise self.script.crash
         self.ended = reason != "cancelled"
         usage = Usage(total, self.cached_tokens, count)
-        yield FinishEvent(self.request_id, reason, usage, decoder.decode(b"", final=True), self.script.error)
+        text, stop_text = decoder.decode(b"", final=True), self.script.stop_text if reason == "stop" else None
+        yield FinishEvent(self.request_id, reason, usage, text, self.script.error, stop_text=stop_text)
 
     async def _sleep(self, seconds: float) -> None:
         if seconds:

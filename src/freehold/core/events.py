@@ -81,7 +81,7 @@ class TokenEvent:
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The request ended; nothing follows. `text` is what had been held back and belongs to the answer.
-    `provenance` is there if it was asked for."""
+    `provenance` is there if it was asked for. `stop_text` is the stop text that ended the answer, if one did."""
 
     request_id: str
     reason: FinishReason
@@ -89,6 +89,7 @@ class FinishEvent:
     text: str = ""
     error: str | None = None
     provenance: Provenance | None = None
+    stop_text: str | None = None
 
 
 Event = PrefillEvent | PromptLogprobsEvent | TokenEvent | FinishEvent

@@ -295,7 +295,8 @@ class Engine:
         self.scheduler.remove(request)
         del self._requests[request.request_id]
         reads = None if request.reads is None else Provenance(self.cache.block_tokens, tuple(request.reads))
-        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error, reads)
+        stop_text = request.stops.matched if reason == "stop" else None
+        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error, reads, stop_text)
 
     def close(self) -> None:
         """Waits until the block store has everything, and lets go of it."""
