@@ -122,9 +122,9 @@ def test_smollm2_gets_tools_and_other_templates_stay(tmp_path: Path, smollm2: Ch
 
 CONTENT = st.none() | st.text() | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()}))
 ROLE = st.sampled_from(["system", "user", "assistant", "tool", "developer", ""])
-MESSAGE = st.fixed_dictionaries(
-    {"role": ROLE}, optional={"content": CONTENT, "name": st.text(), "tool_calls": st.none()}
-)
+OTHERS = {"content": CONTENT, "name": st.text(), "tool_calls": st.none()}
+MESSAGE = st.fixed_dictionaries({"role": ROLE}, optional=OTHERS)
+THEIRS, OURS = ChatFormat(SMOLLM2), ChatFormat(SMOLLM2_TOOLS)
 
 
 def outcome(chat: ChatFormat, *args: Any, **options: Any) -> str:
