@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import freehold
 from freehold.core.errors import ArgumentError
 from freehold.engine.replies import Replies
 from freehold.engine.reply_file import REPLIES_NAME
 from freehold.model.chat_replay import Reply
+from support.tiny_m3 import SHAPES, write_tiny_m3
 
 KEY = bytes(32)
 
@@ -65,6 +67,7 @@ from array import array
 from pathlib import Path
 from freehold.engine.replies import Replies
 from freehold.model.chat_replay import Reply
+from support.tiny_m3 import SHAPES, write_tiny_m3
 replies = Replies("m", directory=Path(sys.argv[1]))
 first = int(sys.argv[2])
 for number in range(first, first + 200):
@@ -273,3 +276,23 @@ def test_several_threads(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(0, 800, 100)))
         assert replies.stats().recalled == 800
+
+
+# -- in an engine --------------------------------------------------------------------------------------------
+
+
+def test_the_cache_has_every_block_of_a_conversation_that_comes_back_after_a_restart(tmp_path: Path) -> None:
+    write_tiny_m3(SHAPES["two_local_blocks"], tmp_path / "model")
+    messages = [{"role": "user", "content": "hello wide world"}]
+    with freehold.LLM(tmp_path / "model", store_dir=str(tmp_path / "store")) as llm:
+        prompt = llm.chat_encoder.encode(messages)
+        said = llm.generate(prompt.ids, temperature=1.0, seed=1, max_tokens=40, ignore_eos=True)
+        llm.chat_encoder.remember(prompt, {"content": said.text, "reasoning_content": "odd"}, said.token_ids)
+        block_tokens = llm.engine.cache.stats().block_tokens
+    messages += [{"role": "assistant", "content": said.text.strip()}, {"role": "user", "content": "on"}]
+    with freehold.LLM(tmp_path / "model", store_dir=str(tmp_path / "store")) as llm:
+        ids = llm.render_chat(messages)
+        computed = [*prompt.ids, *said.token_ids]
+        assert ids[: len(computed)] == computed
+        cached = llm.generate(ids, max_tokens=1).usage.cached_tokens
+    assert cached >= (len(computed) - 1) // block_tokens * block_tokens > len(prompt.ids)

@@ -407,6 +407,20 @@ def test_a_vocabulary_whose_pieces_depend_on_each_other_is_not_cut(tmp_path: Pat
     assert PieceEncoder(tokenizer).encode(text) == tokenizer.encode(text, allow_special=True, add_bos=False)
 
 
+def test_of_tokens_that_begin_alike_the_longest_counts(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    last = document["added_tokens"][-1]
+    document["added_tokens"].append({**last, "id": last["id"] + 1, "content": "]~b]ai"})
+    path.write_text(json.dumps(document), "utf-8")
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    text = "a]~b]ai]~b]b"
+    ids = PieceEncoder(tokenizer).encode(text)
+    assert ids == tokenizer.encode(text, allow_special=True, add_bos=False)
+    assert last["id"] + 1 in ids
+
+
 @pytest.mark.model
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im", " "]) | st.text(max_size=20)))
