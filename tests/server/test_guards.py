@@ -150,10 +150,10 @@ def test_unknown_paths_and_methods_have_the_same_form_of_error(ask):
 def test_an_error_of_ours_hides_its_text_from_client_and_log(ask, caplog, stream):
     backend = FakeBackend()
 
-    def broken(messages, /, **_):
-        raise KeyError("SECRET " + messages[0]["content"]) from ValueError("SECRET")
+    def broken(conversation, *, client):
+        raise KeyError(f"SECRET {conversation}") from ValueError("SECRET")
 
-    backend.render_chat = broken
+    backend.prepare_chat = broken
     with caplog.at_level(logging.DEBUG):
         response = ask(create_app(backend)).chat(stream=stream, messages=[{"role": "user", "content": "PRIVATE"}])
     assert error_of(response) == (500, "internal_error")

@@ -13,6 +13,7 @@ from freehold.server.guards import OPEN_PATHS
 from freehold.server.key_file import add_key, revoke_key
 from freehold.server.keys import Keys
 from freehold.server.operation import Operation
+from freehold.server.principal import SCOPES
 from support.fake_backend import FakeBackend
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
@@ -70,7 +71,7 @@ def test_without_a_key_no_route_but_health_answers(ask, headers):
         response = ask(app, **headers).request(method, filled(path), content=b"{}" if method == "POST" else None)
         assert (response.status_code == 401) == (path not in OPEN_PATHS), (method, path)
     assert backend.streams == []
-    assert OPEN_PATHS == {"/health", "/health/ready"}
+    assert {"/health", "/health/ready"} == OPEN_PATHS
 
 
 @pytest.mark.parametrize("path", ["/health/", "//health", "/health/../v1/models", "/HEALTH", "/v1/models/health"])
@@ -118,12 +119,18 @@ def test_a_key_of_the_file_opens_what_its_scopes_say(ask, file):
     }
 
 
-def test_admin_is_needed_for_views_of_others(ask, file):
-    app = app_with(file)
-    key = add_key(file, "a", now=NOW)
-    app = app_with(file)
-    for path in ("/admin/requests", "/requests", "/v1/requests/x"):
-        assert ask(app, Authorization=f"Bearer {key}").get(path).status_code == 403
+def test_what_each_scope_opens(ask, file):
+    opened = {}
+    for scope in SCOPES:
+        key = add_key(file, scope, now=NOW, scopes=(scope,))
+        asker = ask(app_with(file), Authorization=f"Bearer {key}")
+        paths = ("/v1/models", "/metrics", "/v1/requests", "/admin/x")
+        opened[scope] = [path for path in paths if asker.get(path).status_code != 403]
+    assert opened == {
+        "inference": ["/v1/models", "/v1/requests"],
+        "metrics": ["/metrics"],
+        "admin": ["/v1/requests", "/admin/x"],
+    }
 
 
 def test_the_given_key_has_every_scope_beside_the_file(ask, file):

@@ -152,9 +152,9 @@ def test_a_period_ends_where_the_next_has_another_name(now, period):
 def limited(ask, tmp_path):
     """An asker with a limited key, and the limits that count it."""
 
-    def make(script=Script(), **limits):
+    def make(script=None, **limits):
         key = add_key(tmp_path / "keys.json", "a", now=START, **limits)
-        backend, counted = FakeBackend(script), Limits()
+        backend, counted = FakeBackend(script or Script()), Limits()
         operation = Operation.of(backend, keys=Keys(tmp_path / "keys.json"), limits=counted)
         keys_holder = operation.keys.find(key)
         return ask(create_app(backend, operation=operation), Authorization=f"Bearer {key}"), counted, keys_holder

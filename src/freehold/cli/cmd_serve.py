@@ -71,6 +71,7 @@ def serve(
 
     from freehold.cli.served_model import ServedModel
     from freehold.server import run
+    from freehold.server.connections import allow_open_files
 
     host = run.DEFAULT_HOST if host is None else host
     port = run.DEFAULT_PORT if port is None else port
@@ -78,7 +79,7 @@ def serve(
     # loading a model.
     keys = usable_keys(keys_file, api_key)
     run.require_key(host, None, keys)
-    run.allow_open_files(options.max_connections)
+    allow_open_files(options.max_connections)
     tls = None if options.tls_cert is None or options.tls_key is None else tls_context(options)
     choose_store(engine, no_store=no_store)
     with run.reserve_port(host, port) as listener, opened(model, engine) as llm, open_limits(keys) as limits:

@@ -21,10 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from freehold.core.errors import ConfigError
+from freehold.server.guards import MAX_HEADER_BYTES
 from freehold.server.metrics import Metrics
-
-MAX_HEADER_BYTES = 32 * 1024
-"""Of a request's line and headers together."""
 
 _STALLED_SECONDS = 120.0
 # The store's files, the model's, the standard streams, and what libraries open.
@@ -109,6 +107,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._made = False
         self._admitted = False
         self._early = b""
         self._heard = False
@@ -116,6 +115,7 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a place, or answer 503."""
         super().connection_made(transport)
+        self._made = True
         # After a TLS handshake the place is taken already.
         if not self._admitted and not self.door.admit(self):
             self._answer(503, "all connections of this server are busy; try again", "too_many_connections")
@@ -133,7 +133,7 @@ class GuardedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a request must become complete in time."""
-        if self.transport is None:
+        if not self._made:
             # With TLS, the first bytes may come along with the end of the handshake.
             self._early += data
             return
@@ -158,7 +158,7 @@ class GuardedProtocol(H11Protocol):
         self._disarm()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
-        if self.transport is not None:
+        if self._made:
             super().connection_lost(exc)
 
     def pause_writing(self) -> None:

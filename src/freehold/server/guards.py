@@ -37,25 +37,29 @@ OPEN_PATHS = frozenset({"/health", "/health/ready"})
 
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024
 
-_READING_METHODS = ("GET", "HEAD", "OPTIONS")
 # Read and thrown away before a 413: many clients look at the answer only once they have sent everything.
 _DISCARD_FACTOR = 4
 # Bodies of all requests together, while they are read; afterwards the engine's queue has its own limits.
 _BODIES_AT_ONCE = 8
 
 
-def needed_scope(path: str) -> str:
-    """The scope that a key must have for a path; "inference" for all that is not named here."""
+def opening_scopes(path: str) -> tuple[str, ...]:
+    """The scopes of which a key must have one for a path; "inference" opens all that is not named here."""
     if path == "/metrics":
-        return METRICS
-    views_of_others = ("/admin", "/requests", "/v1/requests")
-    return ADMIN if any(path == view or path.startswith(view + "/") for view in views_of_others) else INFERENCE
+        return (METRICS,)
+    if path == "/admin" or path.startswith("/admin/"):
+        return (ADMIN,)
+    if path == "/v1/requests" or path.startswith("/v1/requests/"):
+        # The routes themselves show the requests of others only to "admin".
+        return (INFERENCE, ADMIN)
+    return (INFERENCE,)
 
 
 def is_work(scope: Scope) -> bool:
-    """Whether a request may keep the engine busy; looking at something does not."""
-    return scope["type"] == "http" and scope["method"] not in _READING_METHODS
+    """Whether a request may keep the engine busy; looking at something, or ending it, does not."""
+    return scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
 
 
 class FailureGuard:
@@ -164,7 +168,8 @@ def _known_method(method: str) -> str:
 
 
 class SizeGuard:
-    """Limits what the HTTP parser has let through: 414 for long targets, 431 for many headers."""
+    """Limits what the HTTP parser has let through: 414 for long targets, 431 for many headers or long ones. The parser
+    itself gives up only what is long and not complete."""
 
     def __init__(self, app: ASGIApp, refuse: Refuse = refuse) -> None:
         self._app = app
@@ -177,8 +182,12 @@ class SizeGuard:
                 text = f"the request's path and query have {target} bytes; this server takes {MAX_TARGET_BYTES}"
                 await self._refuse(scope, 414, text, "uri_too_long", None)(scope, receive, send)
                 return
-            if len(scope["headers"]) > MAX_HEADERS:
-                text = f"the request has {len(scope['headers'])} headers; this server takes {MAX_HEADERS}"
+            nbytes = sum(len(name) + len(value) for name, value in scope["headers"])
+            if len(scope["headers"]) > MAX_HEADERS or nbytes > MAX_HEADER_BYTES:
+                text = (
+                    f"the request has {len(scope['headers'])} headers with {nbytes} bytes; this server takes "
+                    f"{MAX_HEADERS} with {MAX_HEADER_BYTES}"
+                )
                 await self._refuse(scope, 431, text, "too_many_headers", None)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -224,7 +233,7 @@ class AccessGuard:
             await self._app(scope, receive, send)
         elif principal is None:
             await self._refuse_key(scope, receive, send, expired)
-        elif needed_scope(path) not in principal.scopes:
+        elif principal.scopes.isdisjoint(opening_scopes(path)):
             await self._refuse_scope(scope, receive, send, principal)
         else:
             await self._app(scope, receive, send)
@@ -244,9 +253,9 @@ class AccessGuard:
         await self._refuse(scope, 401, message, "invalid_api_key", headers)(scope, receive, send)
 
     async def _refuse_scope(self, scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
-        needed = needed_scope(route_path(scope))
+        needed = " or ".join(repr(name) for name in opening_scopes(route_path(scope)))
         has = ", ".join(sorted(principal.scopes))
-        message = f"the key {principal.name!r} is for {has}; this path needs a key with the scope {needed!r}"
+        message = f"the key {principal.name!r} is for {has}; this path needs a key with the scope {needed}"
         self._metrics.observe_refusal(principal.name, "scope")
         await self._refuse(scope, 403, message, "insufficient_scope", None)(scope, receive, send)
 

@@ -61,7 +61,7 @@ class Observation:
             self._streams[stream].prompt_done = event.done
         elif isinstance(event, TokenEvent):
             self._observe_token(self._streams[stream])
-        else:
+        elif isinstance(event, FinishEvent):
             self._observe_finish(self._streams[stream], event)
 
     def _observe_token(self, stream: _Stream) -> None:

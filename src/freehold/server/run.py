@@ -21,7 +21,8 @@ from fastapi import FastAPI
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
 from freehold.server.backend import Backend
-from freehold.server.connections import MAX_HEADER_BYTES, Door, allow_open_files, protocol_class
+from freehold.server.connections import Door, allow_open_files, protocol_class
+from freehold.server.guards import MAX_HEADER_BYTES
 from freehold.server.keys import Keys
 from freehold.server.lifecycle import Lifecycle
 from freehold.server.limits import Limits
