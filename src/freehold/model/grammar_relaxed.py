@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from freehold.core.errors import RequestError
-from freehold.model.grammar_schema import checked
+from freehold.model.grammar_schema import checked, walked
 
 _MEMBERS = ("$defs", "definitions", "properties")
 
@@ -36,9 +36,17 @@ def _known(schema: Any, name: str) -> Any:
             plain["anyOf" if key == "oneOf" else key] = [_known(each, name) for each in value]
         elif (key == "items" and not isinstance(value, list)) or key == "additionalProperties":
             plain[key] = _known(value, name)
-        elif key == "$ref" or _enforceable({key: value}, name):
+        elif key == "$ref" or _is_known({key: value}, name):
             plain[key] = value
     return plain
+
+
+def _is_known(schema: Any, name: str) -> bool:
+    try:
+        walked(schema, name)
+    except RequestError:
+        return False
+    return True
 
 
 def _without_worst(schema: Any, root: Any, name: str) -> Any:

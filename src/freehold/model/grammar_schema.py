@@ -32,12 +32,17 @@ def checked(schema: Any, field: str) -> Any:
     field: what the schema is called in messages, such as "response_format.json_schema.schema".
     Raises RequestError that names the keyword and the path to it.
     """
-    plain = _Walk(schema, field).schema(schema, field)
+    plain = walked(schema, field)
     error = lark_error(f"start: {inline(plain)}")
     if error:
         where, reason = _culprit(plain, plain, field, error)
         raise RequestError(f"{where}: {_reason(reason)}", field=field)
     return plain
+
+
+def walked(schema: Any, field: str) -> Any:
+    """The same by our own rules alone, without asking the library; much faster."""
+    return _Walk(schema, field).schema(schema, field)
 
 
 def inline(schema: Any, *, compact: bool = False) -> str:

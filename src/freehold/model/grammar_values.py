@@ -47,6 +47,8 @@ class ValueRules:
     def members(self, schema: Any, root: Any, what: str) -> str:
         """The members of an object, each in its tag, as one Lark expression.
 
+        Members that are not declared by name are not offered.
+
         what: the object's name in messages. Raises RequestError for a required member that no tag can name.
         """
         schema = _followed(schema, root)
