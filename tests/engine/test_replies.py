@@ -67,7 +67,6 @@ from array import array
 from pathlib import Path
 from freehold.engine.replies import Replies
 from freehold.model.chat_replay import Reply
-from support.tiny_m3 import SHAPES, write_tiny_m3
 replies = Replies("m", directory=Path(sys.argv[1]))
 first = int(sys.argv[2])
 for number in range(first, first + 200):
