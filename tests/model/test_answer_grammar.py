@@ -252,6 +252,15 @@ def test_a_tool_that_cannot_be_enforced_is_relaxed_unless_it_is_strict(grammars)
             tool_call_grammar(shape(family), [Tool("f", schema, strict=True)])
 
 
+@pytest.mark.parametrize(
+    "schema", [5, {}, True, {"properties": [1]}, {"properties": {"a": {"pattern": "("}}}, {"required": ["a", "b"]}]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_schema_of_a_tool_that_is_not_strict_gives_objects(grammars, family, schema):
+    found = answers(grammars, tool_call_grammar(shape(family), [Tool("f", schema)], parallel=False), 8)
+    assert all(isinstance(read(family, "none", answer)[0][0][1], dict) for answer in found)
+
+
 def test_what_cannot_be_asked_for_is_refused():
     with pytest.raises(RequestError, match="no tools"):
         tool_call_grammar(shape("minimax_m3"), [])
@@ -261,6 +270,9 @@ def test_what_cannot_be_asked_for_is_refused():
         tool_call_grammar(shape("minimax_m3"), [Tool("f", {"type": "object", "required": ["a>b"]})])
     with pytest.raises(RequestError, match="a tool is called"):
         tool_call_grammar(shape("minimax_m3"), [Tool('a"b')])
+
+    with pytest.raises(RequestError, match="this is a schema of array"):
+        tool_call_grammar(shape("json_list"), [Tool("f", {"type": "array"})])
 
     class Nothing:
         special_ids: frozenset[int] = frozenset()

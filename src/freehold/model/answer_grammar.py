@@ -11,7 +11,7 @@ from freehold.core.errors import ConfigError, RequestError
 from freehold.model import m3_tokens
 from freehold.model.grammar_relaxed import relaxed
 from freehold.model.grammar_schema import checked, inline
-from freehold.model.grammar_values import ValueRules, kinds_of, without
+from freehold.model.grammar_values import ValueRules, followed, kinds_of, shared_parts, without
 
 Family = Literal["minimax_m3", "json_list", "json_objects", "plain"]
 """How calls are written: in tags behind MiniMax-M3's namespace marker; as a JSON list between `<tool_call>` tags
@@ -211,7 +211,8 @@ def _parameters(tool: Tool) -> Any:
         raise RequestError(
             f"{name}: arguments are an object; this is a schema of {', '.join(sorted(kinds))}", field=name
         )
-    return plain if kinds else {**(plain if isinstance(plain, dict) else {}), "type": "object"}
+    # Without a type a schema allows values that are no objects, whatever it says about members.
+    return {**shared_parts(plain), **followed(plain, plain), "type": "object"}
 
 
 def _call_schema(tools: Sequence[Tool], schemas: Sequence[Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class ValueRules:
 
         what: the object's name in messages. Raises RequestError for a required member that no tag can name.
         """
-        schema = _followed(schema, root)
+        schema = followed(schema, root)
         required = set(schema.get("required", ()))
         properties = dict(schema.get("properties", {}))
         properties.update({name: True for name in schema.get("required", ()) if name not in properties})
@@ -67,7 +67,7 @@ class ValueRules:
 
     def value(self, schema: Any, root: Any, what: str) -> str:
         """The name of a rule for values of a checked schema; schemas that refer to themselves get one rule."""
-        schema = _followed(schema, root)
+        schema = followed(schema, root)
         key = json.dumps([schema, id(root)], sort_keys=False)
         if key not in self._rules:
             name = self._rules[key] = f"value_{len(self._rules)}"
@@ -83,7 +83,7 @@ class ValueRules:
         if kinds == {"object"} and keys <= _OBJECT_KEYS and schema.get("properties") and self._is_closed(schema):
             return self.members(schema, root, what) or '""'
         if kinds and "string" not in kinds:
-            return inline({**_shared(root), **schema}, compact=kinds <= _SCALARS)
+            return inline({**shared_parts(root), **schema}, compact=kinds <= _SCALARS)
         if kinds and kinds <= {"string", "null"} and keys <= _STRING_KEYS and keys & {"minLength", "maxLength"}:
             least, most = schema.get("minLength", 0), schema.get("maxLength", "")
             name = f"TEXT_{len(self._rules)}"
@@ -101,7 +101,7 @@ class ValueRules:
         if all(isinstance(value, str) and TOOL_NAMESPACE not in value for value in values):
             return " | ".join(json.dumps(value) for value in values)
         if not any(isinstance(value, str) for value in values):
-            return inline({**_shared(root), **schema}, compact=True)
+            return inline({**shared_parts(root), **schema}, compact=True)
         return TEXT_RULE
 
     def _list(self, schema: Mapping[str, Any], root: Any, what: str) -> str:
@@ -112,7 +112,7 @@ class ValueRules:
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         if first:
             if least < len(first) or (most is not None and most < len(first)):  # it may end within them
-                return inline({**_shared(root), **schema})
+                return inline({**shared_parts(root), **schema})
             fixed = " ".join(item(of) for of in first)
             least, most = least - len(first), None if most is None else most - len(first)
         else:
@@ -129,7 +129,7 @@ class ValueRules:
 
 def kinds_of(schema: Any, root: Any) -> frozenset[str]:
     """The types that a checked schema allows; empty: any."""
-    schema = _followed(schema, root)
+    schema = followed(schema, root)
     if "type" in schema:
         kind = schema["type"]
         return frozenset([kind] if isinstance(kind, str) else kind)
@@ -145,7 +145,7 @@ def kinds_of(schema: Any, root: Any) -> frozenset[str]:
     return frozenset({"array"}) if "items" in schema or "prefixItems" in schema else frozenset()
 
 
-def _followed(schema: Any, root: Any) -> dict[str, Any]:
+def followed(schema: Any, root: Any) -> dict[str, Any]:
     """A schema whose reference, if it is nothing else, has been followed; true is a schema without keywords."""
     for _ in range(100):
         if not isinstance(schema, Mapping):
@@ -157,6 +157,6 @@ def _followed(schema: Any, root: Any) -> dict[str, Any]:
     raise RequestError("a schema refers to itself and to nothing else", field="tools")
 
 
-def _shared(root: Any) -> dict[str, Any]:
+def shared_parts(root: Any) -> dict[str, Any]:
     """The parts of a document that references point into."""
     return {key: root[key] for key in ("$defs", "definitions") if isinstance(root, Mapping) and key in root}
