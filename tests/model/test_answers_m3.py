@@ -194,11 +194,13 @@ def test_repeated_tags_of_one_name_are_a_list() -> None:
     assert arguments(repeated) == [1, 2]
     assert arguments(repeated, declared=tool(x={"type": "array", "items": {"type": "string"}})) == ["1", "2"]
     assert arguments(repeated, declared=tool(x={"type": "string"})) == "1"  # it was passed on already
+    mixed = "~<x>~<item>~<path>a~</path>~</item>~<more>~<path>b~</path>~</more>~</x>"
     edits = "~<x>~<path>a~</path>~<n>1~</n>~</x>~<x>~<path>b~</path>~</x>"
     items = {"type": "object", "properties": {"path": {"type": "string"}}}
     for schema in ({"type": "array", "items": items}, {"type": "array"}):
         declared = tool(x=schema)
         assert arguments(edits, declared=declared) == [{"path": "a", "n": 1}, {"path": "b"}]
+        assert arguments(mixed, declared=declared) == [{"path": "a"}, {"path": "b"}]
 
 
 def test_references_are_followed_through_definitions_and_into_themselves() -> None:

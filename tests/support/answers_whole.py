@@ -221,14 +221,14 @@ def _call(out: list[Any], root: Tree, text: str, schemas: Mapping[str, Any]) -> 
         elif not slash:
             tree = Tree(tag)
             top.inside.append(tree)
-            path.append((tree, _inside(its, tag)))
+            path.append((tree, _inside(its, tag, top.tags[0].tag)))
 
 
-def _inside(schema: Any, tag: str) -> Any:
+def _inside(schema: Any, tag: str, first: str) -> Any:
     if schema.get("type") != "array":
         return schema.get("properties", {}).get(tag, {})
     items = schema.get("items", {})
-    if tag == "item" or items.get("type") in ("string", "integer", "number", "boolean"):
+    if first == "item" or items.get("type") in ("string", "integer", "number", "boolean"):
         return items
     return items.get("properties", {}).get(tag, {})
 
@@ -286,7 +286,9 @@ def _object(tree: Tree, schema: Any, *, streams: bool) -> dict[str, Any]:
 
 def _of_text(text: str, schema: Any) -> Any:
     kind, bare = schema.get("type"), text.strip()
-    if bare == "null" and kind != "string":
+    if kind == "string":
+        return text
+    if bare == "null":
         return None
     if kind == "boolean":
         return {"true": True, "false": False}.get(bare.lower(), text)

@@ -52,12 +52,13 @@ class _Items:
 
 @dataclass(slots=True)
 class _List:
-    """A declared list; tags of one name that follow each other share one."""
+    """A declared list; tags of one name that follow each other share one. wrapped: its first tag was an <item>."""
 
     tag: str
     declared: Declared
     shared: _Items = field(default_factory=_Items)
     texts: list[str] = field(default_factory=list)
+    wrapped: bool = False
 
 
 @dataclass(slots=True)
@@ -134,7 +135,7 @@ class CallArguments:
         elif isinstance(top, _Held):
             node = Node()
             top.node.children.append((tag, node))
-            self._stack.append(_Held(tag, node, child_type(top.declared, tag), inside=True))
+            self._stack.append(_Held(tag, node, child_type(top.declared, top.node), inside=True))
 
     def close(self, tag: str) -> None:
         """Takes a closing tag that `closes`; tags left open inside it are closed with it."""
@@ -176,7 +177,8 @@ class CallArguments:
     def _open_item(self, element: _List, tag: str) -> None:
         items = element.declared.items
         self._item_comma(element.shared)
-        if tag == ITEM or not items.has_inside:
+        element.wrapped = element.wrapped or tag == ITEM or not items.has_inside
+        if element.wrapped:
             self._begin(tag, items)
             return
         item = _Object(None, items, texts=element.texts)

@@ -80,13 +80,13 @@ def list_items(node: Node, declared: Declared) -> list[str]:
     return [json_of(child, items) for _, child in node.children] + text_items(node.text, declared)
 
 
-def child_type(declared: Declared, tag: str) -> Declared:
-    """The declared types of a tag inside a value."""
-    if "array" not in declared.kinds:
+def child_type(declared: Declared, node: Node) -> Declared:
+    """The declared types of the last tag inside a value, as far as they are known at its opening."""
+    tag = node.children[-1][0]
+    if "array" not in declared.kinds or ("object" in declared.kinds and tag != ITEM):
         return declared.member(tag)
-    if tag == ITEM or not declared.items.has_inside:
-        return declared.items
-    return declared.member(tag) if "object" in declared.kinds else declared.items.member(tag)
+    wrapped = node.children[0][0] == ITEM or not declared.items.has_inside
+    return declared.items if wrapped else declared.items.member(tag)
 
 
 def text_items(text: str, declared: Declared) -> list[str]:
