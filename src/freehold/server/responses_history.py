@@ -1,0 +1,191 @@
+"""From the input items of a Responses request to the messages of a conversation.
+
+Items are finer than messages: reasoning, text and calls that follow each other were one answer, and become one message
+of the assistant again, so that the tokens that were sampled for it are recognised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic_core import PydanticCustomError
+
+from freehold.core.errors import RequestError
+from freehold.server.freeform import freeform_arguments
+from freehold.server.wire import shown
+from freehold.server.wire_chat import tool_name
+from freehold.server.wire_responses_items import (
+    CallOutputInput,
+    CustomCallInput,
+    FunctionCallInput,
+    InputItem,
+    InputMessage,
+    ReasoningInput,
+)
+
+BROKEN_ARGUMENTS = "broken_arguments"
+"""The argument under which a call's arguments are shown to the model when they are no JSON object."""
+
+Message = dict[str, Any]
+
+
+def messages_of(instructions: str | None, items: Sequence[InputItem]) -> list[Message]:
+    """The messages of a request, in the form of `Conversation.messages`.
+
+    There is one system message at most: the instructions, then the texts of the system and developer messages that
+    stand before everything else, with an empty line between them. Later ones become messages of the user, between tags
+    that say whose they were, because chat templates take a system message in front only.
+
+    Messages between a call and its output are moved behind the outputs, and outputs are put into the order of their
+    calls, because templates tell them apart by order.
+
+    Raises RequestError for an output without a call, for two calls of one answer with the same id, and where there is
+    no message at all.
+    """
+    first = next((n for n, item in enumerate(items) if not _is_system(item)), len(items))
+    system = [instructions or "", *(item.content for item in items[:first] if isinstance(item, InputMessage))]
+    history = _History()
+    if text := "\n\n".join(piece for piece in system if piece):
+        history.messages.append({"role": "system", "content": text})
+    for number, item in enumerate(items[first:], first):
+        history.add(item, f"input[{number}]")
+    history.close_answer()
+    if not history.messages:
+        raise RequestError("input is empty, and there are no instructions", field="input")
+    return history.messages
+
+
+def _is_system(item: InputItem) -> bool:
+    return isinstance(item, InputMessage) and item.role in ("system", "developer")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that is being put together from its items. last: the kind of the last one."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    behind: list[Message] = field(default_factory=list)
+    last: Literal["reasoning", "text", "call"] | None = None
+
+    def waits(self) -> bool:
+        """Whether a call has no output yet."""
+        return len(self.outputs) < len(self.calls)
+
+    def takes(self, item: InputItem) -> bool:
+        """Whether `item` goes on with it: nothing has come between, and reasoning or a second text begins anew."""
+        if self.outputs or self.behind:
+            return False
+        if isinstance(item, ReasoningInput):
+            return self.last in (None, "reasoning")
+        return not (isinstance(item, InputMessage) and self.last == "text")
+
+    def messages(self) -> list[Message]:
+        """The assistant's message, the outputs in the order of the calls, and what was said between them."""
+        message: Message = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = list(self.calls.values())
+        outputs = [_tool_message(call_id, self.outputs[call_id]) for call_id in self.calls if call_id in self.outputs]
+        return [message, *outputs, *self.behind]
+
+
+class _History:
+    """Messages so far, and the answer to which the next items may belong."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._answer: _Answer | None = None
+        self._call_ids: set[str] = set()
+
+    def add(self, item: InputItem, where: str) -> None:
+        """Takes in the next item; `where` it stands in the request."""
+        if isinstance(item, CallOutputInput):
+            self._output(item, where)
+        elif isinstance(item, InputMessage) and item.role != "assistant":
+            self._said(_user_message(item))
+        else:
+            if self._answer is None or not self._answer.takes(item):
+                self.close_answer()
+                self._answer = _Answer()
+            self._go_on(self._answer, item, where)
+
+    def close_answer(self) -> None:
+        """The answer so far has ended, whatever comes next."""
+        if self._answer is not None:
+            self.messages += self._answer.messages()
+        self._answer = None
+
+    def _go_on(self, answer: _Answer, item: InputItem, where: str) -> None:
+        if isinstance(item, ReasoningInput):
+            answer.reasoning += item.text()
+            answer.last = "reasoning"
+        elif isinstance(item, InputMessage):
+            answer.content += item.content
+            answer.last = "text"
+        elif isinstance(item, (FunctionCallInput, CustomCallInput)):
+            if item.call_id in answer.calls:
+                detail = f"{where}.call_id: there are two calls {shown(item.call_id)} in one answer"
+                raise RequestError(detail, field=f"{where}.call_id")
+            answer.calls[item.call_id] = _call(item)
+            answer.last = "call"
+            self._call_ids.add(item.call_id)
+
+    def _output(self, item: CallOutputInput, where: str) -> None:
+        answer = self._answer
+        if answer is not None and item.call_id in answer.calls and item.call_id not in answer.outputs:
+            answer.outputs[item.call_id] = item.output
+        elif item.call_id in self._call_ids:
+            # A second output, or one that comes after the next answer: told where it stands.
+            self._said(_tool_message(item.call_id, item.output))
+        else:
+            detail = f"{where}.call_id: no call {shown(item.call_id)} stands before this output"
+            raise RequestError(detail, field=f"{where}.call_id")
+
+    def _said(self, message: Message) -> None:
+        if self._answer is not None and self._answer.waits():
+            self._answer.behind.append(message)
+        else:
+            self.close_answer()
+            self.messages.append(message)
+
+
+def _tool_message(call_id: str, output: str) -> Message:
+    return {"role": "tool", "tool_call_id": call_id, "content": output}
+
+
+def _user_message(item: InputMessage) -> Message:
+    if item.role == "user":
+        return {"role": "user", "content": item.content}
+    return {"role": "user", "content": f"<{item.role}>\n{item.content}\n</{item.role}>"}
+
+
+def _call(item: FunctionCallInput | CustomCallInput) -> dict[str, Any]:
+    arguments = freeform_arguments(item.input) if isinstance(item, CustomCallInput) else _whole(item.arguments)
+    return {"id": item.call_id, "type": "function", "function": {"name": _name(item.name), "arguments": arguments}}
+
+
+def _whole(arguments: str) -> str:
+    """Arguments as a JSON object, which templates need. A model may have written something else, or broken off in it;
+    that is kept in an argument of its own, so that the model sees it and the session goes on."""
+    if not arguments.strip():
+        return "{}"
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        value = None
+    return arguments if isinstance(value, dict) else json.dumps({BROKEN_ARGUMENTS: arguments}, ensure_ascii=False)
+
+
+def _name(name: str) -> str:
+    """A name as it may stand in any model's format. A model may have called a function by no proper name."""
+    try:
+        return tool_name(name)
+    except PydanticCustomError:
+        return "".join(c if c.isascii() and (c.isalnum() or c in "_-.") else "_" for c in name)[:64] or "unnamed"
