@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import socket
 import ssl
 import subprocess
@@ -24,6 +25,7 @@ from freehold.server.options import ServerOptions
 from freehold.server.run import Server, reserve_port, server_config, server_url
 from freehold.server.tls import tls_context
 from support.fake_backend import FakeBackend, Script
+from support.repository import ROOT
 
 SCRIPT = Script()
 
@@ -153,6 +155,20 @@ def test_when_all_places_are_busy_the_next_is_told(serving):
         assert b"retry-after: 1" in answer
 
 
+def test_the_one_that_waited_longest_makes_room(serving):
+    with serving(max_connections=2, header_seconds=30) as (url, door), contextlib.ExitStack() as stack:
+        first = stack.enter_context(connect(url))
+        second = stack.enter_context(connect(url))
+        # What it says does not make it younger.
+        first.sendall(b"GET /")
+        assert httpx.get(f"{url}/health").status_code == 200
+        first.settimeout(2)
+        assert read_all(first) == b""
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert second.recv(100).startswith(b"HTTP/1.1 200")
+        assert door.num_open <= 2
+
+
 def test_honest_clients_are_served_among_hundreds_of_slow_ones(serving):
     with serving(max_connections=50, header_seconds=1.0) as (url, door):
         slow = open_slowly(url, 400)
@@ -179,7 +195,8 @@ serve(FakeBackend(), port=0, options=options, on_ready=lambda url: print(url, fl
 @pytest.mark.slow
 def test_ten_thousand_slow_connections():
     allow_open_files(10_100)
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, env=environment)
     slow = []
     try:
         url = process.stdout.readline().strip()
@@ -197,7 +214,7 @@ def test_ten_thousand_slow_connections():
         for sock in slow:
             sock.close()
         process.terminate()
-        process.wait(20)
+        process.communicate(timeout=20)
     assert process.returncode == 0
 
 

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from freehold.core.errors import ConfigError
+from freehold.server.app import create_app
 from freehold.server.connections import allow_open_files
 from freehold.server.options import ServerOptions
-from freehold.server.run import Server, require_key, reserve_port, serve, server_url
+from freehold.server.run import Server, require_key, reserve_port, serve, server_config, server_url
 from support.fake_backend import FakeBackend
 
 
@@ -182,3 +183,18 @@ def test_a_second_signal_does_not_wait(start_process):
 def test_limits_of_open_files_are_checked():
     with pytest.raises(ConfigError, match=r"needs \d+ open files"):
         allow_open_files(10**9)
+
+
+def test_a_hangup_is_no_end(start_process):
+    process, url = start_process(1)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_hangup_reads_the_keys_again():
+    called = []
+    server = Server(server_config(create_app(FakeBackend()), log_level="warning"), on_hangup=lambda: called.append(1))
+    with server.capture_signals():
+        signal.raise_signal(signal.SIGHUP)
+    assert called == [1]
