@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from freehold import __version__
 from freehold.core.errors import ConfigError, FreeholdError
 from freehold.server.backend import Backend
-from freehold.server.errors import CLIENT_ERRORS, client_error_response, http_exception_response
+from freehold.server.errors import CLIENT_ERRORS
 from freehold.server.guards import (
     REQUEST_ID_HEADER,
     AccessGuard,
@@ -31,16 +31,22 @@ from freehold.server.guards import (
 from freehold.server.keys import Keys
 from freehold.server.operation import Operation
 from freehold.server.options import ServerOptions
+from freehold.server.refusals import refuse_client_error, refuse_http_error
 from freehold.server.routes_chat import chat_routes
 from freehold.server.routes_completions import completion_routes
+from freehold.server.routes_messages import messages_routes
 from freehold.server.routes_models import model_routes
 from freehold.server.routes_operations import operation_routes
+from freehold.server.routes_page import page_routes
 from freehold.server.routes_requests import request_routes
+from freehold.server.routes_responses import responses_routes
 from freehold.server.routes_tokenize import tokenize_routes
 from freehold.server.service import Service
 from freehold.server.watched_backend import watched
 from freehold.server.wire_chat import ChatRequest
+from freehold.server.wire_messages import CountTokensRequest, MessagesRequest
 from freehold.server.wire_openai import CompletionRequest
+from freehold.server.wire_responses import InputFields, ResponsesRequest
 from freehold.server.wire_tokenize import DetokenizeRequest, TokenizeRequest
 
 DEFAULT_MAX_BODY_BYTES = ServerOptions().max_body_bytes
@@ -95,9 +101,11 @@ def create_app(
         redirect_slashes=False,
     )
     service = Service(watched(backend, operation.lifecycle), tuple(aliases), keepalive_seconds)
-    for routes in (chat_routes, completion_routes, tokenize_routes, request_routes, model_routes):
+    generating = (chat_routes, completion_routes, messages_routes, responses_routes)
+    for routes in (*generating, tokenize_routes, request_routes, model_routes):
         app.include_router(routes(service))
     app.include_router(operation_routes(operation))
+    app.include_router(page_routes())
     for kind in CLIENT_ERRORS:
         app.add_exception_handler(kind, _client_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -127,14 +135,14 @@ def _outer_guards(operation: Operation, cors_origins: Sequence[str]) -> list[Mid
     ]
 
 
-async def _client_error(_: Request, error: Exception) -> Response:
+async def _client_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, FreeholdError)
-    return client_error_response(error)
+    return refuse_client_error(http.scope, error)
 
 
 async def _http_exception(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_exception_response(error, f"{http.method} {http.url.path[:80]}")
+    return refuse_http_error(http.scope, error)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -144,6 +152,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         bodies: dict[str, type[BaseModel]] = {
             "/v1/chat/completions": ChatRequest,
             "/v1/completions": CompletionRequest,
+            "/v1/messages": MessagesRequest,
+            "/v1/messages/count_tokens": CountTokensRequest,
+            "/v1/responses": ResponsesRequest,
+            "/v1/responses/input_tokens": InputFields,
             "/v1/tokenize": TokenizeRequest,
             "/v1/detokenize": DetokenizeRequest,
         }

@@ -1,4 +1,4 @@
-"""Our exceptions as HTTP answers: one table, one form of body."""
+"""Our exceptions as HTTP answers: one table, and OpenAI's form of body. Each path's own form: refusals.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse
@@ -46,6 +47,17 @@ CLIENT_ERRORS: tuple[type[FreeholdError], ...] = tuple(kind for kind, _, _ in _S
 """Errors whose message is for the client. All others are answered with `internal_error`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is to be answered, in whatever form. param: the field that is at fault."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> ErrorBody:
     """The body for `status`; OpenAI's `type` follows from the status."""
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
@@ -71,7 +83,7 @@ def body_response(status: int, body: ErrorBody, *, headers: Mapping[str, str] | 
     return JSONResponse(body.model_dump(), status_code=status, headers=headers)
 
 
-def client_error_response(error: FreeholdError) -> JSONResponse:
+def client_error(error: FreeholdError) -> Refusal:
     """The answer to one of CLIENT_ERRORS."""
     status, code = next((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind))
     headers = {"Retry-After": str(math.ceil(error.retry_seconds))} if isinstance(error, BusyError) else None
@@ -80,13 +92,13 @@ def client_error_response(error: FreeholdError) -> JSONResponse:
         param = "model"
     if isinstance(error, TemplateError):
         param = "messages"
-    return error_response(status, str(error), code=code, param=param, headers=headers)
+    return Refusal(status, str(error), code, param, headers)
 
 
-def http_exception_response(error: HTTPException, asked: str) -> JSONResponse:
+def http_error(error: HTTPException, asked: str) -> Refusal:
     """The answer to what the framework itself refuses: unknown paths and methods. `asked` names both."""
     code = http.HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return error_response(error.status_code, f"{asked}: {error.detail}", code=code, headers=error.headers)
+    return Refusal(error.status_code, f"{asked}: {error.detail}", code, headers=error.headers)
 
 
 def internal_error_body(http_request_id: str) -> ErrorBody:

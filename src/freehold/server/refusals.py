@@ -1,4 +1,4 @@
-"""What a guard answers when it refuses: each API's own form of error, chosen by the path."""
+"""What is answered when something is refused: each API's own form of error, chosen by the path."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from freehold.core.errors import FreeholdError
+from freehold.server.errors import client_error, http_error
 from freehold.server.errors import error_response as openai_error
 
 Refuse = Callable[[Scope, int, str, str, Mapping[str, str] | None], Response]
@@ -21,6 +24,7 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -30,19 +34,38 @@ def route_path(scope: Scope) -> str:
     return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else path
 
 
-def refuse(scope: Scope, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer in the form that clients of this path know."""
+def refuse(
+    scope: Scope,
+    status: int,
+    message: str,
+    code: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    param: str | None = None,
+) -> Response:
+    """The answer in the form that clients of this path know. param: the field that is at fault."""
     path = route_path(scope)
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return _anthropic_error(scope, status, message, headers)
-    return openai_error(status, message, code=code, headers=headers)
+        request_id = scope.get("state", {}).get("http_request_id")
+        named = {"request-id": request_id} if request_id else {}
+        body = anthropic_error_body(status, message, request_id)
+        return JSONResponse(body, status_code=status, headers={**(headers or {}), **named})
+    return openai_error(status, message, code=code, param=param, headers=headers)
 
 
-def _anthropic_error(scope: Scope, status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+def refuse_client_error(scope: Scope, error: FreeholdError) -> Response:
+    """The answer to one of `errors.CLIENT_ERRORS`."""
+    found = client_error(error)
+    return refuse(scope, found.status, found.message, found.code, found.headers, param=found.param)
+
+
+def refuse_http_error(scope: Scope, error: HTTPException) -> Response:
+    """The answer to what the framework itself refuses: unknown paths and methods."""
+    found = http_error(error, f"{scope['method']} {scope['path'][:80]}")
+    return refuse(scope, found.status, found.message, found.code, found.headers)
+
+
+def anthropic_error_body(status: int, message: str, request_id: str | None) -> dict[str, Any]:
+    """The body of an error in Anthropic's form; its `type` follows from the status."""
     kind = _ANTHROPIC_TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
-    body: dict[str, Any] = {
-        "type": "error",
-        "error": {"type": kind, "message": message},
-        "request_id": scope.get("state", {}).get("http_request_id"),
-    }
-    return JSONResponse(body, status_code=status, headers=dict(headers) if headers else None)
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
