@@ -218,6 +218,11 @@ def test_the_scanner_refuses_what_is_no_json(text: str) -> None:
     assert taken == valid
 
 
+def test_an_escape_has_four_digits() -> None:
+    with pytest.raises(BrokenJsonError):
+        JsonScanner().feed(r'"\u00eg"', 0)
+
+
 @st.composite
 def answers(draw: st.DrawFn) -> str:
     words = st.sampled_from(["a", "\n", " ", "<", "<tool", "</think>", "<think>", "</tool_call>", "é", "{}"])
