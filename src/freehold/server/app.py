@@ -118,7 +118,7 @@ def _outer_guards(operation: Operation, cors_origins: Sequence[str]) -> list[Mid
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         # Client libraries send headers of their own; the origin is exact, so it may.
         allow_headers=["*"],
         allow_private_network=True,
