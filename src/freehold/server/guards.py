@@ -16,6 +16,8 @@ the form of error of the path's API.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import ipaddress
 import uuid
 
@@ -55,6 +57,12 @@ def opening_scopes(path: str) -> tuple[str, ...]:
         # The routes themselves show the requests of others only to "admin".
         return (INFERENCE, ADMIN)
     return (INFERENCE,)
+
+
+def is_page(scope: Scope) -> bool:
+    """Whether a browser asks for a file of the web page, which it can only do with a key as the password of "Basic"."""
+    path = route_path(scope)
+    return scope["method"] in ("GET", "HEAD") and (path == "/" or path.startswith("/page/"))
 
 
 def is_work(scope: Scope) -> bool:
@@ -196,6 +204,10 @@ class SizeGuard:
 class AccessGuard:
     """Where there are keys, requires one everywhere but on OPEN_PATHS: `Authorization: Bearer` or `x-api-key`.
 
+    Files of the web page take it as the password of `Authorization: Basic` too, whatever the name, and the page is
+    refused in a way that makes browsers ask for it. Nothing else does: a browser adds what it was given to requests
+    that other pages make as well.
+
     Without keys only the machine itself may ask. A web page in its browser could reach a loopback port under a name
     of its own (DNS rebinding), so the Host header must be a loopback name or address.
 
@@ -248,7 +260,8 @@ class AccessGuard:
 
     async def _refuse_key(self, scope: Scope, receive: Receive, send: Send, expired: str) -> None:
         message = expired or "missing or wrong API key; send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
-        headers = {"WWW-Authenticate": "Bearer"}
+        wants_page = is_page(scope) and "text/html" in Headers(scope=scope).get("accept", "")
+        headers = {"WWW-Authenticate": 'Basic realm="Freehold", charset="UTF-8"' if wants_page else "Bearer"}
         self._metrics.observe_refusal("", "expired" if expired else "key")
         await self._refuse(scope, 401, message, "invalid_api_key", headers)(scope, receive, send)
 
@@ -267,6 +280,7 @@ def _principal(keys: Keys, scope: Scope) -> Principal | None:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
             given += [key.strip()] if scheme.lower() == b"bearer" else []
+            given += [_basic_password(key)] if scheme.lower() == b"basic" and is_page(scope) else []
         elif name == b"x-api-key":
             given.append(value.strip())
     # No client sends more, and each one costs a hash.
@@ -275,6 +289,14 @@ def _principal(keys: Keys, scope: Scope) -> Principal | None:
         if principal is not None:
             return principal
     return None
+
+
+def _basic_password(credentials: bytes) -> bytes:
+    """The password in the credentials of "Basic"; empty, and so wrong, where they are none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _is_loopback_name(host: str) -> bool:
