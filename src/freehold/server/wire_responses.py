@@ -29,11 +29,24 @@ from freehold.server.wire_responses_tools import (
     HostedTool,
     OwnTool,
     ToolChoiceField,
+    choice_echo,
     chosen_tools,
 )
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 TEXT_LOGPROBS = "message.output_text.logprobs"
+
+Includable = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+"""What may be asked for beside the answer. Most of it belongs to items that this server never makes."""
 
 _MOST_METADATA = 16
 
@@ -193,7 +206,7 @@ class ResponsesRequest(InputFields):
     repetition_penalty: float | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     priority: int | None = Field(None, ge=-(2**31), le=INT32_MAX)
-    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
+    include: list[Includable] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
@@ -223,6 +236,30 @@ class ResponsesRequest(InputFields):
     def seals_reasoning(self) -> bool:
         """Whether reasoning is to come in a form that a stateless client keeps."""
         return ENCRYPTED_REASONING in (self.include or ())
+
+    def echo(self, *, reasons: bool) -> dict[str, Any]:
+        """The fields of a response that repeat the request. reasons: whether an effort of reasoning has a meaning."""
+        params = self._params()
+        form = self.text.format if self.text else None
+        return {
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "prompt_cache_key": self.prompt_cache_key,
+            "reasoning": {"effort": self.reasoning.effort if self.reasoning and reasons else None},
+            "safety_identifier": self.safety_identifier,
+            "temperature": params.temperature,
+            "text": {
+                "format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"},
+                "verbosity": (self.text and self.text.verbosity) or "medium",
+            },
+            "tool_choice": choice_echo(self.tool_choice),
+            "tools": [tool.echo() for tool in self.own_tools],
+            "top_logprobs": self.top_logprobs or 0,
+            "top_p": params.top_p,
+            "user": self.user,
+        }
 
     def _params(self) -> SamplingParams:
         given = {name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None}

@@ -41,6 +41,10 @@ class DeclaredFunction(_DeclaredTool):
         names = {"name", "description", "parameters"}
         return {"type": "function", "function": self.model_dump(include=names, exclude_none=True)}
 
+    def echo(self) -> dict[str, Any]:
+        """As it stands in a response."""
+        return self.model_dump(exclude={"defer_loading"})
+
 
 class FreeformFormat(ResponsesModel):
     type: Literal["text", "grammar"]
@@ -70,6 +74,11 @@ class DeclaredCustom(_DeclaredTool):
             hint += f" It must match this {kind}:\n{self.format.definition}"
         function = {"name": self.name, "description": self.description, "parameters": freeform_parameters(hint)}
         return {"type": "function", "function": {name: given for name, given in function.items() if given is not None}}
+
+    def echo(self) -> dict[str, Any]:
+        """As it stands in a response."""
+        form = self.format or FreeformFormat(type="text")
+        return {**self.model_dump(exclude={"defer_loading"}), "format": form.model_dump(exclude_none=True)}
 
 
 class HostedTool(BaseModel):
@@ -161,9 +170,20 @@ ToolChoiceField = Annotated[
 OwnTool = DeclaredFunction | DeclaredCustom
 
 
+Choice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+
+
+def choice_echo(choice: Choice | None) -> str | dict[str, Any]:
+    """As it stands in a response; what stood for hosted tools is left out."""
+    if isinstance(choice, AllowedChoice):
+        named = [tool.model_dump() for tool in choice.tools if isinstance(tool, NamedChoice)]
+        return {"type": choice.type, "mode": choice.mode, "tools": named}
+    return choice.model_dump() if isinstance(choice, NamedChoice) else choice or "auto"
+
+
 def chosen_tools(
     tools: Sequence[OwnTool],
-    choice: Literal["none", "auto", "required"] | NamedChoice | AllowedChoice | None,
+    choice: Choice | None,
     *,
     parallel: bool | None,
 ) -> ToolUse:
