@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from freehold.core.errors import TokenizerError
+from freehold.engine.chat import Chat, prepare_chat
 from freehold.engine.driver import EngineDriver, RequestStream
 
 if TYPE_CHECKING:
+    from freehold.core.conversation import Conversation
     from freehold.core.sampling import SamplingParams
     from freehold.engine.llm import LLM
 
@@ -41,13 +44,28 @@ class ServedModel:
         """Token ids of a plain prompt; text that looks like a special token stays text."""
         return self._llm.encode(text)
 
-    def render_chat(self, messages: list[dict[str, Any]], /, **template_kwargs: Any) -> list[int]:
-        """Token ids of a conversation. Raises TemplateError for options that the template does not have."""
-        return self._llm.render_chat(messages, **template_kwargs)
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of a token; none for an id that the vocabulary does not have."""
+        try:
+            return self._llm.tokenizer.token_bytes(token_id)
+        except TokenizerError:
+            return b""
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int) -> RequestStream:
+    def prepare_chat(self, conversation: Conversation, *, client: str) -> Chat:
+        """The prompt of a conversation, and what its answers must be. Raises as `freehold.engine.chat` does."""
+        return prepare_chat(self._llm, conversation, scope=client)
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str,
+        priority: int,
+        provenance: bool = False,
+    ) -> RequestStream:
         """Queue a request on the running event loop. Raises RequestError or a subclass."""
-        return self._driver.submit(prompt_ids, params, client=client, priority=priority)
+        return self._driver.submit(prompt_ids, params, client=client, priority=priority, provenance=provenance)
 
     def stats(self) -> dict[str, float | int | str]:
         """Requests by state, and the block cache's counts."""

@@ -32,6 +32,7 @@ class _Arrival:
     params: SamplingParams
     client: str
     priority: int
+    provenance: bool
 
 
 class RequestStream:
@@ -96,7 +97,13 @@ class EngineDriver:
         self._thread.join()
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str = "", priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        priority: int = 0,
+        provenance: bool = False,
     ) -> RequestStream:
         """Queues a request; call it on the event loop that will read the stream. See `Engine.submit`.
 
@@ -109,7 +116,7 @@ class EngineDriver:
         stream = RequestStream(f"req-{uuid.uuid4().hex[:24]}", self._request_cancel)
         with self._wake:
             self._streams[stream.request_id] = stream
-            self._inbox.append(_Arrival(stream.request_id, prompt, params, client, priority))
+            self._inbox.append(_Arrival(stream.request_id, prompt, params, client, priority, provenance))
             self._wake.notify()
         return stream
 
@@ -162,7 +169,12 @@ class EngineDriver:
         request_id, prompt = arrival.request_id, arrival.prompt
         try:
             self.engine.submit(
-                prompt, arrival.params, request_id=request_id, client=arrival.client, priority=arrival.priority
+                prompt,
+                arrival.params,
+                request_id=request_id,
+                client=arrival.client,
+                priority=arrival.priority,
+                provenance=arrival.provenance,
             )
         except FreeholdError as error:  # the queue filled up between the check and now
             self._deliver([FinishEvent(request_id, "error", Usage(len(prompt)), error=str(error))])

@@ -125,10 +125,10 @@ class ChatFormat:
         """
         chosen = self.answer_format
         if thinking_mode is None and chosen.name == "json_calls" and chosen.has_reasoning:
-            thinking_mode = self._opened_mode(tools, template_kwargs)
+            thinking_mode = self.opened_mode(tools, template_kwargs)
         return chosen.parser(tools=tools, thinking_mode=thinking_mode)
 
-    def _opened_mode(self, tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]) -> str:
+    def opened_mode(self, tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]) -> str:
         """The thinking mode that the end of a prompt stands for."""
         end = self.render([{"role": "user", "content": _PROBE}], tools=tools, **template_kwargs).rstrip()
         if end.endswith(THINK_OPEN):

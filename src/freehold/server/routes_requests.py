@@ -20,7 +20,8 @@ def request_routes(service: Service) -> APIRouter:
 
     def visible(http: Request, entry: Entry) -> bool:
         holder = principal_of(http.scope)
-        return holder is None or ADMIN in holder.scopes or entry.client.startswith(client_name(http, None))
+        mine = client_name(http, None)
+        return holder is None or ADMIN in holder.scopes or f"{entry.client} ".startswith(f"{mine} ")
 
     @router.get("/v1/requests")
     async def list_requests(http: Request) -> dict[str, Any]:
