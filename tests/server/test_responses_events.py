@@ -23,9 +23,22 @@ TOOLS = [{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"
 TEXTS = st.text(min_size=1, max_size=6)
 
 
-def ask(backend, *, keepalive_seconds=15.0, **fields):
+SCRIPTED = FakeBackend(lambda *_: SCRIPTED.script, parser=lambda: SCRIPTED.new_parser(), capacity=1 << 30)
+"""One backend and one application for all scripts: they take longer to make than to ask."""
+APP = create_app(SCRIPTED)
+
+
+def ask_scripted(script, **fields):
+    _, pushes, last, _, reason = script
+    SCRIPTED.script = Script([b"x"] * len(pushes), reason=reason)
+    SCRIPTED.new_parser = lambda: ScriptedParser(pushes, last)
+    return ask(SCRIPTED, app=APP, **fields)
+
+
+def ask(backend, *, app=None, keepalive_seconds=15.0, **fields):
+    app = app or create_app(backend, keepalive_seconds=keepalive_seconds)
+
     async def post():
-        app = create_app(backend, keepalive_seconds=keepalive_seconds)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             body = {"model": "fake/model", "input": "hi", "tools": TOOLS, **fields}
@@ -81,11 +94,6 @@ def scripts(draw):
     return said, pushes, last, broken, reason
 
 
-def backend_of(script):
-    _, pushes, last, _, reason = script
-    return FakeBackend(Script([b"x"] * len(pushes), reason=reason), parser=lambda: ScriptedParser(pushes, last))
-
-
 def told(item):
     if item["type"] in ("message", "reasoning"):
         kind = "text" if item["type"] == "message" else "reasoning"
@@ -100,10 +108,10 @@ def without_names(response):
 
 
 @given(scripts())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_stream_is_lawful_and_tells_what_was_said(script):
     said, _, _, broken, reason = script
-    response = assert_lawful(events_of(ask(backend_of(script), stream=True).text))
+    response = assert_lawful(events_of(ask_scripted(script, stream=True).text))
     for (kind, text), item in zip(said, response["output"], strict=True):
         assert told(item)[0] == kind
         assert text is None or told(item)[1] == text
@@ -117,18 +125,18 @@ def test_any_stream_is_lawful_and_tells_what_was_said(script):
 
 
 @given(scripts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_whole_answer_is_what_its_stream_ends_with(script):
-    whole = ask(backend_of(script), include=["reasoning.encrypted_content"]).json()
+    whole = ask_scripted(script, include=["reasoning.encrypted_content"]).json()
     assert_typed(types.Response, whole)
-    stream = ask(backend_of(script), include=["reasoning.encrypted_content"], stream=True)
+    stream = ask_scripted(script, include=["reasoning.encrypted_content"], stream=True)
     assert without_names(events_of(stream.text)[-1]["response"]) == without_names(whole)
 
 
 @given(scripts())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_sealed_reasoning_opens_to_the_reasoning(script):
-    for item in ask(backend_of(script), include=["reasoning.encrypted_content"]).json()["output"]:
+    for item in ask_scripted(script, include=["reasoning.encrypted_content"]).json()["output"]:
         if item["type"] == "reasoning":
             assert open_reasoning(item["encrypted_content"]) == item["content"][0]["text"]
 

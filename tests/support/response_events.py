@@ -105,9 +105,7 @@ def _assert_items(events: list[dict[str, Any]], *, whole: bool) -> list[dict[str
     return items
 
 
-def _assert_item(
-    begun: dict[str, Any], events: list[dict[str, Any]], done: dict[str, Any], *, index: int
-) -> None:
+def _assert_item(begun: dict[str, Any], events: list[dict[str, Any]], done: dict[str, Any], *, index: int) -> None:
     item = done["item"]
     assert (item["id"], item["type"], item.get("call_id")) == (begun["id"], begun["type"], begun.get("call_id"))
     assert {event["item_id"] for event in events} <= {item["id"]}
