@@ -94,7 +94,9 @@ def test_the_stream_helper_ends_with_the_same_message(connect):
 
 
 def test_tools_over_several_turns(connect):
-    first = "<think>\nask both\n</think>\n\n" + call("weather", '{"city": "Oslo"}') + call("weather", '{"city": "Rome"}')
+    first = (
+        "<think>\nask both\n</think>\n\n" + call("weather", '{"city": "Oslo"}') + call("weather", '{"city": "Rome"}')
+    )
     backend = reasoning_backend(first, call("weather", '{"city": "Bonn"}'), "All sunny.")
     client = connect(backend)
     messages = [{"role": "user", "content": "Where is the sun?"}]

@@ -48,7 +48,9 @@ def refuse(
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         request_id = scope.get("state", {}).get("http_request_id")
         named = {"request-id": request_id} if request_id else {}
-        body = anthropic_error_body(status, message, request_id)
+        # This form has no place of its own for the field.
+        named_message = message if param is None or param in message else f"{param}: {message}"
+        body = anthropic_error_body(status, named_message, request_id)
         return JSONResponse(body, status_code=status, headers={**(headers or {}), **named})
     return openai_error(status, message, code=code, param=param, headers=headers)
 
