@@ -116,7 +116,7 @@ install_to_test() {
   rm -f "$STAMP"
   install_torch
   say "Building Freehold with its test tools"
-  pip_install --editable "$ROOT[test]"
+  pip_install --editable "$ROOT[test,browser]"
   printf 'test %s\n' "$(build_hash)" >"$STAMP"
 }
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from freehold.server.run import Server, reserve_port, server_config, server_url
+from support.page_browser import open_browser, open_page
 
 
 class Asker:
@@ -100,3 +101,22 @@ def until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser, open as long as a module runs: while it is, its thread has an event loop and can have no other."""
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(browser: Any, running: Callable[[FastAPI], Any]) -> Callable[..., contextlib.AbstractContextManager[Any]]:
+    """`with visit(app) as page:` serves `app` and opens its web page; options: see open_page."""
+
+    @contextlib.contextmanager
+    def visit_app(app: FastAPI, **options: Any) -> Iterator[Any]:
+        with running(app) as url, open_page(browser, url, **options) as page:
+            yield page
+
+    return visit_app
