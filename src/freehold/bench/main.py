@@ -241,5 +241,102 @@ def sessions(
     show(report, as_json=as_json, markdown=markdown)
 
 
+@command.command()
+@click.argument("model", required=False)
+@click.option("--streams", type=click.IntRange(min=1), default=8, show_default=True, help="Answers at the same time.")
+@click.option("--prompt", type=click.IntRange(min=1), default=512, show_default=True, help="Prompt tokens of each.")
+@click.option("--answer", type=click.IntRange(min=16), help="Tokens of each answer; 128, with --quick 24.")
+@click.option("--long-prompt", type=click.IntRange(min=1), help="Tokens of the prompt beside them; 32768 or 2048.")
+@threads_option
+@rounds_option
+@quick_option
+@json_option
+@markdown_option
+def streams(
+    model: str | None,
+    streams: int,
+    prompt: int,
+    answer: int | None,
+    long_prompt: int | None,
+    threads: int | None,
+    rounds: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Several answers at once beside one, and the gaps between their tokens while a long prompt is read.
+
+    MODEL is a pulled name, a directory or a .gguf file; without it, a small random MiniMax-M3.
+    """
+    from freehold.bench.report import show
+    from freehold.bench.suite_streams import StreamSettings, run
+
+    settings = StreamSettings(
+        model=model,
+        streams=streams,
+        prompt=prompt,
+        answer=answer or (24 if quick else 128),
+        long_prompt=long_prompt or (2048 if quick else 32768),
+        threads=threads or _cores(),
+        rounds=rounds or (2 if quick else 5),
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command()
+@click.option("--context", type=click.IntRange(min=1), help="Tokens of the session; 150000, with --quick 4096.")
+@click.option("--ram-budget", type=click.IntRange(min=1), help="Bytes of RAM for K and V of sparse layers.")
+@click.option("--threads", type=click.IntRange(min=1), help="Left out: all cores this process may use.")
+@quick_option
+@json_option
+@markdown_option
+def restart(
+    context: int | None, ram_budget: int | None, threads: int | None, quick: bool, as_json: bool, markdown: bool
+) -> None:
+    """How soon a session on the disk answers after a restart, beside reading it again. A small random model."""
+    from freehold.bench.report import show
+    from freehold.bench.suite_restart import RestartSettings, run
+
+    settings = RestartSettings(
+        context=context or (4096 if quick else 150_000), threads=threads or _cores(), ram_budget=ram_budget
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command()
+@click.option("--contexts", type=Sizes(), help="Tokens, ascending; 65536,262144,1048576, with --quick 20480,24576.")
+@click.option(
+    "--ram-budget", type=click.IntRange(min=1), help="Bytes of RAM for K and V; 512 MiB, with --quick 16 MiB."
+)
+@click.option(
+    "--store-dir", type=click.Path(file_okay=False, path_type=Path), help="Directory of the block store, which is kept."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Left out: all cores this process may use.")
+@quick_option
+@json_option
+@markdown_option
+def long(
+    contexts: tuple[int, ...] | None,
+    ram_budget: int | None,
+    store_dir: Path | None,
+    threads: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """A session of up to a million tokens, its K and V on the disk: pace, decoding and memory. A small random model;
+    about an hour, and about 8 GB of memory for the comparison at the end."""
+    from freehold.bench.report import show
+    from freehold.bench.suite_long import LongSettings, run
+
+    settings = LongSettings(
+        contexts=contexts or ((20480, 24576) if quick else (65536, 262144, 1048576)),
+        ram_budget=ram_budget or (32 if quick else 512) * 2**20,
+        threads=threads or _cores(),
+        store_dir=None if store_dir is None else str(store_dir),
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
 def _say(line: str) -> None:
     click.echo(line, err=True)

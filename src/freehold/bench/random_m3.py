@@ -107,7 +107,7 @@ def _shape(config: MiniMaxM3Config, name: str) -> tuple[int, int]:
     return (hidden, width) if name.endswith("down_proj") else (width, hidden)
 
 
-def random_engine(config: EngineConfig) -> Engine:
-    """An engine over `random_m3()`. Its block store knows the weights by how they were made."""
-    digest = hashlib.sha256(f"{BENCH_M3} seed 0 torch {torch.__version__}".encode()).hexdigest()
-    return Engine(random_m3(), cast(Tokenizer, _Letters()), config, weights=digest)
+def random_engine(config: EngineConfig, model: MiniMaxM3Config = BENCH_M3) -> Engine:
+    """An engine over `random_m3(model)`. Its block store knows the weights by how they were made."""
+    digest = hashlib.sha256(f"{model} seed 0 torch {torch.__version__}".encode()).hexdigest()
+    return Engine(random_m3(model), cast(Tokenizer, _Letters()), config, weights=digest)

@@ -1,0 +1,144 @@
+"""`freehold bench streams`: several answers at once, and what a long prompt does to them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+
+from freehold.bench.floors import using_threads
+from freehold.bench.harness import round_figures
+from freehold.bench.machine import this_machine
+from freehold.bench.random_m3 import BENCH_M3, random_engine
+from freehold.bench.report import Report
+from freehold.bench.session_shape import random_prefix
+from freehold.bench.timeline import Timeline, Timing
+from freehold.core.config import EngineConfig
+from freehold.core.errors import ArgumentError
+from freehold.engine.engine import Engine
+from freehold.engine.llm import LLM
+
+Say = Callable[[str], None]
+
+_FOREVER = 1_000_000
+_NOTES = (
+    "tokens/s: of all streams together, from the first token that all of them have",
+    "gap: between two tokens of one stream, over all streams; 95 of 100 are shorter than p95",
+    "beside the prompt: from the prompt's submission to its first token",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """model: None: the random M3 of bench shape. streams: answers at once. prompt, answer: tokens of each. long_prompt:
+    tokens of the prompt that comes in the middle. rounds: of one stream and of many, in turn."""
+
+    model: str | None
+    streams: int
+    prompt: int
+    answer: int
+    long_prompt: int
+    threads: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "prompt", "long_prompt", "rounds"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.answer < 16:
+            raise ArgumentError(f"answer is {self.answer}; it must be at least 16, to have gaps to measure")
+
+
+def run(settings: StreamSettings, say: Say) -> Report:
+    """Runs the suite. say: gets a line for each stage."""
+    machine = this_machine()
+    with ExitStack() as stack:
+        stack.enter_context(using_threads(settings.threads))
+        engine, name = _engine(settings, stack)
+        alone, together = [], []
+        for number in range(settings.rounds):
+            say(f"round {number + 1} of {settings.rounds}")
+            alone.append(_rate(engine, settings, 1, 100 * number))
+            together.append(_rate(engine, settings, settings.streams, 100 * number + 50))
+        say(f"a prompt of {settings.long_prompt:,} tokens beside {settings.streams} streams")
+        quiet, beside, seconds, most = _disturbed(engine, settings)
+    one, many = statistics.median(alone), statistics.median(together)
+    p95 = {"undisturbed": _p95(quiet), "beside_prompt": _p95(beside)}
+    rows = [
+        ["tokens/s, 1 stream", round_figures(one)],
+        [f"tokens/s, {settings.streams} streams", round_figures(many)],
+        ["ratio", f"{many / one:.2f}"],
+        ["p95 gap undisturbed, ms", round_figures(p95["undisturbed"] * 1e3)],
+        ["p95 gap beside the prompt, ms", round_figures(p95["beside_prompt"] * 1e3)],
+        ["ratio", f"{p95['beside_prompt'] / p95['undisturbed']:.2f}"],
+        ["longest gap beside the prompt, ms", round_figures(most * 1e3)],
+        ["the prompt's first token after, s", round_figures(seconds)],
+    ]
+    return Report(
+        suite="streams",
+        title=f"{settings.streams} streams, {name}; {settings.threads} threads",
+        head=machine.lines(),
+        columns=("", "value"),
+        rows=rows,
+        notes=(*_NOTES, *machine.warnings()),
+        data={
+            "machine": machine.as_json(),
+            "settings": asdict(settings),
+            "tokens_per_second": {"one": alone, "many": together, "ratio_of_medians": many / one},
+            "p95_seconds": p95,
+            "p95_ratio": p95["beside_prompt"] / p95["undisturbed"],
+            "longest_gap_seconds": most,
+            "prompt_seconds": seconds,
+        },
+    )
+
+
+def _engine(settings: StreamSettings, stack: ExitStack) -> tuple[Engine, str]:
+    if settings.model is not None:
+        llm = stack.enter_context(LLM(settings.model, max_running=settings.streams + 1))
+        return llm.engine, settings.model
+    engine = random_engine(EngineConfig(max_running=settings.streams + 1))
+    stack.callback(engine.close)
+    return engine, f"random M3 of {BENCH_M3.num_layers} layers"
+
+
+def _submit(timeline: Timeline, settings: StreamSettings, count: int, answer: int, seed: int) -> list[Timing]:
+    vocab = timeline.engine.model.vocab_size
+    prompts = [random_prefix(seed + n, vocab, settings.prompt) for n in range(count)]
+    return [timeline.submit(prompt, answer, client=str(n)) for n, prompt in enumerate(prompts)]
+
+
+def _rate(engine: Engine, settings: StreamSettings, count: int, seed: int) -> float:
+    timeline = Timeline(engine)
+    streams = _submit(timeline, settings, count, settings.answer, seed)
+    timeline.run()
+    begin, end = max(s.tokens[0] for s in streams), max(s.tokens[-1] for s in streams)
+    return sum(sum(begin < t <= end for t in s.tokens) for s in streams) / (end - begin)
+
+
+def _disturbed(engine: Engine, settings: StreamSettings) -> tuple[list[float], list[float], float, float]:
+    """Gaps before and beside the long prompt, its seconds to the first token, and the longest gap beside it."""
+    timeline = Timeline(engine)
+    room = min(_FOREVER, engine.context_length - settings.prompt)
+    streams = _submit(timeline, settings, settings.streams, room, 7000)
+    timeline.run(lambda: all(len(s.tokens) > settings.answer for s in streams))
+    begin = max(s.tokens[0] for s in streams)
+    now = time.perf_counter()
+    quiet = _gaps(streams, begin, now)
+    long = timeline.submit(random_prefix(9000, engine.model.vocab_size, settings.long_prompt), 1, client="long")
+    timeline.run(lambda: bool(long.tokens))
+    if not all(s.tokens[-1] >= long.submitted for s in streams) or any(s.ended for s in streams):
+        raise ArgumentError("a stream came to its end while the long prompt was read; take a shorter --long-prompt")
+    beside = _gaps(streams, long.submitted, long.tokens[0])
+    timeline.cancel_all()
+    return quiet, beside, long.first_token_seconds, max(beside)
+
+
+def _gaps(streams: Sequence[Timing], begin: float, end: float) -> list[float]:
+    return [gap for stream in streams for gap in stream.gaps(begin, end)]
+
+
+def _p95(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]
