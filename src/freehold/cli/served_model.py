@@ -79,7 +79,25 @@ class ServedModel:
             "cache_blocks_kept": cache.num_kept,
             "block_tokens": cache.block_tokens,
             "prompt_tokens_cached": cache.hit_tokens,
+            "prompt_tokens_cached_ram": cache.hit_tokens - cache.restored_tokens,
+            "prompt_tokens_cached_disk": cache.restored_tokens,
             "tokens_computed": cache.computed_tokens,
             "cache_audits": self._driver.num_audits,
             "cache_audits_failed": self._driver.num_failed_audits,
+            **self._store_stats(),
+        }
+
+    def _store_stats(self) -> dict[str, float | int | str]:
+        """Of the block store and of the memory of answers; without a store, of the latter alone."""
+        replies, disk = self._llm.replies.stats(), self._llm.engine.cache.pool.disk
+        known: dict[str, float | int | str] = {"answers_recognised": replies.recalled}
+        if disk is None:
+            return known
+        store = disk.store.stats()
+        return known | {
+            "store_blocks": store.num_blocks,
+            "store_bytes": store.nbytes,
+            "store_damage_events": store.num_damaged,
+            "store_bytes_read": disk.read_bytes,
+            "store_bytes_written": disk.written_bytes,
         }
