@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -41,12 +42,12 @@ class Scripted:
 def pieces_of(draw, text):
     cuts = sorted(draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=3))) if len(text) > 1 else []
     edges = [0, *cuts, len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @st.composite
 def answers(draw):
-    """Steps of parts as a parser may give them: calls count up, each of one piece or several, the last may break off."""
+    """Steps of parts as a parser may give them: calls count up, each in pieces, the last may break off."""
     parts, calls = [], 0
     for kind in draw(st.lists(st.sampled_from(["text", "reasoning", "call"]), max_size=6)):
         if kind == "call":

@@ -332,7 +332,7 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"messages": [user("a")]}, "messages[0].content[0]"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content is missing"),
-        ({"messages": [user(text("a")), assistant(text("b"))]}, "messages[1].role: this model does not support assista"),
+        ({"messages": [user(text("a")), assistant(text("b"))]}, "messages[1].role: this model does not support"),
         ({"messages": [user(result("t9"))]}, "messages[0].content[0].tool_use_id is 't9'"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "a"}]}, "messages: it has no message of the user"),

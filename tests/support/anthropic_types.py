@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types import ErrorResponse as AnthropicError
+from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -56,8 +56,8 @@ def read_stream(text: str) -> list[tuple[str, Any]]:
 
 
 def message_of_stream(events: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The message that a stream's events make, whose order is checked: a start; blocks one after the other, none of them
-    empty; an end. Calls have their input as JSON text."""
+    """The message that a stream's events make, whose order is checked: a start; blocks one after the other, none of
+    them empty; an end. Calls have their input as JSON text."""
     names = [name for name, _ in events if name != "ping"]
     assert names[0] == "message_start"
     assert names[-2:] == ["message_delta", "message_stop"]
@@ -70,7 +70,7 @@ def message_of_stream(events: list[tuple[str, Any]]) -> dict[str, Any]:
             assert event.index == len(message["content"])
             opened, pieces = event.index, []
             block = event.content_block.model_dump()
-            assert not (block.get("text") or block.get("thinking") or block.get("input"))
+            assert not any(block.get(name) for name in ("text", "thinking", "input"))
             message["content"].append(block)
         elif name == "content_block_delta":
             assert event.index == opened
