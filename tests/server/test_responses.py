@@ -177,12 +177,24 @@ def test_an_effort_that_the_model_cannot_make_is_answered_with_null(respond):
     class NoReasoning(FakeBackend):
         def prepare_chat(self, conversation, *, client):
             if conversation.thinking is not None:
-                raise UnsupportedFieldError("this model cannot reason", field="reasoning_effort")
+                raise UnsupportedFieldError("this model cannot reason", field="thinking")
             return super().prepare_chat(conversation, client=client)
 
     response = respond(NoReasoning(), reasoning={"effort": "high"})
     assert (response.status_code, response.json()["reasoning"]) == (200, {"effort": None, "summary": None})
     assert respond(FakeBackend(), reasoning={"effort": "high"}).json()["reasoning"]["effort"] == "high"
+
+
+def test_what_else_the_model_cannot_do_is_refused_once(respond):
+    class NoTools(FakeBackend):
+        def prepare_chat(self, conversation, *, client):
+            self.conversations.append(conversation)
+            raise UnsupportedFieldError("this model cannot call tools", field="tools")
+
+    backend = NoTools()
+    response = respond(backend, reasoning={"effort": "high"}, tools=[FUNCTION])
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")
+    assert len(backend.conversations) == 1
 
 
 # --- tools ---------------------------------------------------------------------------------------------------

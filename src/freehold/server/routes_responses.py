@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
+from freehold.core.conversation import Conversation
 from freehold.core.errors import UnsupportedFieldError
 from freehold.server.answer import Answer, Heard
 from freehold.server.event_stream import comment, named_event
@@ -38,6 +39,8 @@ from freehold.server.wire_responses_body import (
 )
 
 logger = logging.getLogger("freehold.server")
+
+PromptT = TypeVar("PromptT")
 
 
 def responses_routes(service: Service) -> APIRouter:
@@ -77,25 +80,26 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[ResponsesReq
     if request.hosted_types:
         types = ", ".join(kind[:80] for kind in request.hosted_types)
         logger.info("request %s: tools that are not run here were left out: %s", http_request_id(http), types)
-    conversation = request.conversation()
-    if conversation.thinking is None:
-        return request, service.prepare_chat(http, conversation), True
-    try:
-        return request, service.prepare_chat(http, conversation), True
-    except UnsupportedFieldError:
-        # Clients such as Codex ask every model for an effort. If it was not that, it will be refused again.
-        return request, service.prepare_chat(http, replace(conversation, thinking=None)), False
+    chat, reasons = _prompted(request.conversation(), lambda asked: service.prepare_chat(http, asked))
+    return request, chat, reasons
 
 
 def _count(service: Service, body: bytes, http: Request) -> InputTokensBody:
     request = parse_request(InputFields, decode_json(body))
     service.check_model(request.model)
-    conversation = request.conversation()
-    try:
-        prompt = service.chat_prompt(http, conversation)
-    except UnsupportedFieldError:
-        prompt = service.chat_prompt(http, replace(conversation, thinking=None))
+    prompt, _ = _prompted(request.conversation(), lambda asked: service.chat_prompt(http, asked))
     return InputTokensBody(input_tokens=len(prompt.ids))
+
+
+def _prompted(conversation: Conversation, prompt: Callable[[Conversation], PromptT]) -> tuple[PromptT, bool]:
+    """What `prompt` makes of the conversation, and whether the model can be told how much to reason. Clients such as
+    Codex ask every model for an effort, so one that cannot gets the conversation without."""
+    try:
+        return prompt(conversation), True
+    except UnsupportedFieldError as error:
+        if error.field != "thinking":
+            raise
+        return prompt(replace(conversation, thinking=None)), False
 
 
 def _recorded(ask: Ask) -> Ask:
