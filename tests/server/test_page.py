@@ -107,4 +107,4 @@ def test_no_script_makes_html_of_text():
 
 def test_every_file_of_the_folder_is_served():
     folder = Path(page_files.__code__.co_filename).parent / "page"
-    assert NAMES == sorted(path.name for path in folder.iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == NAMES

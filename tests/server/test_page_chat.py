@@ -123,7 +123,9 @@ def test_files_that_cannot_be_sent_are_refused_by_name(visit, file, problem):
 
 def test_images_are_taken_where_the_model_says_so(visit):
     with visit(create_app(PageBackend())) as page:
-        page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{**CARD, "input_modalities": ["image"]}]}))
+        page.route(
+            "**/v1/models", lambda route: route.fulfill(json={"data": [{**CARD, "input_modalities": ["image"]}]})
+        )
         page.reload()
         page.get_by_text("fake/model").wait_for()
         drop(page, ("cat.png", "image/png", "\x89PNG"))

@@ -15,6 +15,8 @@ from support.fake_backend import FakeBackend, FakeStream, Script
 
 BLOCK_TOKENS = 16
 
+HELLO = Script()
+
 
 class PageBackend(FakeBackend):
     """A FakeBackend whose answers have log-probabilities and provenance, as they were asked for.
@@ -23,7 +25,7 @@ class PageBackend(FakeBackend):
     once. sparse_layers=0: a dense model, of which nothing is known but its positions.
     """
 
-    def __init__(self, script: Any = Script(), *, sparse_layers: int = 1, **options: Any) -> None:
+    def __init__(self, script: Any = HELLO, *, sparse_layers: int = 1, **options: Any) -> None:
         super().__init__(script, **options)
         self.sparse_layers = sparse_layers
         self.counters: dict[str, float | int | str] = {"block_tokens": BLOCK_TOKENS}
@@ -81,6 +83,6 @@ class _PageStream:
             position = prompt - 1 + number
             own = position // BLOCK_TOKENS
             heads = (tuple(sorted({0, own})), tuple(sorted({0, min(1 + number % 3, own)})))
-            layers = {layer: heads for layer in range(self._backend.sparse_layers)}
+            layers = dict.fromkeys(range(self._backend.sparse_layers), heads)
             reads.append(BlockReads(position, layers))
         return Provenance(BLOCK_TOKENS, tuple(reads))

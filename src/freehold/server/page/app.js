@@ -28,12 +28,10 @@ const strip = new Strip(pointAtBlock, nameOfMessage);
 const composer = new Composer({ send, stop: () => running?.controller.abort(), takesImages });
 const status = new Status(() => model?.context_length, () => lastPace);
 const panels = {
-  chats: new Panel("chats"),
-  settings: new Panel("settings"),
-  status: new Panel("status", (open) => status.watch(open)),
+  chats: new Panel("chats", "left"),
+  settings: new Panel("settings", "right"),
+  status: new Panel("status", "right", (open) => status.watch(open)),
 };
-panels.settings.others = [panels.status];
-panels.status.others = [panels.settings];
 
 function takesImages() {
   return (model?.input_modalities ?? []).includes("image");

@@ -94,8 +94,8 @@ class UserView {
     this.index = index;
     this.body = el("div", { class: "body said" });
     this.edit = button("Edit", () => this.#startEdit(), { "aria-label": "Edit this message" });
-    const tools = el("div", { class: "tools" }, this.edit, copyButton(() => message.text));
-    this.node = el("article", { class: "message user", "aria-label": "You" }, this.body, tools);
+    this.tools = el("div", { class: "tools" }, this.edit, copyButton(() => message.text));
+    this.node = el("article", { class: "message user", "aria-label": "You" }, this.body, this.tools);
   }
 
   draw() {
@@ -107,7 +107,7 @@ class UserView {
     field.value = this.message.text;
     const close = () => {
       form.replaceWith(this.body);
-      this.edit.hidden = false;
+      this.tools.hidden = false;
       this.edit.focus();
     };
     const save = () => {
@@ -124,7 +124,7 @@ class UserView {
       if (event.key === "Escape") close();
       else if (isSend(event)) event.preventDefault(), save();
     });
-    this.edit.hidden = true;
+    this.tools.hidden = true;
     this.body.replaceWith(form);
     field.focus();
   }
