@@ -393,6 +393,8 @@ REFUSED = [
     ({"input": [{"role": "user", "content": "a", "colour": 1}]}, "input[0].colour"),
     ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice.type"),
     ({"tools": [{**FUNCTION, "async": True}]}, "tools[0].async"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function"),
+    ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice.function"),
     ({"reasoning": {"context": "current_turn"}}, "reasoning.context"),
     ({"max_tokens": 3}, "max_tokens"),
     ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),

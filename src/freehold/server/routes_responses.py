@@ -25,7 +25,7 @@ from freehold.server.logprobs import chat_logprobs
 from freehold.server.part_recorder import PartRecorder
 from freehold.server.response_output import Event, ResponseOutput
 from freehold.server.service import PreparedChat, Service, http_request_id
-from freehold.server.wire import parse_request
+from freehold.server.wire import parse_request, shown
 from freehold.server.wire_responses import InputFields, ResponsesRequest
 from freehold.server.wire_responses_body import (
     IncompleteDetails,
@@ -78,7 +78,7 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[ResponsesReq
     request = parse_request(ResponsesRequest, decode_json(body))
     service.check_model(request.model)
     if request.hosted_types:
-        types = ", ".join(kind[:80] for kind in request.hosted_types)
+        types = ", ".join(map(shown, request.hosted_types))
         logger.info("request %s: tools that are not run here were left out: %s", http_request_id(http), types)
     chat, reasons = _prompted(request.conversation(), lambda asked: service.prepare_chat(http, asked))
     return request, chat, reasons

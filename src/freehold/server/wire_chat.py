@@ -23,7 +23,7 @@ MAX_TOOLS = 512
 _FORBIDDEN_IN_NAMES = frozenset("\"'<>&\\`{}")
 _MAX_NAME = 128
 
-_THINKING_OF_EFFORT: dict[str, Thinking] = {
+THINKING_OF_EFFORT: dict[str, Thinking] = {
     "none": "disabled",
     "minimal": "adaptive",
     "low": "adaptive",
@@ -283,7 +283,7 @@ class ChatRequest(SamplingFields):
         """The request in the form that all APIs share. Raises RequestError for sampling fields out of range."""
         thinking: Thinking | None = self.thinking.type if self.thinking else None
         if self.reasoning_effort is not None:
-            thinking = _THINKING_OF_EFFORT[self.reasoning_effort]
+            thinking = THINKING_OF_EFFORT[self.reasoning_effort]
         return Conversation(
             messages=[message.for_template() for message in self.messages],
             params=[self.sampling(choice) for choice in range(self.num_choices)],

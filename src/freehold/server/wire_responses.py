@@ -20,7 +20,7 @@ from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.core.sampling import SamplingParams
 from freehold.server.responses_history import messages_of
 from freehold.server.wire import refusal
-from freehold.server.wire_chat import MAX_TOOLS
+from freehold.server.wire_chat import MAX_TOOLS, THINKING_OF_EFFORT
 from freehold.server.wire_openai import INT32_MAX
 from freehold.server.wire_responses_items import InputItem, ResponsesModel
 from freehold.server.wire_responses_tools import (
@@ -50,16 +50,7 @@ Includable = Literal[
 
 _MOST_METADATA = 16
 
-_THINKING_OF_EFFORT: dict[str, Thinking] = {
-    "none": "disabled",
-    "minimal": "adaptive",
-    "low": "adaptive",
-    "medium": "adaptive",
-    "high": "enabled",
-    "xhigh": "enabled",
-    "max": "enabled",
-}
-"""As in chats: MiniMax-M3 knows three modes of reasoning."""
+_THINKING_OF_EFFORT: dict[str, Thinking] = {**THINKING_OF_EFFORT, "max": "enabled"}
 
 
 # --- text and reasoning -------------------------------------------------------------------------------------

@@ -100,7 +100,14 @@ def _tool_kind(value: Any) -> str | None:
     return None if difflib.get_close_matches(kind[:80], _OWN_TOOLS, n=1) else "hosted"
 
 
+def _refuse_the_form_of_chats(value: Any) -> None:
+    if isinstance(value, dict) and value.get("type") == "function" and isinstance(value.get("function"), dict):
+        detail = "this API takes a function's fields beside 'type', not inside 'function'"
+        raise refusal("unsupported", detail, "function")
+
+
 def _known_tool(value: Any) -> Any:
+    _refuse_the_form_of_chats(value)
     if _tool_kind(value) is None:
         detail = f"a tool needs a type, such as 'function' or 'custom'; here it is {shown(_type_of(value))}"
         raise refusal("value", detail, "type" if isinstance(value, dict) else "")
@@ -148,6 +155,7 @@ def _choice_kind(value: Any) -> str | None:
 
 
 def _known_choice(value: Any) -> Any:
+    _refuse_the_form_of_chats(value)
     if value is not None and _choice_kind(value) not in ("mode", "function", "custom", "allowed_tools"):
         detail = f"a choice of the type {shown(_type_of(value))} is not supported; choose 'function' or 'custom' tools"
         raise refusal("unsupported", detail, "type" if isinstance(value, dict) else "")
