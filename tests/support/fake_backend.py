@@ -148,8 +148,15 @@ class FakeBackend:
         self._cached_tokens = cached_tokens
         self._ids = itertools.count()
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str, *, special: bool, add_bos: bool | None) -> list[int]:
+        """A special token is a byte of its own: 2 is BOS, 3 is EOS."""
+        data = text.encode()
+        if special:
+            data = data.replace(b"<bos>", b"\x02").replace(b"<eos>", b"\x03")
+        return list(b"\x02" + data if add_bos else data)
+
+    def tokenizer_info(self) -> dict[str, str | None]:
+        return {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": None}
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""

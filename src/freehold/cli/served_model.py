@@ -40,9 +40,18 @@ class ServedModel:
         """Most tokens of one request, prompt and answer."""
         return self._llm.context_length
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a plain prompt; text that looks like a special token stays text."""
-        return self._llm.encode(text)
+    def encode(self, text: str, *, special: bool, add_bos: bool | None) -> list[int]:
+        """Token ids of a plain prompt; see `freehold.server.backend.Backend`."""
+        return self._llm.tokenizer.encode(text, allow_special=special, add_bos=add_bos)
+
+    def tokenizer_info(self) -> dict[str, str | None]:
+        """The texts of its BOS and EOS tokens, and its chat template."""
+        tokenizer = self._llm.tokenizer
+        return {
+            "bos_token": tokenizer.bos_token or None,
+            "eos_token": tokenizer.eos_token or None,
+            "chat_template": self._llm.chat_format.template,
+        }
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token; none for an id that the vocabulary does not have."""

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -29,6 +26,7 @@ from freehold.server.guards import (
     WatchGuard,
 )
 from freehold.server.keys import Keys
+from freehold.server.openapi import describe_api
 from freehold.server.operation import Operation
 from freehold.server.options import ServerOptions
 from freehold.server.refusals import refuse_client_error, refuse_http_error
@@ -43,11 +41,6 @@ from freehold.server.routes_responses import responses_routes
 from freehold.server.routes_tokenize import tokenize_routes
 from freehold.server.service import Service
 from freehold.server.watched_backend import watched
-from freehold.server.wire_chat import ChatRequest
-from freehold.server.wire_messages import CountTokensRequest, MessagesRequest
-from freehold.server.wire_openai import CompletionRequest
-from freehold.server.wire_responses import InputFields, ResponsesRequest
-from freehold.server.wire_tokenize import DetokenizeRequest, TokenizeRequest
 
 DEFAULT_MAX_BODY_BYTES = ServerOptions().max_body_bytes
 """A million tokens of text with room to spare."""
@@ -109,7 +102,7 @@ def create_app(
     for kind in CLIENT_ERRORS:
         app.add_exception_handler(kind, _client_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
 
@@ -145,26 +138,7 @@ async def _http_exception(http: Request, error: Exception) -> Response:
     return refuse_http_error(http.scope, error)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The API's description. The routes read their bodies themselves, so the framework does not know them."""
+def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        bodies: dict[str, type[BaseModel]] = {
-            "/v1/chat/completions": ChatRequest,
-            "/v1/completions": CompletionRequest,
-            "/v1/messages": MessagesRequest,
-            "/v1/messages/count_tokens": CountTokensRequest,
-            "/v1/responses": ResponsesRequest,
-            "/v1/responses/input_tokens": InputFields,
-            "/v1/tokenize": TokenizeRequest,
-            "/v1/detokenize": DetokenizeRequest,
-        }
-        _, models = models_json_schema(
-            [(model, "validation") for model in bodies.values()], ref_template="#/components/schemas/{model}"
-        )
-        schema["components"]["schemas"].update(models["$defs"])
-        for path, model in bodies.items():
-            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-            schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
-        app.openapi_schema = schema
+        app.openapi_schema = describe_api(app)
     return app.openapi_schema

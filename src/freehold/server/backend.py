@@ -79,11 +79,18 @@ class Backend(Protocol):
         """Most tokens of one request, prompt and answer."""
         ...
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool, add_bos: bool | None) -> list[int]:
         """Token ids of a plain prompt. Runs in worker threads, possibly several at once.
+
+        special: whether a special token that the text spells becomes that token; else it stays text.
+        add_bos: whether the BOS token comes first; None: as the model's files say.
 
         Raises TokenizerError when the text cannot be encoded.
         """
+        ...
+
+    def tokenizer_info(self) -> Mapping[str, str | None]:
+        """The texts of "bos_token" and "eos_token", and the "chat_template"; None for what the model does not have."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

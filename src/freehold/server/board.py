@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent
+from freehold.server.wire_operations import RunningChoice, RunningRequest
 
 
 def _nothing() -> None:
@@ -57,24 +58,23 @@ class Entry:
         """Takes the request off the board; again: nothing."""
         self.remove(self.request_id)
 
-    def as_json(self) -> dict[str, Any]:
-        """What may be known of somebody's request: never its text."""
-        return {
-            "id": self.request_id,
-            "object": "request",
-            "route": self.route,
-            "client": self.client,
-            "seconds": round(time.monotonic() - self.began, 3),
-            "choices": [
-                {
-                    "state": choice.state,
-                    "prompt_tokens": choice.prompt_tokens,
-                    "prompt_tokens_read": choice.prompt_done,
-                    "generated_tokens": choice.generated,
-                }
+    def as_body(self) -> RunningRequest:
+        """In the wire's form."""
+        return RunningRequest(
+            id=self.request_id,
+            route=self.route,
+            client=self.client,
+            seconds=round(time.monotonic() - self.began, 3),
+            choices=[
+                RunningChoice(
+                    state=choice.state,
+                    prompt_tokens=choice.prompt_tokens,
+                    prompt_tokens_read=choice.prompt_done,
+                    generated_tokens=choice.generated,
+                )
                 for choice in self.choices
             ],
-        }
+        )
 
 
 class Board:

@@ -48,10 +48,7 @@ def text_logprobs(
         spelled = token_bytes(token_id)
         body.tokens.append(token_text(spelled))
         body.token_logprobs.append(None if found is None else found.logprob)
-        top = None if found is None else {token_text(token_bytes(i)): logprob for i, logprob in found.top}
-        if top is not None and found is not None:
-            top.setdefault(token_text(spelled), found.logprob)
-        body.top_logprobs.append(top)
+        body.top_logprobs.append(None if found is None else _by_text(token_id, found, token_bytes))
         body.text_offset.append(offset + characters)
         seen += spelled
         whole = len(seen)
@@ -60,6 +57,14 @@ def text_logprobs(
         characters += len(seen[:whole].decode(errors="replace"))
         seen = seen[whole:]
     return body
+
+
+def _by_text(token_id: int, found: TokenLogprobs, token_bytes: TokenBytes) -> dict[str, float]:
+    """The likeliest tokens and the one that stands there. Of tokens with the same text, the likeliest is told."""
+    top: dict[str, float] = {}
+    for other, logprob in (*found.top, (token_id, found.logprob)):
+        top.setdefault(token_text(token_bytes(other)), logprob)
+    return top
 
 
 def _is_text(data: bytes) -> bool:

@@ -47,7 +47,7 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[CompletionRe
     client, priority = client_name(http, request.user), request_priority(http, request.priority)
     asks = []
     for prompt in request.prompt:
-        prompt_ids = service.backend.encode(prompt) if isinstance(prompt, str) else prompt
+        prompt_ids = service.encode(prompt, request) if isinstance(prompt, str) else prompt
         if not prompt_ids:
             raise RequestError("prompt: a text became no tokens; it must have at least one", field="prompt")
         asks += [Ask(prompt_ids, choice_params, client, priority) for choice_params in params]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
 from freehold.server.service import Service
 from freehold.server.wire_openai import ErrorBody, ModelCard, ModelList
+from freehold.server.wire_operations import Health
 
 
 def model_routes(service: Service) -> APIRouter:
@@ -24,12 +23,12 @@ def model_routes(service: Service) -> APIRouter:
         service.check_model(model_id)
         return _card(service)
 
-    @router.get("/health")
-    async def health(http: Request) -> dict[str, Any]:
+    @router.get("/health", response_model_exclude_unset=True)
+    async def health(http: Request) -> Health:
         """Alive; and for those who may use the API, how the engine is doing."""
         if not http.scope["state"].get("has_key", True):
-            return {"status": "ok"}
-        return {"status": "ok", "model": service.backend.model_name, "engine": service.backend.stats()}
+            return Health(status="ok")
+        return Health(status="ok", model=service.backend.model_name, engine=service.backend.stats())
 
     return router
 

@@ -8,18 +8,24 @@ from fastapi.responses import JSONResponse, Response
 
 from freehold.server.metrics import CONTENT_TYPE
 from freehold.server.operation import Operation
+from freehold.server.wire_operations import Readiness
 
 
 def operation_routes(operation: Operation) -> APIRouter:
     """The routes of this file, serving `operation`."""
     router = APIRouter()
 
-    @router.get("/health/ready", responses={503: {"description": "The server is about to end."}})
+    @router.get(
+        "/health/ready",
+        response_model=Readiness,
+        responses={503: {"description": "The server is about to end.", "model": Readiness}},
+    )
     async def ready() -> Response:
         """Whether new requests are taken; what load balancers ask."""
         if operation.lifecycle.draining:
-            return JSONResponse({"status": "draining", "reason": "the server is shutting down"}, status_code=503)
-        return JSONResponse({"status": "ready"})
+            body = Readiness(status="draining", reason="the server is shutting down")
+            return JSONResponse(body.model_dump(), status_code=503)
+        return JSONResponse(Readiness(status="ready").model_dump(exclude_unset=True))
 
     @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def metrics() -> Response:

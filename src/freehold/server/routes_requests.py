@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -12,6 +10,7 @@ from freehold.server.principal import ADMIN, principal_of
 from freehold.server.refusals import refuse
 from freehold.server.service import Service, client_name
 from freehold.server.wire_openai import ErrorBody
+from freehold.server.wire_operations import RunningRequests
 
 
 def request_routes(service: Service) -> APIRouter:
@@ -24,8 +23,8 @@ def request_routes(service: Service) -> APIRouter:
         return holder is None or ADMIN in holder.scopes or f"{entry.client} ".startswith(f"{mine} ")
 
     @router.get("/v1/requests")
-    async def list_requests(http: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [e.as_json() for e in service.board.entries() if visible(http, e)]}
+    async def list_requests(http: Request) -> RunningRequests:
+        return RunningRequests(data=[e.as_body() for e in service.board.entries() if visible(http, e)])
 
     @router.delete("/v1/requests/{request_id}", status_code=204, responses={404: {"model": ErrorBody}})
     async def cancel_request(http: Request, request_id: str) -> Response:

@@ -62,10 +62,10 @@ def responses_routes(service: Service) -> APIRouter:
         body = await http.body()
         return await run_sync(_count, service, body, http)
 
-    @router.get("/v1/responses/{response_id}", response_model=None)
-    @router.delete("/v1/responses/{response_id}", response_model=None)
-    @router.get("/v1/responses/{response_id}/input_items", response_model=None)
-    @router.post("/v1/responses/{response_id}/cancel", response_model=None)
+    @router.get("/v1/responses/{response_id}", response_model=None, status_code=404)
+    @router.delete("/v1/responses/{response_id}", response_model=None, status_code=404)
+    @router.get("/v1/responses/{response_id}/input_items", response_model=None, status_code=404)
+    @router.post("/v1/responses/{response_id}/cancel", response_model=None, status_code=404)
     async def stored_response(response_id: str) -> NoReturn:
         raise HTTPException(404, f"there is no response {response_id[:80]!r}: this server stores none")
 

@@ -1,4 +1,4 @@
-"""POST /v1/tokenize and /v1/detokenize."""
+"""POST /v1/tokenize and /v1/detokenize; and under the paths where vLLM has them, for clients such as lm-eval's."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from freehold.server.json_body import decode_json
 from freehold.server.logprobs import token_text
 from freehold.server.service import Service
 from freehold.server.wire import parse_request
-from freehold.server.wire_tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+from freehold.server.wire_tokenize import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 
 
 def tokenize_routes(service: Service) -> APIRouter:
     """The routes of this file, serving `service`."""
     router = APIRouter()
 
+    @router.post("/tokenize", responses=service.documented_answers(TokenizeAnswer))
     @router.post("/v1/tokenize", responses=service.documented_answers(TokenizeAnswer))
     async def tokenize(http: Request) -> TokenizeAnswer:
         body = await http.body()
         return await run_sync(_tokenize, service, http, body)
 
+    @router.post("/detokenize", responses=service.documented_answers(DetokenizeAnswer))
     @router.post("/v1/detokenize", responses=service.documented_answers(DetokenizeAnswer))
     async def detokenize(http: Request) -> DetokenizeAnswer:
         body = await http.body()
         return await run_sync(_detokenize, service, body)
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> TokenizerInfo:
+        return TokenizerInfo(**service.backend.tokenizer_info())
 
     return router
 
@@ -35,7 +47,7 @@ def _tokenize(service: Service, http: Request, body: bytes) -> TokenizeAnswer:
         service.check_model(request.model)
     backend = service.backend
     if request.prompt is not None:
-        ids = backend.encode(request.prompt)
+        ids = service.encode(request.prompt, request)
     else:
         ids = list(service.chat_prompt(http, request.conversation()).ids)
     strings = [token_text(backend.token_bytes(i)) for i in ids] if request.return_token_strs else None

@@ -24,7 +24,7 @@ from freehold.server.event_stream import EventStreamResponse, EventWriter
 from freehold.server.generation import Ask, Broken, ClientGone, Generation, collect
 from freehold.server.principal import principal_of
 from freehold.server.refusals import refuse
-from freehold.server.wire_openai import ErrorBody, PromptTokensDetails, UsageBody
+from freehold.server.wire_openai import ErrorBody, PlainPrompt, PromptTokensDetails, UsageBody
 
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -56,6 +56,11 @@ class Service:
             shown = name if len(name) <= 80 else name[:77] + "..."
             served = self.backend.model_name
             raise ModelNotFoundError(f"there is no model {shown!r} here; this server has {served!r}")
+
+    def encode(self, text: str, asked: PlainPrompt) -> list[int]:
+        """Token ids of a plain prompt as a request wants them, for a worker thread. Raises TokenizerError."""
+        add_bos = False if asked.add_special_tokens is False else None
+        return self.backend.encode(text, special=asked.parse_special is not False, add_bos=add_bos)
 
     def new_head(self, prefix: str) -> dict[str, Any]:
         """The fields that an answer and all chunks of a stream begin with."""

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from freehold.core.errors import RequestError, UnsupportedFieldError
 
@@ -33,6 +34,13 @@ class WireModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        found = handler.resolve_ref_schema(schema)
+        found.setdefault("properties", {}).update({name: {"enum": [*values]} for name, values in cls.OFF.items()})
+        return schema
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, model_validator
 
@@ -175,14 +175,28 @@ def _prompts(value: Any) -> list[str | list[int]]:
     return prompts
 
 
+class PlainPrompt(Protocol):
+    """How the texts of a request become tokens."""
+
+    add_special_tokens: bool | None
+    parse_special: bool | None
+
+
 class CompletionRequest(SamplingFields):
-    """POST /v1/completions."""
+    """POST /v1/completions.
+
+    A prompt that is a text is what the model reads, so that special tokens which it spells are those tokens, as
+    elsewhere: clients write chat templates themselves. Extensions: `parse_special` false, for texts of others: they
+    stay text; `add_special_tokens` false: no BOS token comes first, though the model's files ask for one.
+    """
 
     OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {"best_of": (None, 1), "suffix": (None, "")}
 
     max_tokens: int | None = Field(None, ge=0, le=INT32_MAX)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
     prompt: Annotated[
         list[str | list[int]],
         PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),

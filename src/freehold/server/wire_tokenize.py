@@ -13,7 +13,8 @@ from freehold.server.wire_openai import INT32_MAX
 
 
 class TokenizeRequest(WireModel):
-    """POST /v1/tokenize: of a plain `prompt`, or of a chat's `messages` as its answer would see them."""
+    """POST /v1/tokenize: of a plain `prompt`, as /v1/completions would have it, or of a chat's `messages` as its
+    answer would see them."""
 
     model: str | None = None
     prompt: str | None = None
@@ -21,6 +22,8 @@ class TokenizeRequest(WireModel):
     tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
@@ -28,6 +31,9 @@ class TokenizeRequest(WireModel):
             raise refusal("value", "give 'prompt' or 'messages', one of them", "prompt")
         if self.messages is None and (self.tools or self.chat_template_kwargs):
             raise refusal("value", "it needs 'messages'", "tools" if self.tools else "chat_template_kwargs")
+        for name in ("add_special_tokens", "parse_special"):
+            if self.prompt is None and getattr(self, name) is not None:
+                raise refusal("value", "it needs a 'prompt'; chat templates write special tokens themselves", name)
         return self
 
     def conversation(self) -> Conversation:
@@ -56,3 +62,11 @@ class DetokenizeRequest(WireModel):
 
 class DetokenizeAnswer(BaseModel):
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """GET /tokenizer_info. null: the model has none."""
+
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None

@@ -1,0 +1,49 @@
+"""The wire types of what is told about a server: its health, and the requests that it answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Health(BaseModel):
+    """GET /health. model, engine: only for those who may use the API. engine: counters by name."""
+
+    status: Literal["ok"] = "ok"
+    model: str | None = None
+    engine: dict[str, float | int | str] | None = None
+
+
+class Readiness(BaseModel):
+    """GET /health/ready. reason: why not."""
+
+    status: Literal["ready", "draining"]
+    reason: str | None = None
+
+
+class RunningChoice(BaseModel):
+    """One answer to a request, so far."""
+
+    state: Literal["waiting", "reading", "writing", "ended"]
+    prompt_tokens: int
+    prompt_tokens_read: int
+    generated_tokens: int
+
+
+class RunningRequest(BaseModel):
+    """What may be known of somebody's request: never its text. client: whom it is for."""
+
+    id: str
+    object: Literal["request"] = "request"
+    route: str
+    client: str
+    seconds: float
+    choices: list[RunningChoice]
+
+
+class RunningRequests(BaseModel):
+    """GET /v1/requests: all that are being answered, the oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[RunningRequest]
