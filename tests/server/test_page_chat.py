@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from random import Random
 
 import pytest
 
@@ -250,6 +252,55 @@ def test_markdown_becomes_elements(visit):
         assert body.locator("td").all_inner_texts() == ["1", "2"]
         assert body.get_by_text("2 * 3 * 4 = snake_case_name").count() == 1
         assert body.locator("blockquote").inner_text() == "said"
+
+
+RENDER = """async (texts) => {
+  const { blocksOf, renderBlock } = await import("./page/markdown.js");
+  return texts.map((text) => {
+    const places = [], said = [];
+    for (const block of blocksOf(text)) {
+      if (block.language) said.push(block.language);
+      renderBlock(text, block, (parent, start, end) => {
+        places.push([start, end]);
+        said.push(text.slice(start, end));
+      });
+    }
+    return [places, said.join("")];
+  });
+}"""
+
+
+def test_no_letter_is_lost_or_shown_twice_whatever_the_marks(visit):
+    random = Random(7)
+    marks = [
+        "*",
+        "**",
+        "_",
+        "`",
+        "``",
+        "```",
+        "\n",
+        "\n\n",
+        "\n```\n",
+        "\n- ",
+        "\n 2. ",
+        "\n# ",
+        "\n> ",
+        "|",
+        "\n|--|\n",
+        "\\",
+        " ",
+        "   ",
+    ]
+    texts = [
+        "".join(random.choice(marks) if random.random() < 0.6 else "abcü"[i % 4] for i in range(60))
+        for _ in range(3000)
+    ]
+    with visit(create_app(PageBackend())) as page:
+        rendered = page.evaluate(RENDER, texts)
+    for text, (places, said) in zip(texts, rendered, strict=True):
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places)), text
+        assert re.sub(r"[^abcü]", "", said) == re.sub(r"[^abcü]", "", text), text
 
 
 def test_code_can_be_copied(visit):

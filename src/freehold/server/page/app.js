@@ -81,11 +81,14 @@ function drawChats() {
 byId("new-chat").addEventListener("click", () => open(store.newChat()));
 
 addEventListener("storage", (event) => {
-  // Another tab kept or deleted something. Conversations that are open here stay as they are.
+  // Another tab kept or deleted something. What is newer here, or open, stays as it is.
   if (!settings.keep || event.storageArea !== localStorage) return;
   const mine = new Map(chats.map((found) => [found.id, found]));
   const isOpen = (found) => found === chat || found.messages.includes(running?.message);
-  chats = store.loadChats().map((found) => (mine.has(found.id) && isOpen(mine.get(found.id)) ? mine.get(found.id) : found));
+  chats = store.loadChats().map((found) => {
+    const own = mine.get(found.id);
+    return own && (isOpen(own) || own.changed >= found.changed) ? own : found;
+  });
   drawChats();
 });
 
@@ -101,10 +104,11 @@ function send(message) {
 
 function edit(index, text) {
   if (running) return composer.say("An answer is being written; stop it first.");
-  const { files, images } = chat.messages[index];
+  const { files = [], images = [] } = chat.messages[index];
+  if (!text.trim() && files.length + images.length === 0) return;
   chat.messages.splice(index);
   thread.show(chat);
-  send({ text, files, images });
+  send({ text: text.trim(), files, images });
 }
 
 function regenerate(index) {
@@ -139,6 +143,8 @@ async function answer() {
     if (!controller.signal.aborted && !(error instanceof Refused)) throw error;
     message.state = controller.signal.aborted ? "stopped" : "failed";
     message.error = controller.signal.aborted ? undefined : error.message;
+    // The server may have been started anew, with another model.
+    if (error.code === "model_not_found") model = null;
   } finally {
     run.ended = true;
     running = null;

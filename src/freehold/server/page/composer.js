@@ -79,9 +79,9 @@ export class Composer {
     this.#draw();
   }
 
-  /** Puts the keyboard into the field. */
+  /** Puts the keyboard into the field, where that does not bring one up on the screen. */
   focus() {
-    this.#field.focus();
+    if (matchMedia("(pointer: fine)").matches) this.#field.focus();
   }
 
   #send() {

@@ -5,7 +5,7 @@
 
 import { copyButton, el } from "./dom.js";
 
-const FENCE = /^ {0,12}(```+|~~~+)\s*([^`\s]*)[^`]*$/;
+const FENCE = /^ {0,12}(```+|~~~+)([^`]*)$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])[ \t]+/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+/;
 const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
@@ -65,7 +65,7 @@ function fenced(text, lines, i, blocks) {
   const bodyStart = Math.min(lines[i].end + 1, text.length);
   const bodyEnd = close > i + 1 ? lines[close - 1].end : bodyStart;
   const end = close < lines.length ? lines[close].end : text.length;
-  blocks.push({ kind: "code", language, start: lines[i].start, end, bodyStart, bodyEnd });
+  blocks.push({ kind: "code", language: language.trim(), start: lines[i].start, end, bodyStart, bodyEnd });
   return close + 1;
 }
 
@@ -166,8 +166,9 @@ function table(text, block, leaf) {
     }
     return cells;
   };
+  const top = el("thead", {}, row(head, "th"));
   const body = el("tbody", {}, ...rows.map((line) => row(line, "td")));
-  return el("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {}, el("thead", {}, row(head, "th")), body));
+  return el("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {}, top, body));
 }
 
 function cellsOf(text, start, end) {

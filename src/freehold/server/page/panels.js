@@ -14,7 +14,12 @@ export class Panel {
     this.replaces = replaces;
     this.onToggle = onToggle;
     panels.push(this);
-    this.button.addEventListener("click", () => this.toggle(this.node.hidden));
+    this.node.tabIndex = -1;
+    this.button.addEventListener("click", (event) => {
+      this.toggle(this.node.hidden);
+      // No pointer: the keyboard goes along, or the panel would be far away.
+      if (event.detail === 0 && !this.node.hidden) this.node.focus();
+    });
     for (const node of [this.node, this.button]) {
       node.addEventListener("keydown", (event) => {
         if (event.key === "Escape" && !this.node.hidden) this.toggle(false, true);

@@ -18,7 +18,7 @@ export async function streamChat(request, hear, signal) {
   const requestId = response.headers.get("x-request-id");
   hear.began?.(requestId);
   const reading = new AbortController();
-  const polling = poll(requestId, hear, reading.signal);
+  poll(requestId, hear, reading.signal);
   try {
     for await (const event of events(response.body)) {
       if (event.comment !== undefined) {
@@ -36,7 +36,6 @@ export async function streamChat(request, hear, signal) {
     throw new Refused(0, "The connection to the server broke off.");
   } finally {
     reading.abort();
-    await polling;
   }
 }
 
@@ -57,7 +56,7 @@ function take(chunk, hear) {
   return begun;
 }
 
-/** The request's line on the server's board, again and again, only while the prompt is read. */
+/** The request's line on the server's board, once at least, and again only while the prompt is read. Never fails. */
 async function poll(requestId, hear, signal) {
   while (!signal.aborted) {
     let entry;

@@ -57,7 +57,7 @@ export class Strip {
   #draw() {
     const run = this.#run;
     const section = byId("strip");
-    section.hidden = run === null || run.numBlocks === 0;
+    section.hidden = run === null || run.numBlocks === 0 || run.promptTokens === 0;
     if (section.hidden) return;
     const width = this.#canvas.parentElement.clientWidth;
     this.#layOut(run.numBlocks, width);
