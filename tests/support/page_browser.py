@@ -22,6 +22,9 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
+PATIENCE = 30
+"""Seconds until something counts as not happening: machines that run tests are busy."""
+
 # The browser's own word for what the Content-Security-Policy forbade.
 TELL_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (event) => console.error("CSP", event.violatedDirective, event.blockedURI));
@@ -52,7 +55,7 @@ def open_page(browser: Any, url: str, *, expected: str = "", **options: Any) -> 
     """
     context = browser.new_context(**options)
     page = context.new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(PATIENCE * 1000)
     asked: list[str] = []
     problems: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
@@ -77,9 +80,9 @@ def say(page: Any, text: str) -> None:
 def wait(page: Any, expression: str) -> None:
     """Wait until an expression is true in the page; playwright's own way would evaluate text inside the page's policy,
     which forbids that."""
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE
     while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"not within eight seconds: {expression}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE} seconds: {expression}"
         page.wait_for_timeout(20)
 
 
