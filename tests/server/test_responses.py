@@ -91,6 +91,11 @@ def test_items_of_one_answer_are_one_message_and_a_new_answer_is_a_new_one(conve
     assert answers == [first, first, {"role": "assistant", "content": "a"}]
 
 
+def test_a_late_output_stands_behind_its_call(conversation):
+    items = [CALL, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}, OUTPUT]
+    assert [m["role"] for m in conversation(input=items).messages] == ["assistant", "tool", "assistant"]
+
+
 def test_outputs_stand_in_the_order_of_their_calls(conversation):
     calls = [{**CALL, "call_id": name} for name in "abc"]
     outputs = [{**OUTPUT, "call_id": name, "output": name} for name in "cab"]
@@ -417,6 +422,7 @@ WRONG = [
     ({"input": [{"content": "a"}]}, "input[0].role"),
     ({"input": [OUTPUT]}, "input[0].call_id"),
     ({"input": [CALL, CALL]}, "input[1].call_id"),
+    ({"input": [CALL, OUTPUT, OUTPUT]}, "input[2].call_id"),
     ({"tools": [{"type": "funtion", "name": "f"}]}, "tools[0].type"),
     ({"tools": [{"type": "web_search"}, {"type": "function", "name": "a b"}]}, "tools[1].name"),
     ({"tools": [FUNCTION, FUNCTION]}, "tools"),

@@ -42,20 +42,20 @@ def messages_of(instructions: str | None, items: Sequence[InputItem]) -> list[Me
     Messages between a call and its output are moved behind the outputs, and outputs are put into the order of their
     calls, because templates tell them apart by order.
 
-    Raises RequestError for an output without a call, for two calls of one answer with the same id, and where there is
-    no message at all.
+    Raises RequestError for an output without a call, for two outputs of one call, for two calls of one answer with the
+    same id, and where there is no message at all.
     """
     first = next((n for n, item in enumerate(items) if not _is_system(item)), len(items))
     system = [instructions or "", *(item.content for item in items[:first] if isinstance(item, InputMessage))]
     history = _History()
-    if text := "\n\n".join(piece for piece in system if piece):
-        history.messages.append({"role": "system", "content": text})
     for number, item in enumerate(items[first:], first):
         history.add(item, f"input[{number}]")
-    history.close_answer()
-    if not history.messages:
+    messages = history.messages()
+    if text := "\n\n".join(piece for piece in system if piece):
+        messages.insert(0, {"role": "system", "content": text})
+    if not messages:
         raise RequestError("input is empty, and there are no instructions", field="input")
-    return history.messages
+    return messages
 
 
 def _is_system(item: InputItem) -> bool:
@@ -97,30 +97,30 @@ class _Answer:
 
 
 class _History:
-    """Messages so far, and the answer to which the next items may belong."""
+    """What was said so far, and the answer to which the next items may belong."""
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self._said: list[Message | _Answer] = []
         self._answer: _Answer | None = None
-        self._call_ids: set[str] = set()
+        self._answer_of_call: dict[str, _Answer] = {}
+
+    def messages(self) -> list[Message]:
+        """All of it."""
+        return [
+            message for said in self._said for message in (said.messages() if isinstance(said, _Answer) else [said])
+        ]
 
     def add(self, item: InputItem, where: str) -> None:
         """Takes in the next item; `where` it stands in the request."""
         if isinstance(item, CallOutputInput):
             self._output(item, where)
         elif isinstance(item, InputMessage) and item.role != "assistant":
-            self._said(_user_message(item))
+            self._say(_user_message(item))
         else:
             if self._answer is None or not self._answer.takes(item):
-                self.close_answer()
                 self._answer = _Answer()
+                self._said.append(self._answer)
             self._go_on(self._answer, item, where)
-
-    def close_answer(self) -> None:
-        """The answer so far has ended, whatever comes next."""
-        if self._answer is not None:
-            self.messages += self._answer.messages()
-        self._answer = None
 
     def _go_on(self, answer: _Answer, item: InputItem, where: str) -> None:
         if isinstance(item, ReasoningInput):
@@ -135,25 +135,25 @@ class _History:
                 raise RequestError(detail, field=f"{where}.call_id")
             answer.calls[item.call_id] = _call(item)
             answer.last = "call"
-            self._call_ids.add(item.call_id)
+            self._answer_of_call[item.call_id] = answer
 
     def _output(self, item: CallOutputInput, where: str) -> None:
-        answer = self._answer
-        if answer is not None and item.call_id in answer.calls and item.call_id not in answer.outputs:
-            answer.outputs[item.call_id] = item.output
-        elif item.call_id in self._call_ids:
-            # A second output, or one that comes after the next answer: told where it stands.
-            self._said(_tool_message(item.call_id, item.output))
-        else:
+        """Puts an output behind its call, also where it comes late."""
+        answer = self._answer_of_call.get(item.call_id)
+        if answer is None:
             detail = f"{where}.call_id: no call {shown(item.call_id)} stands before this output"
             raise RequestError(detail, field=f"{where}.call_id")
+        if item.call_id in answer.outputs:
+            detail = f"{where}.call_id: the call {shown(item.call_id)} has an output already"
+            raise RequestError(detail, field=f"{where}.call_id")
+        answer.outputs[item.call_id] = item.output
 
-    def _said(self, message: Message) -> None:
+    def _say(self, message: Message) -> None:
         if self._answer is not None and self._answer.waits():
             self._answer.behind.append(message)
         else:
-            self.close_answer()
-            self.messages.append(message)
+            self._answer = None
+            self._said.append(message)
 
 
 def _tool_message(call_id: str, output: str) -> Message:
