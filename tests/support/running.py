@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +31,24 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(*arguments: str, log: Path, seconds: float = 120.0) -> Iterator[RunningServer]:
+def running_server(
+    *arguments: str,
+    log: Path,
+    seconds: float = 120.0,
+    command: Sequence[str] = COMMAND,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningServer]:
     """`freehold serve` on a free port, when it answers. SIGINT ends it, with status 0.
 
     Without a --store-dir among the arguments it keeps no blocks: a test finds what it made itself, and nothing else.
     log: a file for the server's stderr; its end is part of the error when the server does not start.
+    command: what runs the command line. environment: variables beside those of this process.
     """
     with log.open("w") as errors:
         kept = () if "--store-dir" in arguments else ("--no-store",)
-        command = [*COMMAND, "serve", "--port", "0", *kept, *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        words = [*command, "serve", "--port", "0", *kept, *arguments]
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
     try:
         yield _announced(process, log, seconds)
         process.send_signal(signal.SIGINT)

@@ -56,6 +56,8 @@ class TinyM3Spec:
     local_blocks: int = 1
     gate_gain: float = 1.0
     seed: int = 0
+    vocab_size: int = VOCAB_SIZE
+    context_length: int = 8192
 
     @property
     def num_layers(self) -> int:
@@ -191,8 +193,8 @@ def _release_text_config(spec: TinyM3Spec) -> dict[str, Any]:
         "num_attention_heads": spec.num_q_heads,
         "num_key_value_heads": spec.num_kv_heads,
         "head_dim": spec.head_dim,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": 8192,
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.context_length,
         "rms_norm_eps": 1e-6,
         "use_gemma_norm": True,
         "rope_theta": ROPE_THETA,
