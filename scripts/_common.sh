@@ -116,7 +116,7 @@ install_to_test() {
   rm -f "$STAMP"
   install_torch
   say "Building Freehold with its test tools"
-  pip_install --editable "$ROOT[test,browser]"
+  pip_install --editable "$ROOT[test,browser,evaluation,clients]"
   printf 'test %s\n' "$(build_hash)" >"$STAMP"
 }
 
@@ -141,6 +141,27 @@ PYTHON
     say "Installing $requirement (compiled here: a few minutes, once, at most $limit s)"
     if ! timeout "$limit" "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$requirement" </dev/null; then
       say "Going on without $requirement: it could not be installed within $limit s (see above)."
+    fi
+  done
+}
+
+# Coding agents of other makers, some hundred MB each; without them their tests say that they were skipped.
+AGENTS="@openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.331 opencode-ai@1.18.33"
+install_agents() {
+  local agent folder="${FREEHOLD_CLIENTS_DIR:-$ROOT/build/clients}" limit="${FREEHOLD_AGENTS_SECONDS:-300}"
+  if ! command -v npm >/dev/null 2>&1; then
+    say "Going on without coding agents: there is no npm (Debian, Ubuntu: apt install nodejs npm)."
+    return
+  fi
+  mkdir -p "$folder"
+  for agent in $AGENTS; do
+    if grep -qsxF "$agent" "$folder/installed"; then continue; fi
+    say "Installing $agent (once, at most $limit s)"
+    if timeout "$limit" npm install --prefix "$folder" --no-audit --no-fund --no-update-notifier --loglevel=error \
+      "$agent" </dev/null >&2; then
+      printf '%s\n' "$agent" >>"$folder/installed"
+    else
+      say "Going on without $agent: npm could not install it within $limit s (see above)."
     fi
   done
 }
