@@ -126,8 +126,12 @@ def test_tool_arguments_become_objects() -> None:
     assert chat.render(call('{"city": "Lyon"}')) == "Lyon"
     assert chat.render(call({"city": "Lyon"})) == "Lyon"
     assert chat.render(call("")) == ""
-    with pytest.raises(TemplateError, match=r"messages\[0\].tool_calls\[0\].function.arguments is not valid JSON"):
-        chat.render(call("{city"))
+
+
+@pytest.mark.parametrize("broken", ["{city", "[1]", '"x"', "1"])
+def test_arguments_that_are_no_object_are_shown_to_the_model(broken) -> None:
+    chat = ChatFormat("{{ messages[0].tool_calls[0].function.arguments.broken_arguments }}")
+    assert chat.render(call(broken)) == broken
 
 
 def test_messages_are_not_changed() -> None:

@@ -105,9 +105,11 @@ def test_outputs_stand_in_the_order_of_their_calls(conversation):
 
 @pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "no", '"x"', "null", "[" * 100_000])
 def test_broken_arguments_do_not_end_a_session(conversation, arguments):
+    """They stay as they are, so that an answer of our own is recognised; the chat format shows them to the model."""
     (message,) = conversation(input=[{**CALL, "arguments": arguments}]).messages
-    sent = json.loads(message["tool_calls"][0]["function"]["arguments"])
-    assert sent == {"broken_arguments": arguments}
+    assert message["tool_calls"][0]["function"]["arguments"] == arguments
+    chat = ChatFormat("{{ messages[0].tool_calls[0].function.arguments.broken_arguments }}")
+    assert chat.render([message]) == arguments
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typing import Any
 
 from freehold.core.errors import TemplateError
 
+BROKEN_ARGUMENTS = "broken_arguments"
+"""What stands in a prompt for arguments that are no JSON object; their text is its value."""
+
 
 def plain(value: Any, where: str) -> Any:
     """A copy of JSON-like data with nothing but dict, list, str, int, float, bool and None in it.
@@ -47,14 +50,24 @@ def _parse_arguments(call: Any, where: str) -> None:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise TemplateError(f"{where} is not a tool call; it must be an object with a function")
-    arguments = function.get("arguments")
-    if arguments is None or arguments == "":
-        function["arguments"] = {}
-    elif isinstance(arguments, str):
+    function["arguments"] = called_arguments(function.get("arguments"))
+
+
+def called_arguments(arguments: Any) -> dict[str, Any]:
+    """A call's arguments as the object that templates walk through.
+
+    A model may have broken off in them, or written something else: that is kept as an argument of its own, so that
+    the model sees what it wrote and the session goes on.
+    """
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    value = arguments
+    if isinstance(arguments, str):
         try:
-            function["arguments"] = json.loads(arguments)
-        except ValueError as error:
-            raise TemplateError(f"{where}.function.arguments is not valid JSON: {error}") from error
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            value = None
+    return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: arguments}
 
 
 def join_text_parts(messages: list[dict[str, Any]]) -> None:

@@ -66,7 +66,7 @@ _EITHER_OR_NONE: list[dict[str, list[str]]] = [{"bearer": []}, {"x-api-key": []}
 def describe_api(app: FastAPI) -> Json:
     """The OpenAPI description of `app`, as JSON. The web page and its files are no part of it."""
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    models = {*BODIES.values(), ErrorBody, MessagesErrorBody}
+    models: set[type[BaseModel]] = {*BODIES.values(), ErrorBody, MessagesErrorBody}
     _, definitions = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)],
         ref_template="#/components/schemas/{model}",

@@ -6,7 +6,6 @@ of the assistant again, so that the tokens that were sampled for it are recognis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,9 +24,6 @@ from freehold.server.wire_responses_items import (
     InputMessage,
     ReasoningInput,
 )
-
-BROKEN_ARGUMENTS = "broken_arguments"
-"""The argument under which a call's arguments are shown to the model when they are no JSON object."""
 
 Message = dict[str, Any]
 
@@ -167,20 +163,8 @@ def _user_message(item: InputMessage) -> Message:
 
 
 def _call(item: FunctionCallInput | CustomCallInput) -> dict[str, Any]:
-    arguments = freeform_arguments(item.input) if isinstance(item, CustomCallInput) else _whole(item.arguments)
+    arguments = freeform_arguments(item.input) if isinstance(item, CustomCallInput) else item.arguments
     return {"id": item.call_id, "type": "function", "function": {"name": _name(item.name), "arguments": arguments}}
-
-
-def _whole(arguments: str) -> str:
-    """Arguments as a JSON object, which templates need. A model may have written something else, or broken off in it;
-    that is kept in an argument of its own, so that the model sees it and the session goes on."""
-    if not arguments.strip():
-        return "{}"
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        value = None
-    return arguments if isinstance(value, dict) else json.dumps({BROKEN_ARGUMENTS: arguments}, ensure_ascii=False)
 
 
 def _name(name: str) -> str:
