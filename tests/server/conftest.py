@@ -65,7 +65,7 @@ def chunks_of() -> Callable[[httpx.Response], list[dict[str, Any]]]:
     return parse
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
     """`with running(app) as url:` serves `app` on a socket, in a thread."""
 

@@ -132,6 +132,6 @@ def broken_answer(broken: Broken, http_request_id: str) -> tuple[int, str, str]:
         message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
         return 504, message, "timeout"
     if broken.reason == "cancelled":
-        message = "the server gave this request up, most likely because it is shutting down; send it again"
+        message = "the request was cancelled: on request of DELETE /v1/requests, or because the server is shutting down"
         return 503, message, "request_cancelled"
     return 500, internal_error_body(http_request_id).error.message, "internal_error"
