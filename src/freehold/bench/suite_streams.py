@@ -22,7 +22,6 @@ from freehold.engine.llm import LLM
 
 Say = Callable[[str], None]
 
-_FOREVER = 1_000_000
 _NOTES = (
     "tokens/s: of all streams together, from the first token that all of them have",
     "gap: between two tokens of one stream, over all streams; 95 of 100 are shorter than p95",
@@ -121,7 +120,7 @@ def _rate(engine: Engine, settings: StreamSettings, count: int, seed: int) -> fl
 def _disturbed(engine: Engine, settings: StreamSettings) -> tuple[list[float], list[float], float, float]:
     """Gaps before and beside the long prompt, its seconds to the first token, and the longest gap beside it."""
     timeline = Timeline(engine)
-    room = min(_FOREVER, engine.context_length - settings.prompt)
+    room = min(engine.context_length, engine.cache.capacity_tokens) - settings.prompt
     streams = _submit(timeline, settings, settings.streams, room, 7000)
     timeline.run(lambda: all(len(s.tokens) > settings.answer for s in streams))
     begin = max(s.tokens[0] for s in streams)
