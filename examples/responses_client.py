@@ -17,11 +17,12 @@ model = client.models.list().data[0].id
 items: list = []
 for question in ("Name a river.", "Name another one."):
     items.append({"role": "user", "content": question})
-    with client.responses.stream(model=model, input=items, max_output_tokens=60, store=False) as stream:
-        for event in stream:
-            if event.type == "response.output_text.delta":
-                print(event.delta, end="", flush=True)
-        response = stream.get_final_response()
+    stream = client.responses.create(model=model, input=items, max_output_tokens=60, store=False, stream=True)
+    for event in stream:
+        if event.type == "response.output_text.delta":
+            print(event.delta, end="", flush=True)
+        elif event.type in ("response.completed", "response.incomplete"):  # incomplete: cut off after 60 tokens
+            response = event.response
     items += [item.model_dump(exclude_none=True) for item in response.output]
     usage = response.usage
     known = usage.input_tokens_details.cached_tokens

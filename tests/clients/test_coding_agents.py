@@ -18,8 +18,8 @@ FAREWELL = "The cupboard holds three jars."
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_uses_its_tools(serving: Any, tmp_path: Path, name: str) -> None:
     agent = AGENTS[name]
-    if not agent.path.exists():
-        pytest.skip(f"{name} is not installed: FREEHOLD_CLIENTS=1 ./scripts/test, or ./scripts/prove, installs it")
+    if why := agent.why_not():
+        pytest.skip(f"{name}: {why}")
     home, folder = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     folder.mkdir()

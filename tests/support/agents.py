@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from support.repository import ROOT
 from support.scripted_answers import ScriptedCall, call
 
 FOLDER = Path(os.environ.get("FREEHOLD_CLIENTS_DIR", ROOT / "build" / "clients")) / "node_modules" / ".bin"
+CONTEXT = 400_000
+"""What agents are told of the model's context; without it they guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class Agent:
         """Where it is installed, or would be."""
         return FOLDER / self.program
 
+    def why_not(self) -> str | None:
+        """What keeps it from running here; None if nothing does."""
+        if not self.path.exists():
+            return "it is not installed; ./scripts/prove installs it"
+        with tempfile.TemporaryDirectory() as home, closed_proxy() as (proxies, _):
+            variables = {"PATH": os.environ["PATH"], "HOME": home, **proxies}
+            command = [str(self.path), "--version"]
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+        return None if done.returncode == 0 else f"it does not start: {(done.stderr or done.stdout)[-300:].strip()}"
+
     def run(self, served: Served, request: str, *, home: Path, folder: Path, seconds: float = 500.0) -> Outcome:
         """Lets it work on a request in `folder`, to its end."""
         variables, arguments = self.configure(served, home)
@@ -65,10 +78,15 @@ def _codex(served: Served, home: Path) -> tuple[Mapping[str, str], list[str]]:
     settings = f"""
 model = "{served.model}"
 model_provider = "freehold"
+model_context_window = {CONTEXT}
 check_for_update_on_startup = false
 
 [analytics]
 enabled = false
+
+[features]
+apps = false
+plugins = false
 
 [model_providers.freehold]
 name = "Freehold"
@@ -90,7 +108,7 @@ def _claude(served: Served, home: Path) -> tuple[Mapping[str, str], list[str]]:
         "ANTHROPIC_AUTH_TOKEN": "none",
         **dict.fromkeys(models, served.model),
         "API_TIMEOUT_MS": "500000",
-        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(CONTEXT),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
     }
@@ -98,7 +116,7 @@ def _claude(served: Served, home: Path) -> tuple[Mapping[str, str], list[str]]:
 
 
 def _opencode(served: Served, home: Path) -> tuple[Mapping[str, str], list[str]]:
-    model = {"name": served.model, "tool_call": True, "reasoning": True, "limit": {"context": 200000, "output": 8192}}
+    model = {"name": served.model, "tool_call": True, "reasoning": True, "limit": {"context": CONTEXT, "output": 8192}}
     settings = {
         "autoupdate": False,
         "share": "disabled",

@@ -1,7 +1,8 @@
 """What a scripted model says: answers by conversation and turn, spelled as a model may spell them.
 
-A spelling is not the template's own: white space stands where it need not, and every token is one byte. So a prompt
-that is rendered anew from an answer has other tokens than the answer had, and only a replay finds the blocks again.
+A spelling is not the template's own: white space stands where it need not, and tokens end in the middle of words. So
+a prompt that is rendered anew from an answer has other tokens than the answer had, and only a replay finds the blocks
+again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from freehold.model.tokenizer import Tokenizer
 
 _N = TOOL_NAMESPACE
 _OPENED_ANSWER = f"{ROLE_OPENER}ai\n"
+_CUT = 7  # characters
 _DECLARED = re.compile(r'<tool>\{.*?"name": "([^"]+)"')
 
 
@@ -132,12 +134,13 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def byte_tokens(text: str, tokenizer: Tokenizer) -> Iterator[int]:
-    """Token ids of a text under the tokenizer of `write_byte_tokenizer`: a byte each, and the special tokens."""
+def uneven_tokens(text: str, tokenizer: Tokenizer) -> Iterator[int]:
+    """Token ids of a text, cut where no encoding of the whole would cut it; special tokens stay whole."""
     special = {tokenizer.decode([i], skip_special=False): i for i in sorted(tokenizer.special_ids)}
     names = "|".join(map(re.escape, sorted(filter(None, special), key=len, reverse=True)))
     for piece in re.split(f"({names})", text):
         if piece in special:
             yield special[piece]
-        else:
-            yield from piece.encode()
+            continue
+        for start in range(0, len(piece), _CUT):
+            yield from tokenizer.encode(piece[start : start + _CUT])

@@ -25,7 +25,7 @@ from freehold.engine.request import Request
 from freehold.engine.sampler import Sampler
 from freehold.model.m3_tokens import THINK_CLOSE, THINK_OPEN
 from support.running import RunningServer, running_server
-from support.scripted_answers import ScriptedTalk, byte_tokens, read_script, scripted_answer, spelled, write_script
+from support.scripted_answers import ScriptedTalk, read_script, scripted_answer, spelled, uneven_tokens, write_script
 
 _SHOWN = 300  # characters of a prompt's end in the journal
 
@@ -79,7 +79,7 @@ class Director:
         marker, turn, answer = scripted_answer(self._script, prompt)
         opened = next((tag for tag in (THINK_OPEN, THINK_CLOSE) if prompt.endswith(tag)), "")
         text = spelled(answer, opened=opened, strict=request.params.grammar is not None)
-        request.sampler = ScriptedSampler(list(byte_tokens(text, engine.tokenizer)), request.params)
+        request.sampler = ScriptedSampler(list(uneven_tokens(text, engine.tokenizer)), request.params)
         self._seen[request.request_id] = {"marker": marker, "turn": turn, "end": prompt[-_SHOWN:]}
 
     def _write(self, request: Request, event: FinishEvent) -> None:
