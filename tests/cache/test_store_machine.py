@@ -1,10 +1,9 @@
-"""The block store against a naive account of it: a dictionary in which every mark is set on every block of a chain."""
+"""The block store against a naive account of it."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,73 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from freehold.cache.prefix import ROOT
 from freehold.core.errors import DamagedBlockError
+from support.naive_store import NaiveStore
 from support.stored_blocks import BLOCK, RECORD_BYTES, open_store, overwrite, put, read_block, stored_keys
-
-
-@dataclass
-class NaiveStore:
-    """Keys, their parents as far as they were ever seen, and a clock."""
-
-    limit: int
-    parents: dict[bytes, bytes] = field(default_factory=dict)
-    stored: set[bytes] = field(default_factory=set)
-    used: dict[bytes, int] = field(default_factory=dict)
-    pins: set[bytes] = field(default_factory=set)
-    held: list[bytes] = field(default_factory=list)
-    now: int = 0
-
-    def chain(self, key: bytes) -> list[bytes]:
-        """The block and those before it, as far as no damaged one is missing between them."""
-        keys = []
-        while key in self.stored:
-            keys.append(key)
-            key = self.parents[key]
-        return keys
-
-    def touch(self, key: bytes) -> None:
-        self.now += 1
-        self.used.update(dict.fromkeys(self.chain(key), self.now))
-
-    def pinned(self) -> set[bytes]:
-        return {key for pin in self.pins for key in self.chain(pin)}
-
-    def leaves(self) -> set[bytes]:
-        return self.stored - {self.parents[key] for key in self.stored}
-
-    def is_reachable(self, key: bytes) -> bool:
-        return key in self.stored and self.parents[self.chain(key)[-1]] == ROOT
-
-    def shrink(self, most: int, keep: bytes) -> None:
-        while len(self.stored) > most:
-            pinned = self.pinned()
-            free = self.leaves() - set(self.held) - {keep}
-            if not free:
-                return
-            # Blocks on both sides of a lost one were last used at the same moment; their keys decide.
-            self.remove(min(free, key=lambda key: (key in pinned, self.used[key], key)))
-
-    def remove(self, key: bytes) -> None:
-        parent = self.parents[key]
-        if any(key in self.chain(pin) for pin in self.pins) and parent in self.stored:
-            self.pins.add(parent)
-        self.pins.discard(key)
-        self.stored.remove(key)
-
-    def put(self, parent: bytes, key: bytes) -> None:
-        self.parents[key] = parent
-        if key in self.stored or not (parent == ROOT or parent in self.stored):
-            return
-        self.shrink(self.limit - 1, keep=parent)
-        if len(self.stored) < self.limit:
-            self.stored.add(key)
-            self.touch(key)
-
-    def restart(self, limit: int) -> None:
-        self.limit = limit
-        self.held.clear()
-        self.stored = set(filter(self.is_reachable, self.stored))
-        self.pins &= self.stored
-        self.shrink(limit, keep=ROOT)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -92,7 +26,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.directory = Path(self.folder.name) / "0"
-        self.naive = NaiveStore(limit=6)
+        self.naive: NaiveStore[bytes] = NaiveStore(limit=6)
         self.store = open_store(self.directory, blocks=6)
 
     @initialize(target=known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from freehold.cache.pool import BlockPool
 from freehold.cache.prefix import Node, PrefixTree
 from freehold.cache.sequence import Sequence
 from freehold.core.axes import ceil_div
-from freehold.core.errors import LostBlocksError
+from freehold.core.errors import CapacityError, LostBlocksError, StoreError
 from freehold.core.events import Miss
+
+_log = logging.getLogger("freehold.cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class BlockCache:
         self._hit_tokens = 0
         self._restored_tokens = 0
         self._computed_tokens = 0
+        if pool.disk is not None:
+            pool.disk.give_way = self._give_way
 
     @property
     def block_tokens(self) -> int:
@@ -99,7 +104,11 @@ class BlockCache:
         slots: list[int] = []
         while len(slots) < len(records) and self._make_room(1):
             slots.append(self.pool.take())
-        lost = disk.restore(records[: len(slots)], slots)
+        try:
+            lost = disk.restore(records[: len(slots)], slots)
+        except StoreError as error:  # of the process, not of the blocks: they stay, and are computed this time
+            _log.warning("%s", error)
+            lost = {record.key for record in records}
         for number, (record, slot) in enumerate(zip(records, slots, strict=False)):
             if record.key in lost:
                 for rest in slots[number:]:
@@ -150,6 +159,9 @@ class BlockCache:
             except LostBlocksError as error:
                 self.pool.release(slot)
                 lost = error.slots
+            except (CapacityError, StoreError) as error:  # no frame, or not to be read now: the tokens are computed
+                self.pool.release(slot)
+                _log.warning("%s", error)
             else:
                 sequence.slots.append(slot)
                 sequence.num_computed += length
@@ -252,6 +264,8 @@ class BlockCache:
         doomed = [node for node in self.tree if node.slot in lost]
         for node in doomed:
             self._uproot(node)
+            assert node.parent is not None
+            self._list(node.parent)
         for sequence in self._open:
             keep = next((b for b, slot in enumerate(sequence.slots[: sequence.num_shared]) if slot in lost), None)
             if keep is None:
@@ -311,11 +325,33 @@ class BlockCache:
                 node = self._least_recently_used()
             if node is None:
                 return False
-            self.tree.remove(node)
-            self.pool.release(node.slot)
-            assert node.parent is not None
-            self._list(node.parent)
+            self._evict(node)
         return True
+
+    def _evict(self, leaf: Node) -> None:
+        self.tree.remove(leaf)
+        self.pool.release(leaf.slot)
+        assert leaf.parent is not None
+        self._list(leaf.parent)
+
+    def _give_way(self) -> bool:
+        """Evicts a block for its frames, which it cannot leave while it is not on the disk: an unfinished one, or one
+        that could not be stored. False if there is none that nobody uses."""
+        self._learn()
+        leaves = [leaf for leaf in self._listed if self._is_idle(leaf) and self._is_in_the_way(leaf)]
+        if not leaves:
+            return False
+        self._evict(min(leaves, key=lambda leaf: (leaf.used, leaf.slot)))
+        return True
+
+    def _is_in_the_way(self, node: Node | None) -> bool:
+        """Whether a kept block that nobody uses, or such a one before it, is not on the disk."""
+        assert self.pool.disk is not None
+        while node is not None and node in self.tree and self.pool.references(node.slot) == 1:
+            if not self.pool.disk.is_stored(node.slot):
+                return True
+            node = node.parent
+        return False
 
     def _is_idle(self, node: Node) -> bool:
         """Whether nothing stands on a kept block, and nobody uses it."""
@@ -328,6 +364,10 @@ class BlockCache:
         if node not in self._listed and self._is_idle(node):
             self._listed.add(node)
             heapq.heappush(self._idle, (node.used, node.slot, node))
+            if len(self._idle) > 2 * len(self.tree) + 64:  # most are not kept any more
+                self._idle = [(leaf.used, leaf.slot, leaf) for leaf in self._listed if self._is_idle(leaf)]
+                self._listed = {leaf for _, _, leaf in self._idle}
+                heapq.heapify(self._idle)
 
     def _least_recently_used(self) -> Node | None:
         """The idle block to evict next, taken off the list. A step costs the logarithm of the list's length."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -47,6 +48,8 @@ class DiskTier:
     def __init__(self, store: BlockStore, lanes: Items[LayerLanes], num_slots: int) -> None:
         self.store = store
         self.read_bytes = self.written_bytes = 0
+        self.give_way: Callable[[], bool] = lambda: False
+        """See `PageSource`. Set by whoever keeps blocks."""
         self.pagers: dict[int, KvPager] = {}
         self._resident: dict[str, list[np.ndarray]] = {}  # part -> its tensors' bytes, (num_slots, n) each
         self._clean = np.zeros(num_slots, dtype=bool)
@@ -174,6 +177,10 @@ class DiskTier:
             self.poll()
 
     # Slots.
+
+    def is_stored(self, slot: int) -> bool:
+        """Whether the slot is clean."""
+        return bool(self._clean[slot])
 
     def forget(self, slot: int) -> None:
         """The slot is free in memory; the stored block stays."""

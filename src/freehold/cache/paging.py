@@ -4,7 +4,7 @@ chooses them."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Protocol
@@ -29,6 +29,10 @@ class PageSource(Protocol):
 
     def wait(self) -> None:
         """Waits until every block that is on its way to the disk is there, and so is clean."""
+
+    @property
+    def give_way(self) -> Callable[[], bool]:
+        """Frees a slot that is not clean and that nobody uses; says False if there is none."""
 
 
 class KvPager:
@@ -112,8 +116,10 @@ class KvPager:
     def _cuts(self, ids: np.ndarray, slots: np.ndarray) -> list[int]:
         """Where to cut the blocks (ascending) so that each piece fits into the frames that may be taken."""
         pinned = ~self._source.clean()[slots] & (self._frame_of[slots] != _NO_FRAME)
-        in_use = self._slot_of[self._slot_of != _NO_FRAME]
-        usable = self.num_frames - int((~self._source.clean()[in_use]).sum())
+        # Where kept blocks that are not on the disk have most of the frames, there would be many small pieces.
+        wanted = min(int((~pinned).sum()), self.num_frames // 2)
+        while (usable := self._num_usable()) < wanted and self._source.give_way():
+            pass
         cuts, load = [0], 0
         starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
         for begin, end in zip(starts, np.r_[starts[1:], len(ids)], strict=True):
@@ -123,6 +129,11 @@ class KvPager:
                 load = 0
             load += more
         return [*cuts, len(ids)]
+
+    def _num_usable(self) -> int:
+        """Frames that are free or may be taken."""
+        in_use = self._slot_of[self._slot_of != _NO_FRAME]
+        return self.num_frames - int((~self._source.clean()[in_use]).sum())
 
     def _iterate(self, spans: Spans, ids: np.ndarray, slots: np.ndarray, cuts: list[int]) -> Iterator[Part]:
         table = spans.table.numpy()
@@ -164,10 +175,8 @@ class KvPager:
         self._mark_absent(slots[self._absent[slots]], False)
 
     def _make_free(self, wanted: int) -> None:
-        for waited in (False, True):
-            missing = wanted - len(self._free)
-            if missing <= 0:
-                return
+        waited = False
+        while (missing := wanted - len(self._free)) > 0:
             taken = np.flatnonzero((self._slot_of != _NO_FRAME) & (self._used < self._clock))
             taken = taken[self._source.clean()[self._slot_of[taken]]]
             if len(taken) >= missing:
@@ -178,10 +187,12 @@ class KvPager:
                 return
             if not waited:
                 self._source.wait()
-        raise CapacityError(
-            f"K and V of {wanted} blocks do not fit into {self.num_frames} frames of memory beside blocks that are not "
-            "on the disk yet; start with a larger ram_budget"
-        )
+                waited = True
+            elif wanted > self.num_frames or not self._source.give_way():
+                raise CapacityError(
+                    f"K and V of {wanted} blocks do not fit into {self.num_frames} frames of memory beside blocks that "
+                    "are in use and not on the disk; start with a larger ram_budget"
+                )
 
     def _vacate(self, frames: np.ndarray) -> None:
         self._frame_of[self._slot_of[frames]] = _NO_FRAME
