@@ -182,10 +182,10 @@ class Scheduler:
         return needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
 
     def _start(self, request: Request) -> None:
+        request.sequence = self.cache.open(request.tokens, share=request.shares)
         self._num_starts += 1
         self.waiting.remove(request)
         self.running.append(request)
-        request.sequence = self.cache.open(request.tokens, share=request.shares)
         request.found(request.sequence.num_computed)
         if request.times_paused == 0 and request.shares:
             request.miss = self.cache.miss(request.sequence)
