@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def by_server(base_url: str, checkpoint: Path, tasks: Path, **way: Any) -> Verdi
 
 
 def assert_same(found: Verdict, wanted: Verdict, tolerance: float = TOLERANCE) -> None:
-    assert table(found) == table(wanted)
+    for line, other_line in zip(table(found), table(wanted), strict=True):
+        # A perplexity has more digits than float32 computes through many layers; all else is the same to the last.
+        assert line == other_line or (tolerance > TOLERANCE and _near_perplexities(line, other_line, tolerance))
     for task, answers in wanted.answers.items():
         for got, known in zip(found.answers[task], answers, strict=True):
             for one, other in zip(got, known, strict=True):
@@ -113,6 +116,12 @@ def assert_same(found: Verdict, wanted: Verdict, tolerance: float = TOLERANCE) -
                     assert one == (pytest.approx(other[0], rel=tolerance), other[1]), task
                 else:
                     assert one == (other if isinstance(other, str) else pytest.approx(other, rel=tolerance)), task
+
+
+def _near_perplexities(line: str, other: str, tolerance: float) -> bool:
+    (name, value), (other_name, other_value) = (itemgetter(5, 7)(row.split("|")) for row in (line, other))
+    same_metric = name == other_name and "perplexity" in name
+    return same_metric and float(value) == pytest.approx(float(other_value), rel=tolerance)
 
 
 def table(verdict: Verdict) -> list[str]:
