@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from freehold.cli import cmd_keys
 from freehold.cli.main import main
-from freehold.server.key_file import BUDGET_PERIODS, read_keys
-from freehold.server.principal import SCOPES
+from freehold.server.operation.key_file import BUDGET_PERIODS, read_keys
+from freehold.server.operation.principal import SCOPES
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from freehold.cli import cmd_serve, served_model
 from freehold.cli.main import main
 from freehold.core.errors import ModelNotFoundError
 from freehold.server import run
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 from support.fake_llm import FakeLLM
 
 

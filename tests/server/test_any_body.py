@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from freehold.server.app import create_app
+from freehold.server.messages.wire import MessagesRequest
+from freehold.server.openai.wire import CompletionRequest
+from freehold.server.openai.wire_chat import ChatMessage, ChatRequest
+from freehold.server.openai.wire_tokenize import DetokenizeRequest, TokenizeRequest
 from freehold.server.openapi import BODIES
-from freehold.server.wire_chat import ChatMessage, ChatRequest
-from freehold.server.wire_messages import MessagesRequest
-from freehold.server.wire_openai import CompletionRequest
-from freehold.server.wire_responses import ResponsesRequest
-from freehold.server.wire_tokenize import DetokenizeRequest, TokenizeRequest
+from freehold.server.responses.wire import ResponsesRequest
 from support.fake_backend import FakeBackend
 
 JSON_VALUES = st.recursive(

@@ -19,11 +19,11 @@ import pytest
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.connections import Door, allow_open_files, protocol_class
-from freehold.server.metrics import Metrics
-from freehold.server.options import ServerOptions
+from freehold.server.operation.connections import Door, allow_open_files, protocol_class
+from freehold.server.operation.metrics import Metrics
+from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.tls import tls_context
 from freehold.server.run import Server, reserve_port, server_config, server_url
-from freehold.server.tls import tls_context
 from support.fake_backend import FakeBackend, Script
 from support.repository import ROOT
 
@@ -185,7 +185,7 @@ def test_honest_clients_are_served_among_hundreds_of_slow_ones(serving):
 SERVER = """
 import sys
 from support.fake_backend import FakeBackend
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 from freehold.server.run import serve
 options = ServerOptions(access_log=False, max_connections=1000, header_seconds=5)
 serve(FakeBackend(), port=0, options=options, on_ready=lambda url: print(url, flush=True))

@@ -4,7 +4,7 @@ import pytest
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 from support.fake_backend import FakeBackend
 
 ORIGIN = "https://chat.example"

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.server.app import create_app
-from freehold.server.guards import OPEN_PATHS
-from freehold.server.key_file import add_key, revoke_key
-from freehold.server.keys import Keys
-from freehold.server.operation import Operation
-from freehold.server.principal import SCOPES
+from freehold.server.operation.guards import OPEN_PATHS
+from freehold.server.operation.key_file import add_key, revoke_key
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.principal import SCOPES
 from support.fake_backend import FakeBackend
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)

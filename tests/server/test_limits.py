@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.budget_book import BudgetBook
-from freehold.server.key_file import add_key
-from freehold.server.keys import Keys
-from freehold.server.limits import Limits, period_end, period_name
-from freehold.server.operation import Operation
-from freehold.server.principal import Allowance, Principal
+from freehold.server.operation.budget_book import BudgetBook
+from freehold.server.operation.key_file import add_key
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.limits import Limits, period_end, period_name
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.principal import Allowance, Principal
 from support.fake_backend import FakeBackend, Script
 
 START = datetime(2026, 12, 31, 23, 0, tzinfo=timezone.utc)

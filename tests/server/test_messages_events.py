@@ -16,7 +16,7 @@ from freehold.model.answers.json_calls import JsonCallParser
 from freehold.server.answer import Answer
 from freehold.server.app import create_app
 from freehold.server.generation import Progress
-from freehold.server.message_form import MessageEventWriter, MessageForm
+from freehold.server.messages.form import MessageEventWriter, MessageForm
 from freehold.server.part_recorder import PartRecorder
 from support.anthropic_types import checked_error, checked_message, message_of_stream, read_stream
 from support.fake_backend import FakeBackend, Script

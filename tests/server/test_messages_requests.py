@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from freehold.core.conversation import JsonAnswer
 from freehold.core.errors import RequestError
 from freehold.server.app import create_app
-from freehold.server.wire_messages import CountTokensRequest, MessagesRequest
+from freehold.server.messages.wire import CountTokensRequest, MessagesRequest
 from support.anthropic_types import checked_count, checked_error, checked_message
 from support.fake_backend import FakeBackend
 

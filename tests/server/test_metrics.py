@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from freehold.core.events import FinishEvent, PrefillEvent, TokenEvent, Usage
 from freehold.server.app import create_app
-from freehold.server.keys import Keys
-from freehold.server.logs import JsonFormatter, TextFormatter, log_config
-from freehold.server.metrics import Metrics
-from freehold.server.observation import Observation
-from freehold.server.operation import Operation
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.logs import JsonFormatter, TextFormatter, log_config
+from freehold.server.operation.metrics import Metrics
+from freehold.server.operation.observation import Observation
+from freehold.server.operation.operation import Operation
 from support.fake_backend import FakeBackend, Script
 from support.repository import ROOT
 
@@ -107,7 +107,7 @@ def test_metrics_have_prometheus_form(ask):
 def test_the_manual_lists_every_metric():
     page = (ROOT / "docs" / "how-to" / "operate.md").read_text("utf-8")
     listed = set(re.findall(r"`(freehold_[a-z_]+)`", page))
-    from freehold.server.metrics import _STATS
+    from freehold.server.operation.metrics import _STATS
 
     metrics = Metrics(lambda: dict.fromkeys(_STATS, 1) | {"other": 1})
     families = {family.name for family in metrics.registry.collect()}

@@ -17,9 +17,9 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from freehold.server.app import create_app
-from freehold.server.keys import Keys
 from freehold.server.openapi import BODIES, STREAMING
-from freehold.server.operation import Operation
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.operation import Operation
 from support.fake_backend import FakeBackend, Script
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the fuzzer's own, about schemas that it finds hard to fill

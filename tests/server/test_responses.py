@@ -17,11 +17,11 @@ from freehold.core.errors import RequestError, UnsupportedFieldError
 from freehold.core.logprobs import TokenLogprobs
 from freehold.model.chat import ChatFormat, built_in_template
 from freehold.server.app import create_app
-from freehold.server.freeform import FreeformInput, freeform_arguments
+from freehold.server.responses.freeform import FreeformInput, freeform_arguments
+from freehold.server.responses.wire import ResponsesRequest
+from freehold.server.responses.wire_items import InputMessage
 from freehold.server.sealed_reasoning import open_reasoning, seal_reasoning
 from freehold.server.wire import parse_request
-from freehold.server.wire_responses import ResponsesRequest
-from freehold.server.wire_responses_items import InputMessage
 from support.fake_backend import FakeBackend, FakeStream, Script
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}

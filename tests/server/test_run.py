@@ -13,8 +13,8 @@ import pytest
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.connections import allow_open_files
-from freehold.server.options import ServerOptions
+from freehold.server.operation.connections import allow_open_files
+from freehold.server.operation.options import ServerOptions
 from freehold.server.run import Server, require_key, reserve_port, serve, server_config, server_url
 from support.fake_backend import FakeBackend
 
@@ -82,7 +82,7 @@ def test_urls():
 PROGRAM = """
 import sys
 from support.fake_backend import FakeBackend, Script
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 from freehold.server.run import serve
 backend = FakeBackend(Script([b"x"] * int(sys.argv[1]), delay=0.02))
 options = ServerOptions(drain_seconds=float(sys.argv[2]))

@@ -6,7 +6,7 @@ import pytest
 
 from freehold.core.logprobs import TokenLogprobs
 from freehold.server.app import create_app
-from freehold.server.logprobs import text_logprobs
+from freehold.server.openai.logprobs import text_logprobs
 from support.fake_backend import FakeBackend
 
 PATHS = ("/v1/tokenize", "/tokenize")

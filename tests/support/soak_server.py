@@ -19,7 +19,7 @@ from typing import Any
 
 from freehold import LLM
 from freehold.cli.served_model import ServedModel
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 from freehold.server.run import reserve_port, serve
 
 CACHE_TOKENS = 6000

@@ -67,7 +67,7 @@ def keys() -> None:
 @_json_option
 def add(name: str, scopes: str, expires: str | None, path: Path | None, as_json: bool, **fields: Any) -> None:
     """Make a key and show it, this once."""
-    from freehold.server.key_file import add_key
+    from freehold.server.operation.key_file import add_key
 
     if fields["budget_period"] is None:
         fields["budget_period"] = SHOWN_PERIODS[0]
@@ -87,7 +87,7 @@ def add(name: str, scopes: str, expires: str | None, path: Path | None, as_json:
 
 def _expiry(text: str, now: datetime) -> str:
     """A time in ISO 8601. Raises ConfigError for what is no time, and for one that has passed."""
-    from freehold.server.key_file import parse_time
+    from freehold.server.operation.key_file import parse_time
 
     try:
         time = now + timedelta(seconds=Duration().convert(text, None, None))
@@ -106,7 +106,7 @@ def _expiry(text: str, now: datetime) -> str:
 @_json_option
 def list_keys(with_revoked: bool, path: Path | None, as_json: bool) -> None:
     """List the keys; never the keys themselves, which are not kept."""
-    from freehold.server.key_file import read_keys
+    from freehold.server.operation.key_file import read_keys
 
     now = datetime.now(timezone.utc)
     place = _place(path)
@@ -139,7 +139,7 @@ def _entry(record: Any, state: str) -> dict[str, Any]:
 @_file_option
 def revoke(name: str, path: Path | None) -> None:
     """Make a key useless, at once and for good."""
-    from freehold.server.key_file import revoke_key
+    from freehold.server.operation.key_file import revoke_key
 
     revoke_key(_place(path), name, now=datetime.now(timezone.utc))
     click.echo(f"Revoked {name!r}; running servers notice within a second.", err=True)

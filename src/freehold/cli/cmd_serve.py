@@ -14,13 +14,13 @@ import click
 from freehold.cli.model import engine_options, model_argument, opened
 from freehold.cli.options import build, dataclass_options
 from freehold.core.errors import FreeholdError
-from freehold.server.options import ServerOptions
+from freehold.server.operation.options import ServerOptions
 
 if TYPE_CHECKING:
     import ssl
 
-    from freehold.server.keys import Keys
-    from freehold.server.limits import Limits
+    from freehold.server.operation.keys import Keys
+    from freehold.server.operation.limits import Limits
 
 # Shown in the help only, which must not import the server; a test holds them equal to the server's own.
 SHOWN_HOST = "127.0.0.1"
@@ -71,7 +71,7 @@ def serve(
 
     from freehold.cli.served_model import ServedModel
     from freehold.server import run
-    from freehold.server.connections import allow_open_files
+    from freehold.server.operation.connections import allow_open_files
 
     host = run.DEFAULT_HOST if host is None else host
     port = run.DEFAULT_PORT if port is None else port
@@ -103,7 +103,7 @@ def usable_keys(path: Path | None, api_key: str | None) -> Keys:
     """The key file's keys and the one given. Raises ConfigError for a file that was named and is not there."""
     from freehold.core.errors import ConfigError
     from freehold.loading.home import keys_file
-    from freehold.server.keys import Keys
+    from freehold.server.operation.keys import Keys
 
     if path is not None and not path.exists():
         raise ConfigError(f"there is no key file {path}; make it with: freehold keys add NAME --file {path}")
@@ -112,7 +112,7 @@ def usable_keys(path: Path | None, api_key: str | None) -> Keys:
 
 def tls_context(options: ServerOptions) -> ssl.SSLContext:
     """Read and check the certificate and its key."""
-    from freehold.server import tls
+    from freehold.server.operation import tls
 
     assert options.tls_cert is not None
     assert options.tls_key is not None
@@ -125,8 +125,8 @@ def open_limits(keys: Keys) -> Iterator[Limits]:
     so and goes on; with keys it raises ConfigError, since budgets would begin anew at every restart."""
     from freehold.core.errors import ConfigError
     from freehold.loading.home import budgets_file
-    from freehold.server.budget_book import BudgetBook
-    from freehold.server.limits import Limits
+    from freehold.server.operation.budget_book import BudgetBook
+    from freehold.server.operation.limits import Limits
 
     try:
         book = BudgetBook(budgets_file())

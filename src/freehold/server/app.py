@@ -15,7 +15,12 @@ from freehold import __version__
 from freehold.core.errors import ConfigError, FreeholdError
 from freehold.server.backend import Backend
 from freehold.server.errors import CLIENT_ERRORS
-from freehold.server.guards import (
+from freehold.server.messages.routes import messages_routes
+from freehold.server.openai.routes_chat import chat_routes
+from freehold.server.openai.routes_completions import completion_routes
+from freehold.server.openai.routes_tokenize import tokenize_routes
+from freehold.server.openapi import describe_api
+from freehold.server.operation.guards import (
     REQUEST_ID_HEADER,
     AccessGuard,
     BodyGuard,
@@ -25,22 +30,17 @@ from freehold.server.guards import (
     SizeGuard,
     WatchGuard,
 )
-from freehold.server.keys import Keys
-from freehold.server.openapi import describe_api
-from freehold.server.operation import Operation
-from freehold.server.options import ServerOptions
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.routes import operation_routes
+from freehold.server.operation.watched_backend import watched
 from freehold.server.refusals import refuse_client_error, refuse_http_error
-from freehold.server.routes_chat import chat_routes
-from freehold.server.routes_completions import completion_routes
-from freehold.server.routes_messages import messages_routes
+from freehold.server.responses.routes import responses_routes
 from freehold.server.routes_models import model_routes
-from freehold.server.routes_operations import operation_routes
 from freehold.server.routes_page import page_routes
 from freehold.server.routes_requests import request_routes
-from freehold.server.routes_responses import responses_routes
-from freehold.server.routes_tokenize import tokenize_routes
 from freehold.server.service import Service
-from freehold.server.watched_backend import watched
 
 DEFAULT_MAX_BODY_BYTES = ServerOptions().max_body_bytes
 """A million tokens of text with room to spare."""

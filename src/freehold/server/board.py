@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent
-from freehold.server.wire_operations import RunningChoice, RunningRequest
+from freehold.server.operation.wire import RunningChoice, RunningRequest
 
 
 def _nothing() -> None:

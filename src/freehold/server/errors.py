@@ -24,7 +24,7 @@ from freehold.core.errors import (
     TokenizerError,
     UnsupportedFieldError,
 )
-from freehold.server.wire_openai import ErrorBody, ErrorDetail
+from freehold.server.openai.wire import ErrorBody, ErrorDetail
 
 if TYPE_CHECKING:
     from freehold.server.generation import Broken

@@ -11,13 +11,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from freehold.server.guards import OPEN_PATHS, REQUEST_ID_HEADER
-from freehold.server.wire_chat import ChatRequest
-from freehold.server.wire_messages import CountTokensRequest, MessagesRequest
-from freehold.server.wire_messages_answer import MessagesErrorBody
-from freehold.server.wire_openai import CompletionRequest, ErrorBody
-from freehold.server.wire_responses import InputFields, ResponsesRequest
-from freehold.server.wire_tokenize import DetokenizeRequest, TokenizeRequest
+from freehold.server.messages.wire import CountTokensRequest, MessagesRequest
+from freehold.server.messages.wire_answer import MessagesErrorBody
+from freehold.server.openai.wire import CompletionRequest, ErrorBody
+from freehold.server.openai.wire_chat import ChatRequest
+from freehold.server.openai.wire_tokenize import DetokenizeRequest, TokenizeRequest
+from freehold.server.operation.guards import OPEN_PATHS, REQUEST_ID_HEADER
+from freehold.server.responses.wire import InputFields, ResponsesRequest
 
 Json = dict[str, Any]
 

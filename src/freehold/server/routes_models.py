@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from freehold.server.openai.wire import ErrorBody, ModelCard, ModelList
+from freehold.server.operation.wire import Health
 from freehold.server.service import Service
-from freehold.server.wire_openai import ErrorBody, ModelCard, ModelList
-from freehold.server.wire_operations import Health
 
 
 def model_routes(service: Service) -> APIRouter:

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from freehold.server.board import Entry
-from freehold.server.principal import ADMIN, principal_of
+from freehold.server.openai.wire import ErrorBody
+from freehold.server.operation.principal import ADMIN, principal_of
+from freehold.server.operation.wire import RunningRequests
 from freehold.server.refusals import refuse
 from freehold.server.service import Service, client_name
-from freehold.server.wire_openai import ErrorBody
-from freehold.server.wire_operations import RunningRequests
 
 
 def request_routes(service: Service) -> APIRouter:

@@ -21,16 +21,16 @@ from fastapi import FastAPI
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
 from freehold.server.backend import Backend
-from freehold.server.connections import Door, allow_open_files, protocol_class
-from freehold.server.guards import MAX_HEADER_BYTES
-from freehold.server.keys import Keys
-from freehold.server.lifecycle import Lifecycle
-from freehold.server.limits import Limits
-from freehold.server.logs import log_config
-from freehold.server.metrics import Metrics
-from freehold.server.operation import Operation
-from freehold.server.options import LogLevel, ServerOptions
-from freehold.server.tls import tls_context
+from freehold.server.operation.connections import Door, allow_open_files, protocol_class
+from freehold.server.operation.guards import MAX_HEADER_BYTES
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.lifecycle import Lifecycle
+from freehold.server.operation.limits import Limits
+from freehold.server.operation.logs import log_config
+from freehold.server.operation.metrics import Metrics
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.options import LogLevel, ServerOptions
+from freehold.server.operation.tls import tls_context
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000

@@ -22,9 +22,9 @@ from freehold.server.board import Board, Entry
 from freehold.server.errors import broken_answer
 from freehold.server.event_stream import EventStreamResponse, EventWriter
 from freehold.server.generation import Ask, Broken, ClientGone, Generation, collect
-from freehold.server.principal import principal_of
+from freehold.server.openai.wire import ErrorBody, PlainPrompt, PromptTokensDetails, UsageBody
+from freehold.server.operation.principal import principal_of
 from freehold.server.refusals import refuse
-from freehold.server.wire_openai import ErrorBody, PlainPrompt, PromptTokensDetails, UsageBody
 
 _CLIENT_CLOSED_REQUEST = 499
 

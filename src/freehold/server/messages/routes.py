@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from freehold.core.conversation import Conversation
 from freehold.core.errors import RequestError
 from freehold.server.json_body import decode_json
-from freehold.server.message_form import MessageEventWriter, MessageForm
+from freehold.server.messages.form import MessageEventWriter, MessageForm
+from freehold.server.messages.unheeded import Unheeded
+from freehold.server.messages.wire import CountTokensRequest, MessagesRequest, unheeded_fields
+from freehold.server.messages.wire_answer import MessageBody, MessagesErrorBody, TokenCount
 from freehold.server.part_recorder import PartRecorder
 from freehold.server.service import PreparedChat, Service, http_request_id
-from freehold.server.unheeded import Unheeded
 from freehold.server.wire import parse_request
-from freehold.server.wire_messages import CountTokensRequest, MessagesRequest, unheeded_fields
-from freehold.server.wire_messages_answer import MessageBody, MessagesErrorBody, TokenCount
 
 
 def messages_routes(service: Service) -> APIRouter:

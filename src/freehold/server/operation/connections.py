@@ -21,8 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from freehold.core.errors import ConfigError
-from freehold.server.guards import MAX_HEADER_BYTES
-from freehold.server.metrics import Metrics
+from freehold.server.operation.guards import MAX_HEADER_BYTES
+from freehold.server.operation.metrics import Metrics
 
 _STALLED_SECONDS = 120.0
 # The store's files, the model's, the standard streams, and what libraries open.

@@ -1,10 +1,10 @@
 """The request of OpenAI's Responses API.
 
 Nothing is stored: `store` is accepted and answered with false, and whatever would need a stored response is refused.
-Labels, accepted and without effect on the answer, are `user` and `safety_identifier` (see `wire_openai`),
+Labels, accepted and without effect on the answer, are `user` and `safety_identifier` (see `openai.wire`),
 `prompt_cache_key`, `prompt_cache_retention`, `service_tier`, `client_metadata` (Codex sends it) and `metadata`, which
 is echoed; so are the wishes `text.verbosity` and `reasoning.summary`. Extensions to OpenAI's fields: top_k, min_p,
-presence_penalty, frequency_penalty, repetition_penalty, seed and priority, as in `wire_openai`.
+presence_penalty, frequency_penalty, repetition_penalty, seed and priority, as in `openai.wire`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolUse
 from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.core.sampling import SamplingParams
-from freehold.server.responses_history import messages_of
-from freehold.server.wire import refusal
-from freehold.server.wire_chat import MAX_TOOLS, THINKING_OF_EFFORT
-from freehold.server.wire_openai import INT32_MAX
-from freehold.server.wire_responses_items import InputItem, ResponsesModel
-from freehold.server.wire_responses_tools import (
+from freehold.server.openai.wire import INT32_MAX
+from freehold.server.openai.wire_chat import MAX_TOOLS, THINKING_OF_EFFORT
+from freehold.server.responses.history import messages_of
+from freehold.server.responses.wire_items import InputItem, ResponsesModel
+from freehold.server.responses.wire_tools import (
     DeclaredCustom,
     DeclaredTool,
     HostedTool,
@@ -32,6 +31,7 @@ from freehold.server.wire_responses_tools import (
     choice_echo,
     chosen_tools,
 )
+from freehold.server.wire import refusal
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 TEXT_LOGPROBS = "message.output_text.logprobs"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold.core.errors import ConfigError
-from freehold.server.principal import SCOPES, Allowance, Principal
+from freehold.server.operation.principal import SCOPES, Allowance, Principal
 
 KEY_PREFIX = "fh-"
 FORMAT_VERSION = 1

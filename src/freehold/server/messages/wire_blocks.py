@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
+from freehold.server.openai.wire_chat import ToolName
 from freehold.server.wire import refusal, shown
-from freehold.server.wire_chat import ToolName
 
 _IN_MESSAGES = {
     "user": ("text", "document", "search_result", "tool_result"),

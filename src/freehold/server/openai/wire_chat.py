@@ -1,6 +1,6 @@
 """The wire types of OpenAI's chat completions.
 
-Extensions to OpenAI's fields, besides those of `wire_openai`: `chat_template_kwargs`; `thinking`, as MiniMax's own API
+Extensions to OpenAI's fields, besides those of `openai.wire`: `chat_template_kwargs`; `thinking`, as MiniMax's own API
 has it (`{"type": "enabled" | "adaptive" | "disabled"}`); `provenance`, which has the answer say which blocks of the
 prompt it was made from. Reasoning comes and goes as `reasoning_content`.
 """
@@ -15,9 +15,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolChoice, ToolUse
 from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.server.answer import FinishText
-from freehold.server.provenance import ProvenanceBody
+from freehold.server.openai.provenance import ProvenanceBody
+from freehold.server.openai.wire import INT32_MAX, SamplingFields, UsageBody
 from freehold.server.wire import WireModel, refusal, shown
-from freehold.server.wire_openai import INT32_MAX, SamplingFields, UsageBody
 
 MAX_TOOLS = 512
 _FORBIDDEN_IN_NAMES = frozenset("\"'<>&\\`{}")

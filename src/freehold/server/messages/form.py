@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from freehold.core.events import Usage
 from freehold.server.answer import Answer, Heard
-from freehold.server.content_blocks import ContentBlocks, whole_content
 from freehold.server.event_stream import comment, named_event
 from freehold.server.generation import Progress
-from freehold.server.part_recorder import PartRecorder
-from freehold.server.refusals import anthropic_error_body
-from freehold.server.wire_messages_answer import (
+from freehold.server.messages.content_blocks import ContentBlocks, whole_content
+from freehold.server.messages.wire_answer import (
     MessageBody,
     MessageDeltaEvent,
     MessageEnd,
@@ -25,6 +23,8 @@ from freehold.server.wire_messages_answer import (
     PingEvent,
     StopReason,
 )
+from freehold.server.part_recorder import PartRecorder
+from freehold.server.refusals import anthropic_error_body
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
 from freehold.server.json_body import decode_json
-from freehold.server.logprobs import token_text
-from freehold.server.service import Service
-from freehold.server.wire import parse_request
-from freehold.server.wire_tokenize import (
+from freehold.server.openai.logprobs import token_text
+from freehold.server.openai.wire_tokenize import (
     DetokenizeAnswer,
     DetokenizeRequest,
     TokenizeAnswer,
     TokenizeRequest,
     TokenizerInfo,
 )
+from freehold.server.service import Service
+from freehold.server.wire import parse_request
 
 
 def tokenize_routes(service: Service) -> APIRouter:

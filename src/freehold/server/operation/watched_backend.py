@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from freehold.core.events import Event, FinishEvent
 from freehold.server.backend import Backend, Stream
-from freehold.server.lifecycle import Lifecycle
-from freehold.server.observation import CURRENT, Observation
+from freehold.server.operation.lifecycle import Lifecycle
+from freehold.server.operation.observation import CURRENT, Observation
 
 
 class WatchedStream:

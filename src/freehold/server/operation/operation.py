@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from freehold.server.backend import Backend
-from freehold.server.keys import Keys
-from freehold.server.lifecycle import Lifecycle
-from freehold.server.limits import Limits
-from freehold.server.metrics import Metrics
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.lifecycle import Lifecycle
+from freehold.server.operation.limits import Limits
+from freehold.server.operation.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,9 @@ from freehold.server.errors import error_body
 from freehold.server.event_stream import comment, data_event
 from freehold.server.generation import Progress, total_usage
 from freehold.server.json_body import decode_json
-from freehold.server.logprobs import chat_logprobs
-from freehold.server.provenance import ProvenanceBody, provenance_body
-from freehold.server.service import PreparedChat, Service, usage_body
-from freehold.server.wire import parse_request
-from freehold.server.wire_chat import (
+from freehold.server.openai.logprobs import chat_logprobs
+from freehold.server.openai.provenance import ProvenanceBody, provenance_body
+from freehold.server.openai.wire_chat import (
     AnswerMessage,
     ChatChoice,
     ChatChunk,
@@ -32,6 +30,8 @@ from freehold.server.wire_chat import (
     ToolCallBody,
     ToolCallDelta,
 )
+from freehold.server.service import PreparedChat, Service, usage_body
+from freehold.server.wire import parse_request
 
 
 def chat_routes(service: Service) -> APIRouter:

@@ -17,10 +17,10 @@ from freehold.server.errors import error_body
 from freehold.server.event_stream import comment, data_event
 from freehold.server.generation import Ask, Progress, total_usage
 from freehold.server.json_body import decode_json
-from freehold.server.logprobs import text_logprobs
+from freehold.server.openai.logprobs import text_logprobs
+from freehold.server.openai.wire import CompletionRequest, TextChoice, TextCompletion, TextLogprobs
 from freehold.server.service import Service, client_name, request_priority, usage_body
 from freehold.server.wire import parse_request
-from freehold.server.wire_openai import CompletionRequest, TextChoice, TextCompletion, TextLogprobs
 
 
 def completion_routes(service: Service) -> APIRouter:

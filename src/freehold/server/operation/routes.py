@@ -6,9 +6,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from freehold.server.metrics import CONTENT_TYPE
-from freehold.server.operation import Operation
-from freehold.server.wire_operations import Readiness
+from freehold.server.operation.metrics import CONTENT_TYPE
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.wire import Readiness
 
 
 def operation_routes(operation: Operation) -> APIRouter:

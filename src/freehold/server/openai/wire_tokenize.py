@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field, model_validator
 
 from freehold.core.conversation import Conversation
+from freehold.server.openai.wire import INT32_MAX
+from freehold.server.openai.wire_chat import ChatMessage, Tool, declarations
 from freehold.server.wire import WireModel, refusal
-from freehold.server.wire_chat import ChatMessage, Tool, declarations
-from freehold.server.wire_openai import INT32_MAX
 
 
 class TokenizeRequest(WireModel):

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from freehold.core.parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallEnd, ToolCallStart
 from freehold.server.answer import Answer, Heard, ToolCall
-from freehold.server.freeform import FreeformInput
-from freehold.server.sealed_reasoning import seal_reasoning
-from freehold.server.wire_chat import TokenLogprob
-from freehold.server.wire_responses_body import (
+from freehold.server.openai.wire_chat import TokenLogprob
+from freehold.server.responses.freeform import FreeformInput
+from freehold.server.responses.wire_body import (
     CustomCallItem,
     FunctionCallItem,
     ItemStatus,
@@ -21,6 +20,7 @@ from freehold.server.wire_responses_body import (
     ReasoningItem,
     ReasoningText,
 )
+from freehold.server.sealed_reasoning import seal_reasoning
 
 Event = dict[str, Any]
 """An event without its sequence number."""

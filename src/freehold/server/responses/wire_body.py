@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from freehold.server.wire_chat import TokenLogprob
+from freehold.server.openai.wire_chat import TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

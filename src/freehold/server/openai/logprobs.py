@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from freehold.core.logprobs import TokenLogprobs
-from freehold.server.wire_chat import ChatLogprobs, TokenLogprob, TopLogprob
-from freehold.server.wire_openai import TextLogprobs
+from freehold.server.openai.wire import TextLogprobs
+from freehold.server.openai.wire_chat import ChatLogprobs, TokenLogprob, TopLogprob
 
 TokenBytes = Callable[[int], bytes]
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from freehold.core.conversation import ToolChoice, ToolUse
-from freehold.server.freeform import freeform_parameters
+from freehold.server.openai.wire_chat import MAX_TOOLS, ToolName, tool_use
+from freehold.server.responses.freeform import freeform_parameters
+from freehold.server.responses.wire_items import ResponsesModel
 from freehold.server.wire import refusal, shown
-from freehold.server.wire_chat import MAX_TOOLS, ToolName, tool_use
-from freehold.server.wire_responses_items import ResponsesModel
 
 _OWN_TOOLS = ("function", "custom")
 

@@ -25,11 +25,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freehold.server.errors import describe_exception, internal_error_body, log_failure
-from freehold.server.keys import KeyExpiredError, Keys
-from freehold.server.logs import log_request
-from freehold.server.observation import CURRENT, Observation
-from freehold.server.operation import Operation
-from freehold.server.principal import ADMIN, ANYONE, INFERENCE, METRICS, Principal, principal_of
+from freehold.server.operation.keys import KeyExpiredError, Keys
+from freehold.server.operation.logs import log_request
+from freehold.server.operation.observation import CURRENT, Observation
+from freehold.server.operation.operation import Operation
+from freehold.server.operation.principal import ADMIN, ANYONE, INFERENCE, METRICS, Principal, principal_of
 from freehold.server.refusals import Refuse, refuse, route_path
 
 REQUEST_ID_HEADER = "x-request-id"

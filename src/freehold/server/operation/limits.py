@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from freehold.server.budget_book import BudgetBook
-from freehold.server.principal import Principal
+from freehold.server.operation.budget_book import BudgetBook
+from freehold.server.operation.principal import Principal
 
 
 @dataclass(slots=True)

@@ -17,11 +17,11 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolUse
 from freehold.core.sampling import SamplingParams
-from freehold.server.messages_history import chat_messages
+from freehold.server.messages.history import chat_messages
+from freehold.server.messages.wire_blocks import Message, TextBlock, TolerantModel, as_blocks
+from freehold.server.openai.wire import INT32_MAX, MAX_STOP_TEXTS
+from freehold.server.openai.wire_chat import MAX_TOOLS, ToolName, tool_use
 from freehold.server.wire import refusal, shown
-from freehold.server.wire_chat import MAX_TOOLS, ToolName, tool_use
-from freehold.server.wire_messages_blocks import Message, TextBlock, TolerantModel, as_blocks
-from freehold.server.wire_openai import INT32_MAX, MAX_STOP_TEXTS
 
 # Kinds of Anthropic's own tools, without the date that ends their names.
 _RUN_BY_SERVERS = re.compile(

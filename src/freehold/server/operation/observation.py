@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent, Usage
-from freehold.server.metrics import Metrics
+from freehold.server.operation.metrics import Metrics
 
 CURRENT: ContextVar[Observation | None] = ContextVar("freehold_observation", default=None)
 """The observation of the HTTP request in whose context the code runs."""

@@ -21,13 +21,11 @@ from freehold.server.answer import Answer, Heard
 from freehold.server.event_stream import comment, named_event
 from freehold.server.generation import Ask, Progress
 from freehold.server.json_body import decode_json
-from freehold.server.logprobs import chat_logprobs
+from freehold.server.openai.logprobs import chat_logprobs
 from freehold.server.part_recorder import PartRecorder
-from freehold.server.response_output import Event, ResponseOutput
-from freehold.server.service import PreparedChat, Service, http_request_id
-from freehold.server.wire import parse_request, shown
-from freehold.server.wire_responses import InputFields, ResponsesRequest
-from freehold.server.wire_responses_body import (
+from freehold.server.responses.output import Event, ResponseOutput
+from freehold.server.responses.wire import InputFields, ResponsesRequest
+from freehold.server.responses.wire_body import (
     IncompleteDetails,
     InputTokensBody,
     InputTokensDetails,
@@ -37,6 +35,8 @@ from freehold.server.wire_responses_body import (
     ResponseFailure,
     ResponseUsage,
 )
+from freehold.server.service import PreparedChat, Service, http_request_id
+from freehold.server.wire import parse_request, shown
 
 logger = logging.getLogger("freehold.server")
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from freehold.core.parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallEnd, ToolCallStart
 from freehold.server.answer import Answer, ToolCall
-from freehold.server.sealed_reasoning import seal_reasoning
-from freehold.server.wire_messages_answer import (
+from freehold.server.messages.wire_answer import (
     BlockDeltaEvent,
     BlockEvent,
     BlockStartEvent,
@@ -26,6 +25,7 @@ from freehold.server.wire_messages_answer import (
     ThinkingDelta,
     ToolUseContent,
 )
+from freehold.server.sealed_reasoning import seal_reasoning
 
 _SIGNATURE = "freehold-thinking.1."
 

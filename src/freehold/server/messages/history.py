@@ -9,9 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from freehold.core.errors import RequestError
-from freehold.server.sealed_reasoning import open_reasoning
-from freehold.server.wire import shown
-from freehold.server.wire_messages_blocks import (
+from freehold.server.messages.wire_blocks import (
     DocumentBlock,
     ImageBlock,
     Message,
@@ -23,6 +21,8 @@ from freehold.server.wire_messages_blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from freehold.server.sealed_reasoning import open_reasoning
+from freehold.server.wire import shown
 
 _BETWEEN = "\n\n"
 # Claude Code puts this line in front of its system prompt. It says nothing to a model and changes with every request,

@@ -13,10 +13,9 @@ from typing import Any, Literal
 from pydantic_core import PydanticCustomError
 
 from freehold.core.errors import RequestError
-from freehold.server.freeform import freeform_arguments
-from freehold.server.wire import shown
-from freehold.server.wire_chat import tool_name
-from freehold.server.wire_responses_items import (
+from freehold.server.openai.wire_chat import tool_name
+from freehold.server.responses.freeform import freeform_arguments
+from freehold.server.responses.wire_items import (
     CallOutputInput,
     CustomCallInput,
     FunctionCallInput,
@@ -24,6 +23,7 @@ from freehold.server.wire_responses_items import (
     InputMessage,
     ReasoningInput,
 )
+from freehold.server.wire import shown
 
 Message = dict[str, Any]
 

@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from freehold.core.errors import ConfigError
-from freehold.server.key_file import KeyRecord, hash_key, id_of_key, read_keys
-from freehold.server.principal import SCOPES, Principal
+from freehold.server.operation.key_file import KeyRecord, hash_key, id_of_key, read_keys
+from freehold.server.operation.principal import SCOPES, Principal
 
 logger = logging.getLogger("freehold.server")
 

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: wire types, history, content blocks, routes and events."""

@@ -1,0 +1,1 @@
+"""OpenAI's chat completions and completions, and what stands beside them: wire types, routes, events."""

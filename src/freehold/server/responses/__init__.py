@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: wire types, history, output items, routes and events."""
