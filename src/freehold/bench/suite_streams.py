@@ -23,7 +23,7 @@ from freehold.engine.llm import LLM
 Say = Callable[[str], None]
 
 _NOTES = (
-    "tokens/s: of all streams together, from the first token that all of them have",
+    "tokens/s: of all streams together, while all of them write",
     "gap: between two tokens of one stream, over all streams; 95 of 100 are shorter than p95",
     "beside the prompt: from the prompt's submission to its first token",
 )
@@ -110,18 +110,27 @@ def _submit(timeline: Timeline, settings: StreamSettings, count: int, answer: in
 
 
 def _rate(engine: Engine, settings: StreamSettings, count: int, seed: int) -> float:
+    """Tokens a second of all streams together, while all of them write."""
     timeline = Timeline(engine)
-    streams = _submit(timeline, settings, count, settings.answer, seed)
-    timeline.run()
-    begin, end = max(s.tokens[0] for s in streams), max(s.tokens[-1] for s in streams)
+    streams = _submit(timeline, settings, count, _room(engine, settings), seed)
+    timeline.run(lambda: all(s.tokens for s in streams))
+    begin = max(s.tokens[0] for s in streams)
+    before = sum(len(s.tokens) for s in streams)
+    timeline.run(lambda: sum(len(s.tokens) for s in streams) >= before + count * settings.answer)
+    end = max(s.tokens[-1] for s in streams)
+    timeline.cancel_all()
     return sum(sum(begin < t <= end for t in s.tokens) for s in streams) / (end - begin)
+
+
+def _room(engine: Engine, settings: StreamSettings) -> int:
+    """Tokens of an answer that does not end by itself."""
+    return min(engine.context_length, engine.cache.capacity_tokens) - settings.prompt
 
 
 def _disturbed(engine: Engine, settings: StreamSettings) -> tuple[list[float], list[float], float, float]:
     """Gaps before and beside the long prompt, its seconds to the first token, and the longest gap beside it."""
     timeline = Timeline(engine)
-    room = min(engine.context_length, engine.cache.capacity_tokens) - settings.prompt
-    streams = _submit(timeline, settings, settings.streams, room, 7000)
+    streams = _submit(timeline, settings, settings.streams, _room(engine, settings), 7000)
     timeline.run(lambda: all(len(s.tokens) > settings.answer for s in streams))
     begin = max(s.tokens[0] for s in streams)
     now = time.perf_counter()
