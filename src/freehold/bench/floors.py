@@ -104,11 +104,12 @@ def measure_floors(
     matrix_size = MATRIX_SIZE // (4 if quick else 1)
     products = 2 * matrix_size**3
     with using_threads(threads):
+        read = _limit(_readers(rows), rows * _ROW_NBYTES, clock)
         single = _limit(_products(matrix_size, torch.float32), products, clock)
         half = _limit(_products(matrix_size, torch.bfloat16), products, clock)
         return Floors(
             threads=threads,
-            read=_limit(_readers(rows), rows * _ROW_NBYTES, clock),
+            read=read,
             float32=single,
             # Where there are no instructions for bfloat16, its values are best multiplied as float32.
             bfloat16=max(half, single, key=_rate),
