@@ -95,8 +95,8 @@ def test_errors_become_the_client_s_exceptions(connect):
         chat(model="fake/model", messages=[{"role": "user", "content": "x" * 200}])
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        chat(model="fake/model", messages=HI, logprobs=True)
-    assert unsupported.value.param == "logprobs"
+        chat(model="fake/model", messages=HI, verbosity="low")
+    assert unsupported.value.param == "verbosity"
     with pytest.raises(openai.NotFoundError) as missing:
         chat(model="gpt-4o", messages=HI)
     assert missing.value.code == "model_not_found"

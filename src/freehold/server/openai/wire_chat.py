@@ -107,6 +107,8 @@ class ChatMessage(WireModel):
             raise refusal("value", f"{name!r} belongs to messages of the assistant", name)
         if self.role != "tool" and self.tool_call_id is not None:
             raise refusal("value", "'tool_call_id' belongs to messages of the role 'tool'", "tool_call_id")
+        if self.role == "tool" and not self.tool_call_id:
+            raise refusal("value", "it has no 'tool_call_id'; name the call that this is the result of", "tool_call_id")
         if self.content is None and not (self.role == "assistant" and given):
             raise refusal("value", "it has no 'content'", "content")
         return self
