@@ -138,12 +138,22 @@ def test_arguments_stream_while_they_are_written() -> None:
         '<tool_call>{"nam": tru}</tool_call> and more <tool_call>',
         "<tool_call>[] x</tool_call>",
         "<tool_call>{'name': 'f'}</tool_call>",
-        '<tool_call>\n{"na',
-        "<tool_call>[",
+        "the tag is <tool_call>",
     ],
 )
 def test_a_tag_without_a_call_is_text(text: str) -> None:
     assert read(text) == [("text", text)]
+
+
+@pytest.mark.parametrize("cut", ['<tool_call>\n{"na', "<tool_call>[", '<tool_call>[{"name": "f"'])
+def test_the_beginning_of_a_call_that_is_cut_off_is_no_text(cut: str) -> None:
+    assert [entry for entry in read(f"before\n{cut}") if not isinstance(entry, Call)] == [("text", "before")]
+
+
+def test_what_follows_a_call_and_is_cut_off_is_no_text() -> None:
+    whole = '<tool_call>[{"name": "f", "arguments": {}}'
+    assert read(whole + ',\n{\n "name": "') == read(whole)
+
 
 
 @pytest.mark.parametrize(

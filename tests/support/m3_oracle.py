@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 SELECTION_MARGIN = 1e-4
 """Least distance between the last block taken and the first one left out, relative to the boundary score.
@@ -25,6 +27,8 @@ ROUTER_MARGIN = 5e-5
 """Least distance between the last expert taken and the first one left out; scores are near 0 to 1."""
 TOKEN_MARGIN = 1e-3
 """Least distance between the two largest logits where a token is chosen greedily."""
+_CACHE = "cache" if Version(version("transformers")) >= Version("5.24") else "past_key_values"
+"""What `generate` calls its cache."""
 _QUERY_ROWS = 512  # queries scored at once; bounds the memory of the float64 scores
 
 
@@ -216,7 +220,7 @@ def continue_greedily(
         out = model.generate(
             input_ids=torch.tensor([tokens]),
             attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
-            past_key_values=cache,
+            **{_CACHE: cache},
             max_new_tokens=count,
             do_sample=False,
             eos_token_id=None,

@@ -123,7 +123,8 @@ def prepare_chat(llm: LLM, conversation: Conversation, *, scope: str = "") -> Ch
     encoded = asked.encode(llm.chat_encoder, conversation.messages)
     grammar = _grammar(shape, use, conversation.json_answer, _reasoning(chat_format, asked))
     # Markers are special tokens; they are wanted where something is to be read out of the answer.
-    special = written.needs_special_tokens and (written.has_reasoning or bool(use.tools))
+    calls = bool(use.tools) and use.choice != "none"
+    special = written.needs_special_tokens and (written.has_reasoning or calls)
     return Chat(llm.chat_encoder, encoded, asked, grammar, forbidden, special)
 
 

@@ -138,6 +138,10 @@ def _compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
     warnings = matcher.get_grammar_warnings()
     if warnings:  # it would be followed only in part
         raise RequestError(f"the grammar cannot be used as it is: {'; '.join(warnings)}", field="grammar")
+    first = matcher.deep_copy()
+    first.compute_bitmask()
+    if first.is_error():
+        raise RequestError(f"no answer fits the grammar: {_first_line(first.get_error())}", field="grammar")
     return matcher
 
 

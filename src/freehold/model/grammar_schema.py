@@ -61,6 +61,29 @@ def resolve(reference: str, root: Any) -> Any:
     return found
 
 
+def _returns(reference: str, root: Any, seen: frozenset[str]) -> bool:
+    """Whether a reference comes back to one that was seen without passing a value of its own: what a schema refers
+    to or combines is the same value."""
+    if reference in seen:
+        return True
+    schema = resolve(reference, root)
+    if not isinstance(schema, Mapping):
+        return False
+    parts = [schema, *(part for name in _COMBINED for part in _listed(schema.get(name)))]
+    inner = [part.get("$ref") for part in parts if isinstance(part, Mapping)]
+    try:
+        return any(_returns(r, root, seen | {reference}) for r in inner if isinstance(r, str))
+    except (LookupError, ValueError, TypeError):
+        return False  # it leads nowhere, which is said where it stands
+
+
+_COMBINED = ("allOf", "anyOf", "oneOf")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
 class _Walk:
     """One walk over one document."""
 
@@ -133,6 +156,8 @@ class _Walk:
             resolve(value, self._root)
         except (LookupError, ValueError, TypeError):
             self._refuse(path, f"{value!r} leads nowhere")
+        if _returns(value, self._root, frozenset()):
+            self._refuse(path, f"{value!r} leads back to itself, with nothing between that an answer could be")
         return value
 
     def number(self, value: Any, path: str) -> Any:

@@ -33,7 +33,7 @@ class _Choice:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One HTTP request. client: whom it is for. on_cancel: ends its streams."""
+    """One HTTP request. client: whom it is for. on_cancel: ends its streams. cancelled: somebody asked for that."""
 
     request_id: str
     route: str
@@ -41,6 +41,7 @@ class Entry:
     choices: list[_Choice]
     remove: Callable[[str], None]
     on_cancel: Callable[[], None] = _nothing
+    cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
 
     def note(self, index: int, event: Event) -> None:
@@ -53,6 +54,11 @@ class Entry:
             choice.generated += 1
         elif isinstance(event, FinishEvent):
             choice.ended = True
+
+    def cancel(self) -> None:
+        """Ends the request on somebody's wish."""
+        self.cancelled = True
+        self.on_cancel()
 
     def close(self) -> None:
         """Takes the request off the board; again: nothing."""

@@ -127,11 +127,16 @@ def log_failure(http_request_id: str, detail: str) -> None:
 
 def broken_answer(broken: Broken, http_request_id: str) -> tuple[int, str, str]:
     """Log what happened; status, message and code for the client."""
+    if broken.reason == "withdrawn":
+        logger.info("request %s was ended by DELETE /v1/requests", http_request_id)
+        # A status that client libraries do not take for a reason to send the request again.
+        message = "the request was ended by DELETE /v1/requests/{id}; what was read of its prompt is kept"
+        return 410, message, "request_cancelled"
     log_failure(http_request_id, broken.detail)
     if broken.reason == "timeout":
         message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
         return 504, message, "timeout"
     if broken.reason == "cancelled":
-        message = "the request was cancelled: on request of DELETE /v1/requests, or because the server is shutting down"
+        message = "the server gave this request up, most likely because it is shutting down; send it again"
         return 503, message, "request_cancelled"
     return 500, internal_error_body(http_request_id).error.message, "internal_error"

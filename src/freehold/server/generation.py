@@ -47,13 +47,13 @@ class ClientGone:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A stream did not come to a proper end: the engine failed ("error"), gave the request up ("cancelled"), or did
-    not get to its end in time ("timeout").
+    """A stream did not come to a proper end: the engine failed ("error"), gave the request up ("cancelled"), somebody
+    wanted it to end ("withdrawn"), or it did not get to its end in time ("timeout").
 
     detail: for the log.
     """
 
-    reason: Literal["error", "cancelled", "timeout"]
+    reason: Literal["error", "cancelled", "withdrawn", "timeout"]
     detail: str
 
 
@@ -158,7 +158,9 @@ class Generation:
         if isinstance(event, PrefillEvent):
             return index, Progress(event.done, event.total)
         if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
-            return Broken(event.reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
+            withdrawn = event.reason == "cancelled" and self._entry.cancelled
+            reason: Literal["error", "cancelled", "withdrawn", "timeout"] = "withdrawn" if withdrawn else event.reason
+            return Broken(reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
         answer = self.answers[index]
         heard = answer.hear(event)
         if answer.finish is not None:

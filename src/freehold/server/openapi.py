@@ -54,7 +54,10 @@ _WITH_A_BODY = {
 _POSTED = {429: "The engine's queue is full, or a limit of the key is reached; try again after Retry-After."}
 _READ = {400: "The body is not JSON, or asks for something that is wrong or cannot be done."}
 _NAMES_A_MODEL = {404: "There is no such model here."}
-_GENERATING = {504: "The answer was not done in the time that this server allows."}
+_GENERATING = {
+    410: "The request was ended by DELETE /v1/requests/{id}.",
+    504: "The answer was not done in the time that this server allows.",
+}
 
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key, where the server has keys."},

@@ -33,7 +33,7 @@ def request_routes(service: Service) -> APIRouter:
         if entry is None or not visible(http, entry):
             message = f"there is no running request {request_id[:80]!r}; GET /v1/requests lists them"
             return refuse(http.scope, 404, message, "request_not_found")
-        entry.on_cancel()
+        entry.cancel()
         return Response(status_code=204)
 
     return router

@@ -71,7 +71,7 @@ class JsonCallParser:
         return self._read(text, final=False)
 
     def finish(self) -> list[Part]:
-        """What was held back; a call that broke off before its name was whole is text."""
+        """What was held back. Of a call that was cut off before its name was whole nothing is left."""
         return self._read("", final=True)
 
     def _read(self, text: str, *, final: bool) -> list[Part]:
@@ -294,6 +294,10 @@ class JsonCallParser:
         if begun:
             out.add(ToolCallEnd(self._num_calls - 1, complete=False))
         rest = "".join(self._raw)
-        if not final or not (begun or self._expect == "after" or not rest.strip(" \t\r\n,")):
+        # At the answer's end the beginning of a call is no text: its markup is for nobody. A bare tag may be prose.
+        cut_off = final and (
+            begun or "{" in rest or "[" in rest or self._expect == "after" or not rest.strip(" \t\r\n,")
+        )
+        if not cut_off:
             out.text(rest)
         self._call, self._raw = None, []

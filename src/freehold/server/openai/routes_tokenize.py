@@ -5,6 +5,7 @@ from __future__ import annotations
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
+from freehold.core.errors import RequestError
 from freehold.server.json_body import decode_json
 from freehold.server.openai.logprobs import token_text
 from freehold.server.openai.wire_tokenize import (
@@ -58,5 +59,8 @@ def _detokenize(service: Service, body: bytes) -> DetokenizeAnswer:
     request = parse_request(DetokenizeRequest, decode_json(body))
     if request.model is not None:
         service.check_model(request.model)
-    text = b"".join(map(service.backend.token_bytes, request.tokens)).decode(errors="replace")
-    return DetokenizeAnswer(prompt=text)
+    spelled = [service.backend.token_bytes(token) for token in request.tokens]
+    if b"" in spelled:
+        at = spelled.index(b"")
+        raise RequestError(f"tokens: {request.tokens[at]} is not in the vocabulary", field=f"tokens[{at}]")
+    return DetokenizeAnswer(prompt=b"".join(spelled).decode(errors="replace"))
