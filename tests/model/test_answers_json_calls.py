@@ -155,7 +155,6 @@ def test_what_follows_a_call_and_is_cut_off_is_no_text() -> None:
     assert read(whole + ',\n{\n "name": "') == read(whole)
 
 
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

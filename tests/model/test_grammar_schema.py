@@ -74,6 +74,25 @@ def test_what_only_the_library_knows_is_refused_with_the_path(schema, message):
         checked(inside(schema), "reply")
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    ],
+)
+def test_a_schema_that_leads_back_to_itself_is_refused(schema):
+    with pytest.raises(RequestError, match="leads back to itself"):
+        checked(schema, "reply")
+
+
+def test_a_schema_may_hold_itself():
+    tree = {"type": "object", "properties": {"next": {"$ref": "#"}}}
+    assert checked(tree, "reply") == tree
+
+
 def test_a_schema_that_nothing_fits_is_refused():
     for impossible in (
         False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -41,3 +42,19 @@ def test_a_client_that_stays_is_not_cut_short(running):
         for _ in range(2):
             assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "x" * 20
     assert not any(stream.was_cut_short for stream in backend.streams)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_is_deleted_ends_and_is_not_sent_again(running, until, stream):
+    """Client libraries send again what ended with 409, 429 or 5xx."""
+    backend = FakeBackend(Script([b"x"] * 1000, delay=0.01))
+    with running(create_app(backend)) as url, ThreadPoolExecutor(1) as pool:
+        body = {"model": "fake/model", "prompt": "a", "max_tokens": 1000, "stream": stream}
+        answer = pool.submit(httpx.post, f"{url}/v1/completions", json=body)
+        until(lambda: bool(httpx.get(f"{url}/v1/requests").json()["data"]))
+        (entry,) = httpx.get(f"{url}/v1/requests").json()["data"]
+        assert httpx.delete(f"{url}/v1/requests/{entry['id']}").status_code == 204
+        response = answer.result(10)
+        assert (response.status_code, "DELETE" in response.text) == (200 if stream else 410, True)
+        assert len(backend.streams) == 1
+        assert httpx.delete(f"{url}/v1/requests/{entry['id']}").status_code == 404

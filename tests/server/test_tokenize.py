@@ -72,3 +72,8 @@ def test_of_tokens_with_the_same_text_the_likeliest_is_told():
     texts = {1: b"same", 2: b"same", 3: b"other"}
     found = TokenLogprobs(-3.0, ((1, -0.5), (3, -1.0), (2, -3.0)))
     assert text_logprobs([(2, found)], texts.__getitem__).top_logprobs == [{"same": -0.5, "other": -1.0}]
+
+
+def test_unknown_ids_are_named(ask):
+    response = ask(create_app(FakeBackend())).post("/v1/detokenize", {"tokens": [104, 256]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tokens[1]")
