@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import FastAPI
 
+from freehold.server.app import create_app
 from freehold.server.run import Server, reserve_port, server_config, server_url
 from support.page_browser import open_browser, open_page
 
@@ -120,3 +122,21 @@ def visit(browser: Any, running: Callable[[FastAPI], Any]) -> Callable[..., cont
             yield page
 
     return visit_app
+
+
+@pytest.fixture
+def connect(running) -> Iterator[object]:
+    """`connect(backend)` serves it and gives an official OpenAI client."""
+    open_things = []
+
+    def start(backend, **options):
+        server = running(create_app(backend, api_key="key", **options))
+        url = server.__enter__()
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
+        open_things.append((client, server))
+        return client
+
+    yield start
+    for client, server in open_things:
+        client.close()
+        server.__exit__(None, None, None)

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
-from freehold.server.app import create_app
 from support.fake_backend import FakeBackend, Script
 
 HI = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture
-def connect(running) -> Iterator[object]:
-    """`connect(backend)` serves it and gives a client."""
-    open_things = []
-
-    def start(backend, **options):
-        server = running(create_app(backend, api_key="key", **options))
-        url = server.__enter__()
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
-        open_things.append((client, server))
-        return client
-
-    yield start
-    for client, server in open_things:
-        client.close()
-        server.__exit__(None, None, None)
 
 
 def test_plain_streamed_and_listed(connect):

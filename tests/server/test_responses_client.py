@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import openai
 import pytest
 
 from freehold.model.answers.m3 import M3Parser
 from freehold.model.m3_tokens import THINK_CLOSE, THINK_OPEN, TOOL_NAMESPACE
-from freehold.server.app import create_app
 from support.fake_backend import FakeBackend, Script
 
 WEATHER = {
@@ -46,24 +44,6 @@ def m3_backend(*answers, **options):
         context_length=100_000,
         **options,
     )
-
-
-@pytest.fixture
-def connect(running) -> Iterator[object]:
-    """`connect(backend)` serves it and gives a client."""
-    open_things = []
-
-    def start(backend, **options):
-        server = running(create_app(backend, api_key="key", **options))
-        url = server.__enter__()
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
-        open_things.append((client, server))
-        return client
-
-    yield start
-    for client, server in open_things:
-        client.close()
-        server.__exit__(None, None, None)
 
 
 def test_plain_and_streamed(connect):

@@ -45,6 +45,9 @@ class ClientGone:
     """The client closed the connection; the streams are already cancelled."""
 
 
+BrokenReason = Literal["error", "cancelled", "withdrawn", "timeout"]
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """A stream did not come to a proper end: the engine failed ("error"), gave the request up ("cancelled"), somebody
@@ -53,7 +56,7 @@ class Broken:
     detail: for the log.
     """
 
-    reason: Literal["error", "cancelled", "withdrawn", "timeout"]
+    reason: BrokenReason
     detail: str
 
 
@@ -159,7 +162,7 @@ class Generation:
             return index, Progress(event.done, event.total)
         if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
             withdrawn = event.reason == "cancelled" and self._entry.cancelled
-            reason: Literal["error", "cancelled", "withdrawn", "timeout"] = "withdrawn" if withdrawn else event.reason
+            reason: BrokenReason = "withdrawn" if withdrawn else event.reason
             return Broken(reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
         answer = self.answers[index]
         heard = answer.hear(event)

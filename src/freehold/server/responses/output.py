@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ Event = dict[str, Any]
 End = Literal["completed", "incomplete"]
 
 
-class _OpenItem:
+class _OpenItem(ABC):
     """An item that still grows: the one at `index`, which has begun."""
 
     def __init__(self, index: int, prefix: str) -> None:
@@ -38,9 +39,9 @@ class _OpenItem:
     def event(self, kind: str, **fields: Any) -> Event:
         return {"type": f"response.{kind}", "item_id": self.id, "output_index": self.index, **fields}
 
+    @abstractmethod
     def item(self, status: ItemStatus) -> OutputItem:
         """The item as it is now."""
-        raise NotImplementedError
 
     def begin(self) -> list[Event]:
         """To be called before anything is added."""
