@@ -1,0 +1,51 @@
+"""The whole way from frames to the rows that stand in a prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from freehold.core.errors import ConfigError
+from freehold.core.visuals import Frames
+from freehold.loading.checkpoint import Checkpoint
+from freehold.model.compute import Compute
+from freehold.model.vision.config import VisionConfig
+from freehold.model.vision.names import PARTS, sources
+from freehold.model.vision.patches import patch_rows
+from freehold.model.vision.projector import Projector
+from freehold.model.vision.rope import axis_tables
+from freehold.model.vision.tower import Tower
+from freehold.model.weights import load_weights
+
+
+class VisionEncoder(nn.Module):
+    """Frames to embeddings. It looks at one image or segment at a time, so that its features never depend on what
+    else there is."""
+
+    def __init__(self, config: VisionConfig, compute: Compute) -> None:
+        super().__init__()
+        self.config, self.compute = config, compute
+        self.tower = Tower(config, compute)
+        self.projector = Projector(config, compute)
+
+    @torch.no_grad()
+    def forward(self, frames: Frames) -> Tensor:
+        """(frames.num_tokens, out_size) float32."""
+        cos, sin = axis_tables(self.config, self.compute, frames.grid)
+        return self.projector(self.tower(patch_rows(frames, self.config), cos, sin))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:
+        """The encoder of a full checkpoint in the release's layout; None if the checkpoint holds no vision weights.
+
+        Raises ConfigError if there are weights without a configuration, or one that is not supported;
+        TensorMismatchError if some are missing, unknown, misshapen or mistyped.
+        """
+        if checkpoint.format != "safetensors" or not any(name.startswith(PARTS) for name in checkpoint.tensors):
+            return None
+        where = f"{checkpoint.path}/config.json"
+        if checkpoint.config.get("vision_config") is None:
+            raise ConfigError(f"{where}: 'vision_config' is missing, but the checkpoint holds the weights of a tower")
+        encoder = VisionEncoder(VisionConfig.from_hf(checkpoint.config, where), compute)
+        load_weights(checkpoint, sources(encoder), ignored=lambda name: not name.startswith(PARTS))
+        return encoder
