@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from freehold.core.errors import RequestError
 from freehold.model.grammar import lark_error
+from freehold.model.grammar_finite import FiniteValues
 
 WHITESPACE = r"\r?\n[ \t]{0,64}|[ ]{1,2}"
 """White space between the parts of a JSON text; bounded, or a model may write nothing else for ever."""
@@ -27,7 +28,8 @@ _NUMBER_FORMATS = frozenset(("double", "float"))  # JSON numbers are no others
 
 
 def checked(schema: Any, field: str) -> Any:
-    """The schema without its annotations, if everything it says can be enforced.
+    """The schema without its annotations, if everything it says can be enforced and some finite JSON fits it. Parts of
+    it that no finite JSON fits are false.
 
     field: what the schema is called in messages, such as "response_format.json_schema.schema".
     Raises RequestError that names the keyword and the path to it.
@@ -37,7 +39,14 @@ def checked(schema: Any, field: str) -> Any:
     if error:
         where, reason = _culprit(plain, plain, field, error)
         raise RequestError(f"{where}: {_reason(reason)}", field=field)
-    return plain
+    finite = FiniteValues(plain, resolve)
+    if not finite.exist(plain):
+        where = _endless(finite, plain, field)
+        raise RequestError(
+            f"{where}: no finite JSON fits it, as each value has to hold another one; let it be null or be left out",
+            field=field,
+        )
+    return _ended(finite, plain)
 
 
 def walked(schema: Any, field: str) -> Any:
@@ -257,6 +266,31 @@ def _culprit(schema: Any, root: Any, path: str, error: str) -> tuple[str, str]:
                 return _culprit(inner, root, inner_path, inner_error)
     about_pattern = "regex" in error and isinstance(schema, Mapping) and "pattern" in schema
     return (f"{path}.pattern" if about_pattern else path), error
+
+
+def _endless(finite: FiniteValues, schema: Any, path: str) -> str:
+    """The path of an innermost schema that no finite JSON fits."""
+    for inner_path, inner in subschemas(schema, path):
+        if not finite.exist(inner):
+            return _endless(finite, inner, inner_path)
+    return path
+
+
+def _ended(finite: FiniteValues, schema: Any) -> Any:
+    """The schema with false wherever no finite JSON fits, so that no answer goes there."""
+    if not isinstance(schema, Mapping):
+        return schema
+    if not finite.exist(schema):
+        return False
+    ended = dict(schema)
+    for key, value in schema.items():
+        if key in _ONES:
+            ended[key] = _ended(finite, value)
+        elif key in _LISTS:
+            ended[key] = [_ended(finite, each) for each in value]
+        elif key in _MANY:
+            ended[key] = {name: _ended(finite, each) for name, each in value.items()}
+    return ended
 
 
 def _reason(error: str) -> str:

@@ -57,6 +57,8 @@ class ValueRules:
         properties.update({name: True for name in schema.get("required", ()) if name not in properties})
         parts = []
         for name, member in properties.items():
+            if member is False:  # nothing fits it, so it is never there
+                continue
             if not _TAG_NAME.fullmatch(name) or TOOL_NAMESPACE in name:
                 if name in required:
                     raise RequestError(f"{what}: no tag of this model can be called {name!r}", field="tools")
