@@ -11,16 +11,19 @@ import pytest
 
 from freehold.core.conversation import Conversation, JsonAnswer, ToolUse
 from freehold.core.errors import UnsupportedFieldError
-from freehold.core.parts import TextPart
+from freehold.core.parts import ReasoningPart, TextPart
 from freehold.core.sampling import SamplingParams
 from freehold.engine.chat import prepare_chat
-from freehold.model.chat import ChatFormat
+from freehold.model.chat import ChatFormat, built_in_template
 from freehold.model.chat_replay import ChatEncoder
+from freehold.model.m3_tokens import TOOL_NAMESPACE
 from freehold.model.tokenizer import Tokenizer
 from support.byte_tokenizer import write_byte_tokenizer
 
 CALLS = "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.content }}{% endfor %}<tool_call>["
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+REASONING = CALLS + "{# <think> #}"
+M3_CALL = f'{TOOL_NAMESPACE}<tool_call>{TOOL_NAMESPACE}<invoke name="f">{TOOL_NAMESPACE}</invoke>'
 CALL = '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>'
 
 
@@ -49,9 +52,18 @@ def test_calls_are_read_where_tools_are_given():
     assert not any(isinstance(part, TextPart) for part in [*parser.push(CALL), *parser.finish()])
 
 
-def test_where_none_may_be_called_what_looks_like_a_call_is_text():
-    parser = chat(CALLS, tool_use=ToolUse((TOOL,), "none")).parser()
-    assert [*parser.push(CALL), *parser.finish()] == [TextPart(CALL)]
+@pytest.mark.parametrize("template", [CALLS, REASONING, built_in_template("minimax_m3")])
+@pytest.mark.parametrize("use", [ToolUse((TOOL,), "none"), ToolUse()])
+def test_where_none_may_be_called_what_looks_like_a_call_is_text(template: str, use: ToolUse):
+    prepared = chat(template, tool_use=use)
+    call = M3_CALL if "minimax" in template else CALL
+    parser = prepared.parser()
+    assert [*parser.push(call), *parser.finish()] == [TextPart(call)]
+
+
+def test_where_none_may_be_called_reasoning_is_read():
+    parser = chat(REASONING, tool_use=ToolUse((TOOL,), "none")).parser()
+    assert [*parser.push(f"<think>why</think>{CALL}"), *parser.finish()] == [ReasoningPart("why"), TextPart(CALL)]
 
 
 def test_a_required_call_has_a_grammar_and_a_free_answer_none():

@@ -38,9 +38,11 @@ class Chat:
         asked: Asked,
         grammar: str | None,
         forbidden: Sequence[int],
+        *,
         special: bool,
+        calls: bool,
     ) -> None:
-        self._encoder, self._encoded, self._asked = encoder, encoded, asked
+        self._encoder, self._encoded, self._asked, self._calls = encoder, encoded, asked, calls
         self._grammar, self._forbidden, self._special = grammar, tuple(forbidden), special
 
     @property
@@ -58,7 +60,7 @@ class Chat:
         asked = self._asked
         if not self._special:
             return PlainParser()
-        return asked.chat_format.answer_parser(tools=asked.tools or None, **asked.options)
+        return asked.chat_format.answer_parser(tools=asked.tools or None, calls=self._calls, **asked.options)
 
     def remember(self, message: Mapping[str, Any], token_ids: Sequence[int]) -> None:
         """The message that these tokens became; when it comes back, it becomes them again."""
@@ -125,7 +127,7 @@ def prepare_chat(llm: LLM, conversation: Conversation, *, scope: str = "") -> Ch
     # Markers are special tokens; they are wanted where something is to be read out of the answer.
     calls = bool(use.tools) and use.choice != "none"
     special = written.needs_special_tokens and (written.has_reasoning or calls)
-    return Chat(llm.chat_encoder, encoded, asked, grammar, forbidden, special)
+    return Chat(llm.chat_encoder, encoded, asked, grammar, forbidden, special=special, calls=calls)
 
 
 def _family(chat_format: ChatFormat) -> Family:

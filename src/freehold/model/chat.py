@@ -115,10 +115,12 @@ class ChatFormat:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking_mode: str | None = None,
+        calls: bool = True,
         **template_kwargs: Any,
     ) -> AnswerParser:
         """A parser for one answer to a prompt that was rendered with the same arguments.
 
+        calls: False: none are wanted, and what looks like one is text.
         Where an answer begins follows from thinking_mode, or, for a template that opens or closes `<think>` in its
         generation prompt, from what it writes there.
         Raises ArgumentError for a thinking_mode that the model does not have, TemplateError as `render` does.
@@ -126,7 +128,7 @@ class ChatFormat:
         chosen = self.answer_format
         if thinking_mode is None and chosen.name == "json_calls" and chosen.has_reasoning:
             thinking_mode = self.opened_mode(tools, template_kwargs)
-        return chosen.parser(tools=tools, thinking_mode=thinking_mode)
+        return chosen.parser(tools=tools, thinking_mode=thinking_mode, calls=calls)
 
     def opened_mode(self, tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]) -> str:
         """The thinking mode that the end of a prompt stands for."""

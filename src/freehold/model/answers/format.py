@@ -51,11 +51,16 @@ class AnswerFormat:
         return self.name != "plain"
 
     def parser(
-        self, *, tools: Sequence[Mapping[str, Any]] | None = None, thinking_mode: str | None = None
+        self,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking_mode: str | None = None,
+        calls: bool = True,
     ) -> AnswerParser:
         """A parser for one answer.
 
         tools: declarations as the OpenAI API has them; calls of other tools are read too.
+        calls: False: none are wanted, and what looks like one is text.
         thinking_mode: how the answer begins: "enabled" inside reasoning, "disabled" as text, "adaptive" or None with
             a tag that tells. Formats without reasoning take None alone.
         Raises ArgumentError for a thinking_mode that the format does not have.
@@ -64,7 +69,7 @@ class AnswerFormat:
             known = ", ".join(map(repr, THINKING_MODES)) if self.has_reasoning else "None alone"
             raise ArgumentError(f"thinking_mode is {thinking_mode!r}; for this model it may be {known}")
         if self.name == "minimax_m3":
-            return M3Parser(tools=tools, thinking_mode=thinking_mode)
+            return M3Parser(tools=tools, thinking_mode=thinking_mode, calls=calls)
         if self.name == "json_calls":
-            return JsonCallParser(start=_STARTS[thinking_mode] if self.has_reasoning else "text")
+            return JsonCallParser(start=_STARTS[thinking_mode] if self.has_reasoning else "text", calls=calls)
         return PlainParser()

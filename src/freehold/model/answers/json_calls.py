@@ -41,6 +41,7 @@ class JsonCallParser:
 
     start: "text": no reasoning. "reasoning": the answer begins inside reasoning. "either": `<think>` in front, after
         at most 16 characters of white space, opens reasoning.
+    calls: False: none are wanted, and what looks like one is text.
 
     Reasoning lasts until `</think>`; without one, all is reasoning, tool calls too. One line end after `<think>`
     and one before `</think>` belong to the tags, as do two after `</think>`. Thinking tags further on are text.
@@ -55,7 +56,8 @@ class JsonCallParser:
     begun ends there with `complete=False`; where the answer ends inside it, nothing of it becomes text.
     """
 
-    def __init__(self, *, start: Start = "either") -> None:
+    def __init__(self, *, start: Start = "either", calls: bool = True) -> None:
+        self._reads_calls = calls
         self._state = {"text": "text", "reasoning": "first line end", "either": "start"}[start]
         self._buffer = ""
         self._at = 0
@@ -125,9 +127,11 @@ class JsonCallParser:
             is_line_end = self._buffer[self._at] == "\n"
             self._at += is_line_end
             self._line_ends = self._line_ends - 1 if is_line_end else 0
-        start = self._buffer.find(CALL_OPEN, self._at)
+        start = self._buffer.find(CALL_OPEN, self._at) if self._reads_calls else -1
         if start < 0:
-            held = 0 if final else held_len(self._buffer, self._at, ["\n" + CALL_OPEN, CALL_OPEN])
+            held = (
+                0 if final or not self._reads_calls else held_len(self._buffer, self._at, ["\n" + CALL_OPEN, CALL_OPEN])
+            )
             out.text(self._take(len(self._buffer) - held))
             return False
         out.text(self._take(start - self._line_end_before(start)))

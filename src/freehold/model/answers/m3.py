@@ -29,6 +29,7 @@ _NO_MARK_YET = re.compile(
 )
 _NAMESPACE_OR_CLOSE = re.compile(f"{re.escape(TOOL_NAMESPACE)}|{re.escape(THINK_CLOSE)}")
 _NAMESPACE = re.compile(re.escape(TOOL_NAMESPACE))
+_CLOSE = re.compile(re.escape(THINK_CLOSE))
 
 _State = Literal["start", "reasoning", "content", "block", "call"]
 
@@ -41,6 +42,7 @@ class M3Parser:
         `<mm:think>` in front of it is dropped. "disabled": all of it is content. "adaptive" or None: `<mm:think>`
         in front opens reasoning, a bare `</mm:think>` in front is dropped, anything else is content; up to 16
         characters of white space before the tag go with it.
+    calls: False: none are wanted, and what looks like one, the marker included, is text or reasoning.
 
     Reasoning lasts until `</mm:think>`; without one, all is reasoning. A tool block that opens inside reasoning ends
     it, and a later `</mm:think>` is then dropped. After reasoning, thinking tags are text.
@@ -57,10 +59,17 @@ class M3Parser:
     Raises ArgumentError for another thinking_mode.
     """
 
-    def __init__(self, *, tools: Sequence[Mapping[str, Any]] | None = None, thinking_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking_mode: str | None = None,
+        calls: bool = True,
+    ) -> None:
         if thinking_mode is not None and thinking_mode not in THINKING_MODES:
             known = ", ".join(map(repr, THINKING_MODES))
             raise ArgumentError(f"thinking_mode is {thinking_mode!r}; it must be one of {known}")
+        self._reads_calls = calls
         self._parameters = parameters_by_tool(tools)
         self._state: _State = "content" if thinking_mode == "disabled" else "start"
         self._after_start: _State = "reasoning" if thinking_mode == "enabled" else "content"
@@ -110,10 +119,12 @@ class M3Parser:
     def _prose(self, out: PartList, final: bool) -> bool:
         """Takes text up to the next marker, and the marker. False: more is needed."""
         closable = self._state == "reasoning" or self._drop_close
-        found = (_NAMESPACE_OR_CLOSE if closable else _NAMESPACE).search(self._buffer, self._at)
+        pattern = (_NAMESPACE_OR_CLOSE if closable else _NAMESPACE) if self._reads_calls else _CLOSE
+        found = pattern.search(self._buffer, self._at) if closable or self._reads_calls else None
         if found is None:
-            markers = ["\n" + TOOL_NAMESPACE, TOOL_NAMESPACE, *([THINK_CLOSE] if closable else [])]
-            held = 0 if final else held_len(self._buffer, self._at, markers)
+            markers = ["\n" + TOOL_NAMESPACE, TOOL_NAMESPACE] if self._reads_calls else []
+            markers += [THINK_CLOSE] if closable else []
+            held = held_len(self._buffer, self._at, markers) if markers and not final else 0
             self._text(out, len(self._buffer) - held)
             return False
         if found.group() == THINK_CLOSE:
