@@ -25,7 +25,8 @@ LEVELS = {
     "server": 5,
     "bench": 5,
     "evaluation": 5,
-    "cli": 6,
+    "plan": 6,
+    "cli": 7,
 }
 
 # `freehold/__init__.py` stands above all rooms; this name is a constant and may be read from anywhere.

@@ -1,0 +1,191 @@
+"""What is planned: a model's sizes and tensors, from its files' headers or from its configuration alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from freehold.core.blocks import LaneSpec
+from freehold.core.errors import ConfigError
+from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open_checkpoint
+from freehold.loading.json_object import read_json_object
+from freehold.loading.pull import resolve
+from freehold.loading.safetensors_header import BITS_PER_ELEMENT
+from freehold.model.llama import LlamaConfig
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.registry import family_of
+from freehold.plan.part import Part, part_of
+from freehold.plan.shapes import llama_tensors, m3_tensors
+
+_SCALES = ("_scale_inv", "_scale", "_scale_2", ".input_scale")
+_WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint. nbytes: in its file. parameters: weights it stands for; scales stand for none."""
+
+    name: str
+    part: Part
+    info: TensorInfo
+    nbytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """origin: whether tensors were read from files' headers or derived from a configuration.
+
+    config: the text model's sizes. tensors: all of the checkpoint, in its order. refusals: why this version does not
+    load the checkpoint, though its needs are known; empty if it does.
+    """
+
+    path: Path
+    origin: Literal["files", "configuration"]
+    config: LlamaConfig | MiniMaxM3Config
+    tensors: tuple[StoredTensor, ...]
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Literal["llama", "m3"]:
+        """Which of the architectures it is."""
+        return "m3" if isinstance(self.config, MiniMaxM3Config) else "llama"
+
+    @cached_property
+    def lane_specs(self) -> tuple[LaneSpec, ...]:
+        """The lanes of each layer in the block cache, as the model itself will ask for them."""
+        c = self.config
+        if isinstance(c, LlamaConfig):
+            return (LaneSpec(c.num_kv_heads, c.head_dim),) * c.num_layers
+        return tuple(
+            LaneSpec(c.num_kv_heads, c.head_dim, c.index_dim if sparse else None) for sparse in c.sparse_attention
+        )
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers with routed experts."""
+        return sum(self.config.moe) if isinstance(self.config, MiniMaxM3Config) else 0
+
+    @property
+    def active_share(self) -> float:
+        """Routed experts that a token uses, as a part of all."""
+        c = self.config
+        return c.num_experts_per_token / c.num_experts if isinstance(c, MiniMaxM3Config) else 1.0
+
+    @cached_property
+    def parameters(self) -> dict[Part, int]:
+        """Stored parameters of each part that has some."""
+        return self._sum({t.name: t.parameters for t in self.tensors})
+
+    @cached_property
+    def nbytes(self) -> dict[Part, int]:
+        """Stored bytes of each part that has some, without the files' headers."""
+        return self._sum({t.name: t.nbytes for t in self.tensors})
+
+    @cached_property
+    def active(self) -> dict[Part, int]:
+        """Parameters that compute one text token. Of embeddings it is one row, or, where they are the head too, all."""
+        found: dict[Part, int] = {}
+        for part, count in self.parameters.items():
+            if part == "embeddings":
+                found[part] = count if self.config.tie_embeddings else self.config.hidden_size
+            elif part == "routed experts":
+                found[part] = round(count * self.active_share)
+            else:
+                found[part] = 0 if part in ("vision", "other") else count
+        return found
+
+    def _sum(self, amounts: Mapping[str, int]) -> dict[Part, int]:
+        found: dict[Part, int] = {}
+        for tensor in self.tensors:
+            found[tensor.part] = found.get(tensor.part, 0) + amounts[tensor.name]
+        return found
+
+
+def open_subject(model: str) -> Subject:
+    """Looks at a model without reading its weights.
+
+    model: a directory, a .gguf file (any part of a split one), a pulled name, or a config.json (also a directory that
+    holds nothing else): then every tensor is derived from it.
+    Raises ModelNotFoundError, LoadError or ConfigError.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(model)))
+    if path.is_file() and path.suffix.lower() == ".json":
+        return _from_config(path)
+    if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
+        return _from_config(path / "config.json")
+    with open_checkpoint(resolve(model)) as checkpoint:
+        return _from_files(checkpoint)
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(name == INDEX_NAME or name.lower().endswith((".safetensors", ".gguf")) for name in os.listdir(directory))
+
+
+def _from_files(checkpoint: Checkpoint) -> Subject:
+    where, names = str(checkpoint.path), checkpoint.tensors
+    refusals: tuple[str, ...] = ()
+    config: LlamaConfig | MiniMaxM3Config
+    if checkpoint.format == "gguf":
+        known = family_of(checkpoint.config, "gguf", where)
+        if known == "llama":
+            config = LlamaConfig.from_gguf(checkpoint.config, names, where)
+        else:
+            config = MiniMaxM3Config.from_gguf(checkpoint.config, where)
+    else:
+        config, refusals = _read_config(checkpoint.config, f"{where}/config.json")
+    tensors = tuple(
+        StoredTensor(name, part_of(name), info, checkpoint.extent(name).nbytes, _parameters(name, info, names))
+        for name, info in names.items()
+    )
+    return Subject(checkpoint.path, "files", config, tensors, refusals)
+
+
+def _from_config(path: Path) -> Subject:
+    values, where = read_json_object(path), str(path)
+    config, refusals = _read_config(values, where)
+    if isinstance(config, LlamaConfig):
+        infos = llama_tensors(config, _dtype(values, where))
+    else:
+        infos = m3_tensors(config, values, _dtype(values, where), where)
+    tensors = tuple(
+        StoredTensor(name, part_of(name), info, info.numel * BITS_PER_ELEMENT[info.dtype] // 8, _parameters(name, info, infos))
+        for name, info in infos.items()
+    )  # fmt: skip
+    return Subject(path, "configuration", config, tensors, refusals)
+
+
+def _read_config(values: Mapping[str, Any], where: str) -> tuple[LlamaConfig | MiniMaxM3Config, tuple[str, ...]]:
+    """The sizes, and why this version would not load them. A quantisation that it cannot read is no reason not to plan."""
+    if family_of(values, "safetensors", where) == "llama":
+        return LlamaConfig.from_hf(values, where), ()
+    if not values.get("quantization_config"):
+        return MiniMaxM3Config.from_hf(values, where), ()
+    try:
+        return MiniMaxM3Config.from_hf(values, where), ()
+    except ConfigError as error:
+        plain = {key: value for key, value in values.items() if key != "quantization_config"}
+        return MiniMaxM3Config.from_hf(plain, where), (str(error),)
+
+
+def _dtype(values: Mapping[str, Any], where: str) -> str:
+    """The stored type that a configuration names; bfloat16 where it names none, as models are published in."""
+    text = values.get("text_config") or {}
+    named = next(
+        (v for v in (values.get("torch_dtype"), values.get("dtype"), text.get("torch_dtype")) if v), "bfloat16"
+    )
+    word = _WORDS.get(str(named).removeprefix("torch."))
+    if word is None:
+        raise ConfigError(f"{where}: 'torch_dtype' is {named!r}; known are {', '.join(_WORDS)}")
+    return word
+
+
+def _parameters(name: str, info: TensorInfo, all_names: Mapping[str, object]) -> int:
+    if name.endswith(_SCALES):
+        return 0
+    packed = info.dtype == "U8" and f"{name}_scale" in all_names  # two 4-bit weights in a byte
+    return 2 * info.numel if packed else info.numel
