@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from freehold.loading.mapping import MappedFile
+    from freehold.loading.quantized import QuantizedTensor
 
 CheckpointFormat = Literal["safetensors", "gguf"]
 
@@ -31,7 +32,8 @@ class TensorInfo:
     """What a file says about a tensor.
 
     shape: in torch's order, slowest axis first; a matrix is (out, in), whatever the file's own order is.
-    dtype: the format's own word, such as "F32", "F16", "BF16", "F8_E4M3", "Q4_1" or "Q6_K".
+    dtype: the format's own word, such as "F32", "F16", "BF16", "F8_E4M3", "Q4_1" or "Q6_K"; of matrices that
+    safetensors hold as small floats and scales, "MXFP8", "FP8" or "NVFP4".
     """
 
     shape: tuple[int, ...]
@@ -58,7 +60,8 @@ class Checkpoint(ABC):
     path: what was opened, absolute. format: "safetensors" or "gguf".
     config: config.json of a directory; of a GGUF file its metadata, key -> Python value, arrays as lists.
     generation_config: the directory's generation_config.json, or {}.
-    tensors: name -> TensorInfo, in the order of the files. files: the files that hold tensors.
+    tensors: name -> TensorInfo, in the order of the files; the scales of quantised matrices are left out.
+    files: the files that hold tensors.
 
     Reading tensors from several threads is safe. A checkpoint is a context manager; see `close`.
     """
@@ -73,11 +76,14 @@ class Checkpoint(ABC):
         generation_config: dict[str, Any],
         tensors: Mapping[str, tuple[TensorInfo, Extent]],
         mapped: Sequence[MappedFile],
+        seen: Mapping[str, TensorInfo] | None = None,
     ) -> None:
+        """tensors: what the files hold. seen: what a model sees of it, if that is something else."""
         self.path = path
         self.config = config
         self.generation_config = generation_config
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({n: info for n, (info, _) in tensors.items()})
+        self._stored: Mapping[str, TensorInfo] = MappingProxyType({n: info for n, (info, _) in tensors.items()})
+        self.tensors: Mapping[str, TensorInfo] = self._stored if seen is None else MappingProxyType(dict(seen))
         self.files = [file.path for file in mapped]
         self._extents = {name: extent for name, (_, extent) in tensors.items()}
         self._mapped: tuple[MappedFile, ...] | None = tuple(mapped)
@@ -88,17 +94,24 @@ class Checkpoint(ABC):
         """The tensor `name`, on the CPU, contiguous, of the shape that `tensors` gives.
 
         Types that torch has are views of the mapped file in the stored dtype. Writing to one changes this
-        process's copy of the touched pages and never the file. GGUF's quantised types come as new float32
-        tensors. Raises TensorMismatchError for a name that the checkpoint does not have, LoadError for a
-        type that cannot be read and after `close`.
+        process's copy of the touched pages and never the file. Quantised ones come as new float32 tensors.
+        Raises TensorMismatchError for a name that the checkpoint does not have, LoadError for a type that
+        cannot be read and after `close`.
         """
+
+    @abstractmethod
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The tensor `name` as it is stored, or None if it is not quantised. Raises as `tensor` does."""
 
     @abstractmethod
     def _identity(self) -> Iterable[bytes]:
         """The bytes besides tensors that belong to the checkpoint's digest."""
 
     def extent(self, name: str) -> Extent:
-        """Where the tensor's stored bytes lie, for those who stream them. Raises as `tensor` does."""
+        """Where the tensor's stored bytes lie, for those who stream them. Raises as `tensor` does.
+
+        Of a matrix with scales beside it these are the codes.
+        """
         try:
             return self._extents[name]
         except KeyError:
@@ -119,7 +132,7 @@ class Checkpoint(ABC):
             for file in self._open_files():
                 pieces.update(file.nbytes.to_bytes(8, "little"))
             for name, extent in sorted(self._extents.items()):
-                info = self.tensors[name]
+                info = self._stored[name]
                 pieces.update(repr((name, info.shape, info.dtype, extent.nbytes)).encode())
                 start = extent.offset + max(0, (extent.nbytes - _SAMPLE_BYTES) // 2)
                 end = min(start + _SAMPLE_BYTES, extent.offset + extent.nbytes)
@@ -145,6 +158,12 @@ class Checkpoint(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"
 
+    def _seen(self, name: str) -> TensorInfo:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise TensorMismatchError(str(self.path), missing=[name]) from None
+
     def _open_files(self) -> tuple[MappedFile, ...]:
         if self._mapped is None:
             raise LoadError(f"{self.path}: the checkpoint is closed; open it again to read tensors")
@@ -161,7 +180,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
       - a directory without safetensors whose only .gguf file, or only split one, is meant.
 
     Raises ModelNotFoundError if nothing is there, CorruptFileError if the bytes contradict the format,
-    LoadError if what is there cannot be used. Files may be hostile: time and memory are bounded by limits
+    ConfigError for a quantisation that is not read, TensorMismatchError for scales that do not fit their
+    weights, LoadError if what is there cannot be used. Files may be hostile: time and memory are bounded by limits
     on headers, named in the modules that read them.
     """
     # os.path, unlike Path, takes any text for a path: one that cannot exist does not exist.

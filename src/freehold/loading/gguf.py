@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 
 from freehold.core.errors import CorruptFileError, LoadError
 from freehold.loading.checkpoint import Checkpoint, Extent, TensorInfo
 from freehold.loading.gguf_header import GgufHeader, read_header
 from freehold.loading.mapping import MappedFile
+from freehold.loading.quantized import GgmlTensor
 from freehold.loading.quoting import listed, quoted
 
 MAX_PARTS = 1024
@@ -33,10 +32,6 @@ _TORCH_DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-
-# Elements that are dequantised at a time: a few megabytes of float32, which stay in the processor's cache
-# while gguf's chain of NumPy operations passes over them.
-_CHUNK_ELEMENTS = 2**18
 
 
 class GgufCheckpoint(Checkpoint):
@@ -73,14 +68,18 @@ class GgufCheckpoint(Checkpoint):
         )
 
     def tensor(self, name: str) -> torch.Tensor:
-        """See `Checkpoint.tensor`. Dequantisation is gguf's own, bit for bit, and needs the tensor's own
-        float32 size and a few megabytes."""
-        extent = self.extent(name)
-        info = self.tensors[name]
+        """See `Checkpoint.tensor`. Dequantisation is the gguf package's, bit for bit."""
+        info = self._seen(name)
         dtype = _TORCH_DTYPES.get(info.dtype)
-        if dtype is not None:
-            return self._open_files()[extent.file].view(extent.offset, dtype, info.shape)
-        return self._dequantize(name, info)
+        if dtype is None:
+            return self._packed(name, info).dequantize()
+        extent = self.extent(name)
+        return self._open_files()[extent.file].view(extent.offset, dtype, info.shape)
+
+    def quantized(self, name: str) -> GgmlTensor | None:
+        """See `Checkpoint.quantized`."""
+        info = self._seen(name)
+        return None if info.dtype in _TORCH_DTYPES else self._packed(name, info)
 
     def blocks(self, name: str) -> torch.Tensor:
         """The tensor's stored bytes, uint8, as a view: its shape with the last axis counting bytes.
@@ -94,30 +93,8 @@ class GgufCheckpoint(Checkpoint):
             num_rows *= size
         return self._open_files()[extent.file].view(extent.offset, torch.uint8, (*rows, extent.nbytes // num_rows))
 
-    def _dequantize(self, name: str, info: TensorInfo) -> torch.Tensor:
-        kind = gguf.GGMLQuantizationType[info.dtype]
-        block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
-        stored = self.blocks(name).view(-1).numpy()
-        try:
-            out = np.empty(info.numel, dtype=np.float32)
-        except MemoryError as error:
-            raise LoadError(
-                f"{self.path}: tensor {quoted(name)} takes {4 * info.numel} bytes as float32, and there is no"
-                " memory for that"
-            ) from error
-        step = _CHUNK_ELEMENTS // block
-        try:
-            # Scales that are infinite or not a number are the file's, and are passed on without a warning.
-            with np.errstate(all="ignore"):
-                for first in range(0, info.numel // block, step):
-                    chunk = stored[first * block_nbytes : (first + step) * block_nbytes].reshape(1, -1)
-                    out[first * block : (first + step) * block] = gguf.dequantize(chunk, kind)[0]
-        except NotImplementedError as error:
-            raise LoadError(
-                f"{self.path}: tensor {quoted(name)} is {info.dtype}, which the gguf package cannot"
-                " dequantise. Use another quantisation of the model"
-            ) from error
-        return torch.from_numpy(out).view(info.shape)
+    def _packed(self, name: str, info: TensorInfo) -> GgmlTensor:
+        return GgmlTensor(str(self.path), name, info.dtype, info.shape, self.blocks(name))
 
     def _identity(self) -> Iterable[bytes]:
         yield b"gguf"

@@ -1,4 +1,4 @@
-"""A directory with config.json and safetensors files."""
+"""A directory with config.json and safetensors files, whose matrices may be quantised."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from freehold.core.errors import CorruptFileError, LoadError
+from freehold.core.errors import ConfigError, CorruptFileError, LoadError
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, Extent, TensorInfo
 from freehold.loading.json_object import read_json_object
 from freehold.loading.mapping import MappedFile
+from freehold.loading.quantization_config import read_quantization
+from freehold.loading.quantized import ScaledTensor
 from freehold.loading.quoting import listed, quoted
 from freehold.loading.safetensors_header import read_header
+from freehold.loading.scaled_layout import ScaledLayout, find_scaled
 
 MAX_INDEX_BYTES = 16 * 2**20
 """Most bytes of model.safetensors.index.json; MiniMax-M3's has 3 MiB."""
@@ -45,13 +48,17 @@ if hasattr(torch, "float8_e8m0fnu"):  # Newer than the oldest torch that is supp
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """`Checkpoint` over safetensors: every tensor is a view of the mapped file in its stored dtype."""
+    """`Checkpoint` over safetensors: tensors are views of the mapped file in their stored dtype.
+
+    With a quantization_config, codes and scales of a quantised matrix make one tensor; see `scaled_layout`.
+    """
 
     format = "safetensors"
 
-    def __init__(self, *, headers: list[bytes], **checkpoint: Any) -> None:
+    def __init__(self, *, headers: list[bytes], layouts: dict[str, ScaledLayout], **checkpoint: Any) -> None:
         super().__init__(**checkpoint)
         self._headers = headers
+        self._layouts = layouts
 
     @classmethod
     def open(cls, directory: Path, names: list[str], *, has_index: bool) -> SafetensorsCheckpoint:
@@ -59,7 +66,7 @@ class SafetensorsCheckpoint(Checkpoint):
         config_path = directory / "config.json"
         if not os.path.exists(config_path):
             raise LoadError(f"{directory}: has no config.json; without it the model's architecture is unknown")
-        config = read_json_object(config_path)
+        config = _with_quantization(directory, read_json_object(config_path))
         generation_path = directory / "generation_config.json"
         generation_config = read_json_object(generation_path) if os.path.exists(generation_path) else {}
         weight_map = _read_index(directory) if has_index else None
@@ -79,19 +86,53 @@ class SafetensorsCheckpoint(Checkpoint):
             headers.append(file.buffer[:header_nbytes])
         if weight_map is not None:
             _check_index(directory, shards, weight_map, tensors)
+        seen, layouts = _find_scaled(directory, config, tensors)
         return cls(
             path=directory,
             config=config,
             generation_config=generation_config,
             tensors=tensors,
             mapped=mapped,
+            seen=seen,
             headers=headers,
+            layouts=layouts,
         )
 
     def tensor(self, name: str) -> torch.Tensor:
         """See `Checkpoint.tensor`. A type that torch does not have is a LoadError."""
+        self._seen(name)
+        if name in self._layouts:
+            return self._scaled(name, self._layouts[name]).dequantize()
+        return self._stored_tensor(name)
+
+    def quantized(self, name: str) -> ScaledTensor | None:
+        """See `Checkpoint.quantized`."""
+        self._seen(name)
+        return self._scaled(name, self._layouts[name]) if name in self._layouts else None
+
+    def _scaled(self, name: str, layout: ScaledLayout) -> ScaledTensor:
+        # Exponents are handed out as bytes: not every torch that is supported has E8M0.
+        exponents = layout.format.kind == "MXFP8"
+        scales = self._bytes(layout.scales) if exponents else self._stored_tensor(layout.scales)
+        return ScaledTensor(
+            where=str(self.path),
+            name=name,
+            kind=layout.format.kind,
+            shape=layout.shape,
+            data=self._bytes(name),
+            scales=scales if scales.ndim == 2 else scales.view(1, 1),
+            block=layout.block,
+            tensor_scale=1.0 if layout.tensor_scale is None else self._stored_tensor(layout.tensor_scale).item(),
+        )
+
+    def _bytes(self, name: str) -> torch.Tensor:
+        """A stored tensor of one byte an element, as uint8."""
         extent = self.extent(name)
-        info = self.tensors[name]
+        return self._open_files()[extent.file].view(extent.offset, torch.uint8, self._stored[name].shape)
+
+    def _stored_tensor(self, name: str) -> torch.Tensor:
+        extent = self.extent(name)
+        info = self._stored[name]
         dtype = _TORCH_DTYPES.get(info.dtype)
         if dtype is None:
             raise LoadError(
@@ -103,6 +144,34 @@ class SafetensorsCheckpoint(Checkpoint):
         yield b"safetensors"
         yield json.dumps(self.config, sort_keys=True).encode()
         yield from self._headers
+
+
+def _with_quantization(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, with its quantization_config at the top.
+
+    It may also stand in text_config, or alone in hf_quant_config.json, where ModelOpt puts it first.
+    """
+    inner = config.get("text_config")
+    nested = inner.get("quantization_config") if isinstance(inner, dict) else None
+    beside = directory / "hf_quant_config.json"
+    if config.get("quantization_config") is not None:
+        if nested not in (None, config["quantization_config"]):
+            raise ConfigError(f"{directory / 'config.json'}: text_config has another quantization_config than the top")
+        return config
+    if nested is None and os.path.exists(beside):
+        nested = read_json_object(beside)
+    return config if nested is None else {**config, "quantization_config": nested}
+
+
+def _find_scaled(
+    directory: Path, config: dict[str, Any], tensors: dict[str, tuple[TensorInfo, Extent]]
+) -> tuple[dict[str, TensorInfo], dict[str, ScaledLayout]]:
+    stored = {name: info for name, (info, _) in tensors.items()}
+    values = config.get("quantization_config")
+    if values is None:
+        return stored, {}
+    quantization = read_quantization(values, f"{directory / 'config.json'}: quantization_config")
+    return find_scaled(stored, quantization, str(directory))
 
 
 def _read_index(directory: Path) -> dict[str, str]:

@@ -16,10 +16,10 @@ HARMLESS = frozenset(
     transformers.js_config is_llama_config keys_to_ignore_at_inference output_attentions output_hidden_states
     return_dict chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention id2label label2id
     problem_type tokenizer_class base_model_tp_plan base_model_pp_plan unsloth_version unsloth_fixed
-    task_specific_params
+    task_specific_params quantization_config
     """.split()
 )
-"""Keys that say nothing about a forward pass of inference."""
+"""Keys that say nothing about a forward pass of inference. quantization_config is read, strictly, with the tensors."""
 
 
 class Fields:

@@ -66,12 +66,7 @@ class MiniMaxM3Config:
         if text is not values:
             outer = Fields(values, where)
             outer.require("tie_word_embeddings", [False, text.get("tie_word_embeddings", False)])
-            outer.done(ignored=_VISION_KEYS | {"quantization_config"})
-            if values.get("quantization_config"):
-                method = values["quantization_config"].get("quant_method")
-                raise ConfigError(
-                    f"{where}: 'quantization_config' asks for {method!r}; only unquantised safetensors are read so far"
-                )
+            outer.done(ignored=_VISION_KEYS)
         f = Fields(text, where)
         layers = f.positive("num_hidden_layers")
         for key, allowed in _FIXED.items():

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from freehold.core.errors import TensorMismatchError
-from freehold.loading.checkpoint import Checkpoint
+from freehold.loading.checkpoint import TensorInfo
+from freehold.loading.quantized import QuantizedTensor
 
 _UNREADABLE_PREFIXES = ("F8_", "F4", "I", "U", "BOOL", "C")
+
+
+class TensorSource(Protocol):
+    """What `load_weights` asks of a checkpoint; see `freehold.loading.checkpoint.Checkpoint`."""
+
+    @property
+    def path(self) -> Path:
+        """What was opened, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Name -> shape and type."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor `name`."""
+
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The tensor `name` as it is stored, or None if it is not quantised."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +50,46 @@ class Source:
 
 
 def load_weights(
-    checkpoint: Checkpoint, sources: list[Source], *, ignored: Callable[[str], bool] = lambda name: False
+    checkpoint: TensorSource, sources: list[Source], *, ignored: Callable[[str], bool] = lambda name: False
 ) -> None:
     """Hands every source its tensor, one at a time, so that only one unpacked weight is in memory.
+
+    Quantised weights come as bfloat16 where that holds them exactly, and as float32 otherwise.
 
     Raises TensorMismatchError that lists all missing, unexpected, misshapen and mistyped tensors. `ignored`
     says which unused tensors are known and harmless.
     """
     infos = checkpoint.tensors
     _check(str(checkpoint.path), infos, sources, ignored)
-    last_name, last = "", torch.empty(0)
     for source in sources:
-        if source.name != last_name:  # the experts of a stack follow each other
-            last_name, last = source.name, checkpoint.tensor(source.name)
-        tensor = last if source.select is None else last[source.select]
+        tensor = _read(checkpoint, source)
         source.take(tensor if source.adapt is None else source.adapt(tensor))
+        del tensor
 
 
-def _check(where: str, infos: Mapping[str, object], sources: list[Source], ignored: Callable[[str], bool]) -> None:
+def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor:
+    """The tensor, or the wanted part of it: of a stack of experts only one is expanded."""
+    stored = checkpoint.quantized(source.name)
+    if stored is None:
+        tensor = checkpoint.tensor(source.name)
+        return tensor if source.select is None else tensor[source.select]
+    if source.select is not None:
+        stored = stored.part(source.select)
+    return stored.dequantize(stored.lossless_dtype)
+
+
+def _check(where: str, infos: Mapping[str, TensorInfo], sources: list[Source], ignored: Callable[[str], bool]) -> None:
     missing, misshapen, mistyped = [], [], []
     for source in {s.name: s for s in sources}.values():
         info = infos.get(source.name)
         if info is None:
             missing.append(source.name)
             continue
-        if tuple(info.shape) != source.shape:  # type: ignore[attr-defined]
-            misshapen.append(f"{source.name}: is {tuple(info.shape)}, must be {source.shape}")  # type: ignore[attr-defined]
-        dtype = info.dtype  # type: ignore[attr-defined]
+        if info.shape != source.shape:
+            misshapen.append(f"{source.name}: is {info.shape}, must be {source.shape}")
+        dtype = info.dtype
         if dtype.startswith(_UNREADABLE_PREFIXES) and not dtype.startswith("IQ"):
-            mistyped.append(f"{source.name}: is {dtype}, must be floating point or a GGUF quantisation")
+            mistyped.append(f"{source.name}: is {dtype}, must be floating point or quantised with scales")
     used = {s.name for s in sources}
     unexpected = sorted(name for name in infos if name not in used and not ignored(name))
     if missing or misshapen or mistyped or unexpected:
