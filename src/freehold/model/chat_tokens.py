@@ -15,6 +15,7 @@ from typing import Any
 
 from freehold.model.chat import ChatFormat
 from freehold.model.chat_pieces import PieceEncoder
+from freehold.model.chat_visuals import MARKER, Rows, visual_parts, without_rows, write_rows
 from freehold.model.tokenizer import Tokenizer
 
 # Private-use characters: place holders that a template copies like any other text, for texts put aside here and for
@@ -23,6 +24,8 @@ _OPEN, _CLOSE = "\ue9f0", "\ue9f1"
 REPLY_OPEN, REPLY_CLOSE = "\ue9f2", "\ue9f3"
 _PLACE = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
 _PLACE_CHARACTERS = re.compile(f"[{_OPEN}-{REPLY_CLOSE}]")
+# Beside images, an assistant's text must not spell the marker of one.
+_BESIDE_VISUALS = re.compile(f"{_PLACE_CHARACTERS.pattern}|{MARKER.pattern}")
 
 
 def encode_chat(
@@ -35,11 +38,11 @@ def encode_chat(
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A rendered conversation. aside: texts that are plain, whatever they spell; the text has place holders for
-    them."""
+    """A rendered conversation. aside: texts that are plain, whatever they spell, and rows of images; the text has place
+    holders for them."""
 
     text: str
-    aside: Sequence[str]
+    aside: Sequence[str | Rows]
 
 
 class ChatTokens:
@@ -63,24 +66,34 @@ class ChatTokens:
 
         stand_ins: what to render in place of messages, by their number; their content goes in as it is.
         """
-        aside: list[str] = []
+        aside: list[str | Rows] = []
         safe = []
+        visuals = visual_parts(messages)
         for number, message in enumerate(messages):
             stand_in = stand_ins.get(number)
             whole = ("role",) if stand_in is None else ("role", "content")
             own_words = stand_in is None and message.get("role") == "assistant"
-            pattern = _PLACE_CHARACTERS if own_words else self._markers
-            fields = message if stand_in is None else stand_in
+            own_pattern = _BESIDE_VISUALS if visuals else _PLACE_CHARACTERS
+            pattern = own_pattern if own_words else self._markers
+            fields = without_rows(message) if stand_in is None else stand_in
             safe.append({k: v if k in whole else _guarded(v, pattern, aside) for k, v in fields.items()})
         options = {name: _guarded(value, self._markers, aside) for name, value in template_kwargs.items()}
-        return RenderedChat(self._chat_format.render(safe, **options), aside)
+        text = self._chat_format.render(safe, **options)
+        if visuals:
+            text = write_rows(text, visuals, aside, f"{_OPEN}{{}}{_CLOSE}")
+        return RenderedChat(text, aside)
 
     def encode(self, chat: RenderedChat) -> list[int]:
-        """Token ids of a rendered conversation, or of a part of one."""
+        """Token ids of a rendered conversation, or of a part of one. Rows of images have ids below zero; see
+        `place_frames`."""
         ids: list[int] = []
         for place, piece in enumerate(_PLACE.split(chat.text)):
             if place % 2 and int(piece) < len(chat.aside):
-                ids += self._pieces.tokenizer.encode(chat.aside[int(piece)], add_bos=False)
+                put_aside = chat.aside[int(piece)]
+                if isinstance(put_aside, Rows):
+                    ids += put_aside.ids
+                else:
+                    ids += self._pieces.tokenizer.encode(put_aside, add_bos=False)
             elif place % 2:  # an assistant's text that looks like a place holder
                 ids += self._pieces.tokenizer.encode(f"{_OPEN}{piece}{_CLOSE}", add_bos=False)
             elif piece:
@@ -88,7 +101,7 @@ class ChatTokens:
         return ids
 
 
-def _guarded(value: Any, pattern: re.Pattern[str], aside: list[str]) -> Any:
+def _guarded(value: Any, pattern: re.Pattern[str], aside: list[str | Rows]) -> Any:
     """A copy in which whatever the pattern finds is put aside."""
 
     def put_aside(match: re.Match[str]) -> str:
