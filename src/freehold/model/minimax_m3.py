@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
+from freehold.core.visuals import Overlay
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
@@ -164,9 +165,12 @@ class MiniMaxM3(nn.Module):
         *,
         logit_rows: Tensor,
         observer: BlockObserver | None = None,
+        overlay: Overlay | None = None,
     ) -> Tensor:
-        """See `Model.forward`."""
+        """See `SeeingModel.forward`."""
         h = self.embedding.lookup(token_ids)
+        if overlay is not None:
+            h[overlay.rows] = overlay.features
         cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
         for i, (layer, layer_lanes) in enumerate(zip(self.layers, lanes, strict=True)):
             h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense)
