@@ -39,7 +39,7 @@ class Frames:
             )
         pixels = pixels.contiguous()
         said = hashlib.sha256(f"frames {tuple(pixels.shape)} {grid} {num_tokens}\0".encode("ascii"))
-        said.update(memoryview(pixels.numpy()).cast("B"))
+        said.update(pixels.numpy().data)
         return Frames(kind, pixels, grid, num_tokens, said.digest())
 
 
@@ -56,8 +56,8 @@ class Placed:
 class Overlay:
     """Rows of a step that take features in place of a token's embedding.
 
-    token_ids: (rows of the step,) int64; those that are laid over have any id. rows: (n,) int64, ascending.
-    features: (n, hidden_size) float32.
+    token_ids: (rows of the step,) int64, of all rows. rows: (n,) int64, ascending; perhaps none. features: (n,
+    hidden_size) float32.
     """
 
     token_ids: torch.Tensor

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolUse
 from freehold.core.errors import UnsupportedFieldError
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.model import answer_grammar
 from freehold.model.answer_grammar import AnswerShape, Family, Reasoning
 from freehold.model.answers.parser import AnswerParser
 from freehold.model.answers.plain import PlainParser
 from freehold.model.chat import ChatFormat
 from freehold.model.chat_replay import ChatEncoder, EncodedChat
+from freehold.model.chat_visuals import take_visuals
 from freehold.model.m3_tokens import TOOL_NAMESPACE
 
 if TYPE_CHECKING:
@@ -41,14 +43,22 @@ class Chat:
         *,
         special: bool,
         calls: bool,
+        ids: list[int],
+        visuals: tuple[Placed, ...],
     ) -> None:
         self._encoder, self._encoded, self._asked, self._calls = encoder, encoded, asked, calls
         self._grammar, self._forbidden, self._special = grammar, tuple(forbidden), special
+        self._ids, self._visuals = ids, visuals
 
     @property
     def ids(self) -> list[int]:
         """Token ids, up to the point where the answer starts."""
-        return self._encoded.ids
+        return self._ids
+
+    @property
+    def visuals(self) -> tuple[Placed, ...]:
+        """Images and pieces of video, with the positions of the prompt that they take."""
+        return self._visuals
 
     def params(self, params: SamplingParams) -> SamplingParams:
         """`params` with what the conversation demands of its answer."""
@@ -75,7 +85,7 @@ class Chat:
         ends = [0]
         for count in range(1, len(messages)):
             part = self._asked.encode(self._encoder, messages[:count], add_generation_prompt=False).ids
-            ends.append(max(ends[-1], _shared(part, self.ids)))
+            ends.append(max(ends[-1], _shared(part, self._encoded.ids)))
         ends.append(len(self.ids))
         return [(first, end) for first, end in itertools.pairwise(ends)]
 
@@ -103,10 +113,11 @@ class Asked:
         )
 
 
-def prepare_chat(llm: LLM, conversation: Conversation, *, scope: str = "") -> Chat:
+def prepare_chat(llm: LLM, conversation: Conversation, *, scope: str = "", local: bool = False) -> Chat:
     """Renders a conversation and works out what its answers must be.
 
     scope: whose conversation it is; answers to others are never recognised in it.
+    local: whether images may be named by a path on this machine; never for what comes over a network.
     Raises TemplateError as `ChatFormat.render` does, UnsupportedFieldError (with `field` "tools", "thinking" or
     "response_format") for what the model cannot do, RequestError for a schema that cannot be enforced.
     """
@@ -121,13 +132,17 @@ def prepare_chat(llm: LLM, conversation: Conversation, *, scope: str = "") -> Ch
     kept = use.choice != "none" or marker is not None
     forbidden = [marker] if use.tools and use.choice == "none" and marker is not None else []
     options = {**conversation.template_kwargs, **_thinking_options(chat_format, conversation.thinking)}
-    asked = Asked(chat_format, conversation.messages, use.tools if kept else (), options, scope)
-    encoded = asked.encode(llm.chat_encoder, conversation.messages)
+    messages, frames = take_visuals(llm.visual_chat, conversation.messages, local=local)
+    asked = Asked(chat_format, messages, use.tools if kept else (), options, scope)
+    encoded = asked.encode(llm.chat_encoder, messages)
+    ids, visuals = llm.visual_chat.place(encoded.ids, frames) if llm.visual_chat and frames else (encoded.ids, ())
     grammar = _grammar(shape, use, conversation.json_answer, _reasoning(chat_format, asked))
     # Markers are special tokens; they are wanted where something is to be read out of the answer.
     calls = bool(use.tools) and use.choice != "none"
     special = written.needs_special_tokens and (written.has_reasoning or calls)
-    return Chat(llm.chat_encoder, encoded, asked, grammar, forbidden, special=special, calls=calls)
+    return Chat(
+        llm.chat_encoder, encoded, asked, grammar, forbidden, special=special, calls=calls, ids=ids, visuals=visuals
+    )
 
 
 def _family(chat_format: ChatFormat) -> Family:

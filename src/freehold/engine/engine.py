@@ -26,13 +26,15 @@ from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent,
 from freehold.core.provenance import BlockReads, Provenance
 from freehold.core.sampling import SamplingParams
 from freehold.core.typed import is_kind
+from freehold.core.visuals import Overlay, Placed
 from freehold.engine.logprobs import token_logprobs
 from freehold.engine.memory import make_pool
 from freehold.engine.request import Request
 from freehold.engine.runner import Runner
 from freehold.engine.sampler import Sampler
 from freehold.engine.scheduler import Scheduler, Work
-from freehold.model.base import BlockObserver, Model
+from freehold.engine.sight import Sight
+from freehold.model.base import BlockObserver, Model, Vision
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
 from freehold.model.grammar import Grammars
 from freehold.model.tokenizer import Tokenizer
@@ -51,9 +53,11 @@ class Engine:
         config: EngineConfig,
         *,
         weights: str = "",
+        vision: Vision | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """weights: digest of the checkpoint, which a block store needs to know its blocks by."""
+        """weights: digest of the checkpoint, which a block store needs to know its blocks by. vision: makes images
+        into rows of a prompt, if `model` is one that sees."""
         if config.store_dir is not None and not weights:
             raise ConfigError("store_dir is given without the digest of the weights; blocks would have no owner")
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -66,6 +70,7 @@ class Engine:
         self._numbers = itertools.count()
         self.cache = BlockCache(make_pool(model, config, self.context_length, weights))
         self.runner = Runner(model, self.cache)
+        self.sight = Sight(vision)
         self.scheduler = Scheduler(config, self.cache)
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._requests: dict[str, Request] = {}
@@ -84,6 +89,7 @@ class Engine:
         client: str = "",
         priority: int = 0,
         provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> str:
         """Queues a request and returns its id.
 
@@ -92,12 +98,14 @@ class Engine:
 
         provenance: the last event says which blocks the sparse layers read for each token.
 
+        visuals: images and pieces of video, with the positions of the prompt that they take.
+
         Raises RequestError for tokens that do not exist or a grammar that is none, ContextLengthError if the prompt and
         one token exceed the context, CapacityError if the whole request can never fit into the cache, BusyError if the
         queue is full.
         """
         prompt = list(prompt_ids)
-        self.check(prompt, params)
+        self.check(prompt, params, visuals=visuals)
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use; choose another", field="request_id")
@@ -120,12 +128,20 @@ class Engine:
             stops=StopMatcher(params.stop),
             matcher=None if params.grammar is None else self.grammars.matcher(params.grammar),
             reads=[] if provenance else None,
+            visuals=tuple(visuals),
         )
         self._requests[request_id] = request
         self.scheduler.add(request)
         return request_id
 
-    def check(self, prompt: Sequence[int], params: SamplingParams, *, coming: Sequence[int] = ()) -> None:
+    def check(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        coming: Sequence[int] = (),
+        visuals: Sequence[Placed] = (),
+    ) -> None:
         """Raises the errors of `submit`, without submitting. coming: prompt lengths of requests on their way to the
         queue. May be called from any thread."""
         if not prompt:
@@ -136,6 +152,7 @@ class Engine:
             ("stop_token_ids", params.stop_token_ids),
         ):
             self._check_ids(name, ids)
+        self.sight.check(prompt, visuals)
         wanted = 1 if params.max_tokens is None else params.max_tokens
         if len(prompt) + min(wanted, 1) > self.context_length:
             raise ContextLengthError(
@@ -192,8 +209,11 @@ class Engine:
         plan = self.scheduler.plan()
         if not plan:
             return events
+        overlay = self.sight.overlay(plan)
+        if overlay is not None:
+            began = self._clock()  # what it takes to look says nothing about the pace of tokens
         try:
-            logits = self._forward(plan)
+            logits = self._forward(plan, overlay)
         except LostBlocksError as lost:
             self.cache.forget(lost.slots)  # the next step computes them again
             return events
@@ -221,7 +241,7 @@ class Engine:
                 ended.append(self._finish(request, "timeout", error=f"{late}; sent again, it goes on from there"))
         return ended
 
-    def _forward(self, plan: list[Work]) -> list[np.ndarray]:
+    def _forward(self, plan: list[Work], overlay: Overlay | None) -> list[np.ndarray]:
         """For each work the logits (rows, vocab_size) that it wants: of prompt tokens, and of the row that samples."""
         pieces, rows, counts = [], [], []
         watched: dict[int, Request] = {}
@@ -238,7 +258,7 @@ class Engine:
             base += work.length
             if work.last and request.reads is not None:
                 watched[base - 1] = request
-        logits = self.runner.run(pieces, rows, ReadsObserver(watched) if watched else None).numpy()
+        logits = self.runner.run(pieces, rows, ReadsObserver(watched) if watched else None, overlay).numpy()
         return np.split(logits, np.cumsum(counts)[:-1])
 
     def _advance(self, request: Request, logits: np.ndarray) -> list[Event]:
@@ -311,6 +331,7 @@ class Engine:
         token_ids: Sequence[int],
         *,
         observer: Callable[[int], BlockObserver] | None = None,
+        visuals: Sequence[Placed] = (),
     ) -> torch.Tensor:
         """Logits (len, vocab_size) float32 of every position of a given text, by the path that answers take:
         in chunks, through the cache. Finds and keeps no prefix. The engine must be idle.
@@ -320,6 +341,7 @@ class Engine:
         if self.busy:
             raise RequestError("the engine is answering a request; score a text before or after it")
         self._check_ids("token_ids", token_ids)
+        self.sight.check(token_ids, visuals)
         if len(token_ids) > min(self.context_length, self.cache.capacity_tokens):
             raise ContextLengthError(
                 f"{len(token_ids)} tokens; the context is {self.context_length} and the cache holds "
@@ -333,7 +355,8 @@ class Engine:
                 if not self.cache.reserve(sequence, start + length):
                     raise CapacityError(f"no room in the cache for {start + length} tokens")
                 watch = None if observer is None else observer(start)
-                pieces.append(self.runner.run([(sequence, start, length)], range(length), watch))
+                overlay = self.sight.lay([(token_ids, visuals, start, length)]) if visuals else None
+                pieces.append(self.runner.run([(sequence, start, length)], range(length), watch, overlay))
         finally:
             self.cache.close(sequence)
         return torch.cat(pieces)

@@ -14,11 +14,12 @@ import torch
 
 from freehold import kernels
 from freehold.core.config import EngineConfig
-from freehold.core.errors import ConfigError, FreeholdError, RequestError
+from freehold.core.errors import ConfigError, FreeholdError, RequestError, UnsupportedFieldError
 from freehold.core.events import Event, FinishEvent, FinishReason, PromptLogprobsEvent, TokenEvent, Usage
 from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import Provenance
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.engine.engine import Engine
 from freehold.engine.replies import Replies
 from freehold.loading.checkpoint import open_checkpoint
@@ -27,8 +28,9 @@ from freehold.loading.pull import resolve
 from freehold.model.base import BlockObserver
 from freehold.model.chat import ChatFormat
 from freehold.model.chat_replay import ChatEncoder
+from freehold.model.chat_visuals import VisualChat, has_visuals, take_visuals
 from freehold.model.compute import compute_for
-from freehold.model.registry import load_model, load_tokenizer, model_kind
+from freehold.model.registry import load_model, load_tokenizer, load_vision, model_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,11 @@ class LLM:
             kind = model_kind(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
             loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
+            vision = load_vision(checkpoint, compute)
             weights = content_digest(checkpoint) if config.store_dir is not None else ""
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
-        self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights)
+        self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights, vision=vision)
+        self.visual_chat = None if vision is None else VisualChat.of(vision.config, self.tokenizer)
         directory = None if config.store_dir is None else Path(config.store_dir)
         self.replies = Replies(weights, directory=directory)
         self.chat_encoder = ChatEncoder(self.tokenizer, self.chat_format, self.replies)
@@ -100,12 +104,28 @@ class LLM:
         return self.tokenizer.encode(text)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> list[int]:
-        """Token ids of a conversation, ready for the answer. Raises TemplateError if the model has no chat format."""
+        """Token ids of a conversation of texts, ready for the answer. Raises TemplateError if the model has no chat
+        format, UnsupportedFieldError for images; `prompt` takes them."""
+        if has_visuals(_messages(messages)):
+            raise UnsupportedFieldError("images need more than token ids; use chat or prompt", field="messages")
+        return self.prompt(messages, **template_kwargs)[0]
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any
+    ) -> tuple[list[int], tuple[Placed, ...]]:
+        """Token ids of a conversation, ready for the answer, and the images and pieces of video that stand in them."""
         tools = template_kwargs.pop("tools", None)
-        return self.chat_encoder.encode(_messages(messages), tools=tools, template_kwargs=template_kwargs).ids
+        taken, frames = take_visuals(self.visual_chat, _messages(messages), local=True)
+        ids = self.chat_encoder.encode(taken, tools=tools, template_kwargs=template_kwargs).ids
+        return self.visual_chat.place(ids, frames) if self.visual_chat and frames else (ids, ())
 
     def events(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, provenance: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> Generator[Event, None, None]:
         """Runs one request and yields what happens; ends after a FinishEvent. Closing the generator cancels it.
 
@@ -113,7 +133,7 @@ class LLM:
         """
         engine = self.engine
         with self._lock:
-            request_id = engine.submit(prompt_ids, params, provenance=provenance)
+            request_id = engine.submit(prompt_ids, params, provenance=provenance, visuals=visuals)
             mine = self._mail[request_id] = deque()
         try:
             while True:
@@ -178,11 +198,22 @@ class LLM:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, provenance: bool = False, **sampling: Any
     ) -> Generation | Iterator[str]:
-        """Answers a conversation of {"role", "content"} messages, in the model's own chat format; see `generate`."""
-        return self._answer(self.render_chat(messages), stream, provenance, sampling)
+        """Answers a conversation of {"role", "content"} messages, in the model's own chat format; see `generate`.
+
+        For models that see, content may be a list of parts: {"type": "text", "text": ...}, {"type": "image",
+        "image": X} and {"type": "video", "video": X}. X is a path, bytes, a data URL or a Pillow image; a video may
+        be a list of them.
+        """
+        ids, visuals = self.prompt(messages)
+        return self._answer(ids, stream, provenance, sampling, visuals)
 
     def _answer(
-        self, ids: list[int], stream: bool, provenance: bool, sampling: dict[str, Any]
+        self,
+        ids: list[int],
+        stream: bool,
+        provenance: bool,
+        sampling: dict[str, Any],
+        visuals: Sequence[Placed] = (),
     ) -> Generation | Iterator[str]:
         if stream and provenance:
             raise RequestError("provenance comes with the whole answer; leave stream out", field="provenance")
@@ -196,21 +227,25 @@ class LLM:
         for name in ("logprobs", "prompt_logprobs"):
             if stream and getattr(params, name) is not None:
                 raise RequestError(f"{name} come with the whole answer; leave stream out", field=name)
-        self.engine.check(ids, params)
-        return self._pieces(ids, params) if stream else self._collect(ids, params, provenance)
+        self.engine.check(ids, params, visuals=visuals)
+        if stream:
+            return self._pieces(ids, params, visuals)
+        return self._collect(ids, params, provenance, visuals)
 
-    def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
-        for event in self.events(ids, params):
+    def _pieces(self, ids: list[int], params: SamplingParams, visuals: Sequence[Placed]) -> Iterator[str]:
+        for event in self.events(ids, params, visuals=visuals):
             if isinstance(event, FinishEvent) and event.error:
                 raise FreeholdError(event.error)
             if isinstance(event, (TokenEvent, FinishEvent)) and event.text:
                 yield event.text
 
-    def _collect(self, ids: list[int], params: SamplingParams, provenance: bool) -> Generation:
+    def _collect(
+        self, ids: list[int], params: SamplingParams, provenance: bool, visuals: Sequence[Placed]
+    ) -> Generation:
         text, tokens = [], []
         logprobs: list[TokenLogprobs] = []
         scored: list[TokenLogprobs] = []
-        for event in self.events(ids, params, provenance=provenance):
+        for event in self.events(ids, params, provenance=provenance, visuals=visuals):
             if isinstance(event, PromptLogprobsEvent):
                 scored.extend(event.logprobs)
             elif isinstance(event, TokenEvent):
@@ -233,10 +268,13 @@ class LLM:
                 )
         raise AssertionError("the engine ended a request without saying so")
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """(len(token_ids), vocab_size) float32: row i predicts token i + 1. Through the engine's own path."""
+    def logits(self, token_ids: Sequence[int], *, visuals: Sequence[Placed] = ()) -> torch.Tensor:
+        """(len(token_ids), vocab_size) float32: row i predicts token i + 1. Through the engine's own path.
+
+        visuals: what `prompt` gave beside the token ids.
+        """
         with self._lock:
-            return self.engine.score(token_ids)
+            return self.engine.score(token_ids, visuals=visuals)
 
     def selected_blocks(self, token_ids: Sequence[int]) -> dict[int, torch.Tensor]:
         """Layer -> int32 (len(token_ids), num_index_heads, topk): the blocks each token read, ascending, -1 tail."""

@@ -8,6 +8,7 @@ from freehold.cache import Sequence
 from freehold.core.events import Miss, Usage
 from freehold.core.provenance import BlockReads
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed, content_keys
 from freehold.engine.sampler import Sampler
 from freehold.model.detokenizer import StopMatcher, StreamDecoder
 from freehold.model.grammar import GrammarMatcher
@@ -22,6 +23,7 @@ class Request:
     sequence is None while the request waits. A request that lost its room waits again with all its tokens;
     its text goes on where it stopped. reads collects the blocks that its tokens come from, if that was asked for.
     The logits of the first `num_scored` tokens are not wanted (any more) for log-probabilities of the prompt.
+    visuals: images and pieces of video that stand in the prompt.
     """
 
     request_id: str
@@ -48,6 +50,7 @@ class Request:
     started: float | None = None
     first_token: float | None = None
     reads: list[BlockReads] | None = None
+    visuals: tuple[Placed, ...] = ()
 
     def __post_init__(self) -> None:
         if self.params.prompt_logprobs is None:
@@ -57,6 +60,11 @@ class Request:
     def shares(self) -> bool:
         """Whether it may take over blocks; a prompt whose every logit is wanted has to be computed."""
         return self.params.prompt_logprobs is None
+
+    @property
+    def cache_tokens(self) -> list[int]:
+        """The tokens as the block cache knows them: images go by what they show."""
+        return content_keys(self.tokens, self.visuals) if self.visuals else self.tokens
 
     def scored_rows(self, start: int, end: int) -> range:
         """Of tokens [start, end), those whose logits give log-probabilities of the prompt that were not yet said."""

@@ -179,10 +179,10 @@ class Scheduler:
         needed = ceil_div(len(request.tokens), size)
         if needed <= room or not request.shares:
             return needed <= room
-        return needed - len(in_use.intersection(self.cache.kept_slots(request.tokens))) <= room
+        return needed - len(in_use.intersection(self.cache.kept_slots(request.cache_tokens))) <= room
 
     def _start(self, request: Request) -> None:
-        request.sequence = self.cache.open(request.tokens, share=request.shares)
+        request.sequence = self.cache.open(request.cache_tokens, share=request.shares)
         self._num_starts += 1
         self.waiting.remove(request)
         self.running.append(request)

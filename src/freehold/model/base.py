@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
+from freehold.core.visuals import Frames, Overlay
 
 BlockObserver = Callable[[int, Tensor], None]
 """Called with (layer, block ids int32 (rows, num_index_heads, topk)) by each sparse layer."""
@@ -36,3 +37,26 @@ class Model(Protocol):
 
         Stores the new tokens' K, V and index-K in their blocks on the way.
         """
+
+
+class Vision(Protocol):
+    """What makes frames into rows of a prompt."""
+
+    def __call__(self, frames: Frames) -> Tensor:
+        """(frames.num_tokens, hidden_size of the text model) float32; the same bits whatever was seen before."""
+
+
+class SeeingModel(Model, Protocol):
+    """A model whose prompts may hold frames."""
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        spans: Spans,
+        lanes: Sequence[LayerLanes],
+        *,
+        logit_rows: Tensor,
+        observer: BlockObserver | None = None,
+        overlay: Overlay | None = None,
+    ) -> Tensor:
+        """As `Model.forward`; overlay: rows that take features in place of a token's embedding."""

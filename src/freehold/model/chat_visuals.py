@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from freehold.core.errors import RequestError, TemplateError, UnsupportedFieldError
+from freehold.core.errors import ConfigError, RequestError, TemplateError, UnsupportedFieldError
 from freehold.core.visuals import Frames, Placed, VisualKind
 from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO
 from freehold.model.tokenizer import Tokenizer
@@ -187,37 +187,68 @@ def write_rows(text: str, parts: Sequence[Mapping[str, Any]], aside: list[Any], 
     return MARKER.sub(rows, text)
 
 
-def row_tokens(tokenizer: Tokenizer) -> dict[VisualKind, int] | None:
-    """The ids of the tokens that stand for rows; None if the vocabulary lacks one of the tokens for images."""
-    found = {}
-    for text in (IMAGE, VIDEO, START_OF_IMAGE, END_OF_IMAGE):
-        ids = tokenizer.encode(text, allow_special=True, add_bos=False)
-        if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
-            return None
-        found[text] = ids[0]
-    return {kind: found[marker] for kind, marker in _MARKERS.items()}
+class VisualChat:
+    """How the conversations of a model that sees hold images and videos. Safe to use from several threads."""
+
+    def __init__(self, config: VisionConfig, tokens: Mapping[VisualKind, int]) -> None:
+        """tokens: the ids of the tokens that stand for rows."""
+        self._config = config
+        self._tokens = {_ROW_IDS[kind]: token for kind, token in tokens.items()}
+
+    @staticmethod
+    def of(config: VisionConfig, tokenizer: Tokenizer) -> VisualChat | None:
+        """None if the vocabulary lacks one of the tokens for images. Raises ConfigError where it and the configuration
+        contradict each other."""
+        found = {}
+        for text in (IMAGE, VIDEO, START_OF_IMAGE, END_OF_IMAGE):
+            ids = tokenizer.encode(text, allow_special=True, add_bos=False)
+            if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
+                return None
+            found[text] = ids[0]
+        tokens = {kind: found[marker] for kind, marker in _MARKERS.items()}
+        for kind, token in tokens.items():
+            if config.token_ids[kind] != token:
+                raise ConfigError(
+                    f"config.json says that token {config.token_ids[kind]} stands for an {kind}, but in the vocabulary "
+                    f"{_MARKERS[kind]!r} is token {token}"
+                )
+        return VisualChat(config, tokens)
+
+    def gather(
+        self, messages: Sequence[Mapping[str, Any]], *, local: bool
+    ) -> tuple[list[dict[str, Any]], list[Frames]]:
+        """See `gather_visuals`."""
+        return gather_visuals(messages, self._config, local=local)
+
+    def place(self, ids: Sequence[int], frames: Sequence[Frames]) -> tuple[list[int], tuple[Placed, ...]]:
+        """A prompt's real token ids, and where in it its frames stand.
+
+        ids: with row ids in it, as many as the frames have tokens; each run is of one patch in time.
+        """
+        runs = []
+        position = 0
+        for is_row, group in groupby(ids, key=lambda token: token < 0):
+            length = sum(1 for _ in group)
+            if is_row:
+                runs.append(range(position, position + length))
+            position += length
+        left = iter(runs)
+        placed = []
+        for item in frames:
+            mine = tuple(next(left) for _ in range(item.grid[0]))
+            assert sum(map(len, mine)) == item.num_tokens, "rows and frames do not fit"
+            placed.append(Placed(item, mine))
+        assert next(left, None) is None, "rows without frames"
+        return [self._tokens.get(token, token) for token in ids], tuple(placed)
 
 
-def place_frames(
-    ids: Sequence[int], frames: Sequence[Frames], tokens: Mapping[VisualKind, int]
-) -> tuple[list[int], tuple[Placed, ...]]:
-    """A prompt's real token ids, and where in it its frames stand.
-
-    ids: with row ids in it, as many as the frames have tokens; each run is of one patch in time.
-    """
-    real = {_ROW_IDS[kind]: token for kind, token in tokens.items()}
-    runs = []
-    position = 0
-    for is_row, group in groupby(ids, key=lambda token: token < 0):
-        length = sum(1 for _ in group)
-        if is_row:
-            runs.append(range(position, position + length))
-        position += length
-    left = iter(runs)
-    placed = []
-    for item in frames:
-        mine = tuple(next(left) for _ in range(item.grid[0]))
-        assert sum(map(len, mine)) == item.num_tokens, "rows and frames do not fit"
-        placed.append(Placed(item, mine))
-    assert next(left, None) is None, "rows without frames"
-    return [real.get(token, token) for token in ids], tuple(placed)
+def take_visuals(
+    chat: VisualChat | None, messages: Sequence[Mapping[str, Any]], *, local: bool
+) -> tuple[Sequence[Mapping[str, Any]], list[Frames]]:
+    """`VisualChat.gather`, or the messages as they are if they hold nothing to see. Raises UnsupportedFieldError if
+    they do and there is no `chat`."""
+    if not has_visuals(messages):
+        return messages, []
+    if chat is None:
+        raise UnsupportedFieldError("this model takes no images and no videos; send text only", field="messages")
+    return chat.gather(messages, local=local)

@@ -13,6 +13,7 @@ from freehold.model.compute import Compute
 from freehold.model.llama import Llama
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.tokenizer import Tokenizer
+from freehold.model.vision.encoder import VisionEncoder
 
 Family = Literal["llama", "m3"]
 
@@ -39,6 +40,12 @@ def family_of(config: Mapping[str, Any], checkpoint_format: CheckpointFormat, wh
     if kind not in known:
         raise ConfigError(f"{where}: model type {kind!r} is not supported; supported are {', '.join(known)}")
     return known[kind]
+
+
+def load_vision(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:
+    """The part of the checkpoint that sees; None if there is none. Raises ConfigError or TensorMismatchError."""
+    is_m3 = checkpoint.format == "safetensors" and _HF_KINDS.get(model_kind(checkpoint)) == "m3"
+    return VisionEncoder.from_checkpoint(checkpoint, compute) if is_m3 else None
 
 
 def model_kind(checkpoint: Checkpoint) -> str:

@@ -20,6 +20,7 @@ class VisionConfig:
     hidden_size, intermediate_size, num_heads: of the tower. projector_size: inside the projector. out_size: of the
         text model.
     segment_frames: most temporal patches that see each other; longer videos are cut into segments.
+    token_ids: of the tokens that stand for rows of "image" and "video", where the configuration names them.
     """
 
     hidden_size: int
@@ -34,6 +35,7 @@ class VisionConfig:
     projector_size: int
     out_size: int
     segment_frames: int
+    token_ids: Mapping[str, int]
 
     @property
     def head_dim(self) -> int:
@@ -89,6 +91,7 @@ class VisionConfig:
             out_size=out_size,
             # transformers keeps it in its video processor, with this default.
             segment_frames=f.positive("vision_segment_max_frames", 4),
+            token_ids={kind: _token(outer, kind) for kind in ("image", "video")},
         )
         merge.done()
         f.done(ignored=_IGNORED)
@@ -100,6 +103,12 @@ class VisionConfig:
         if self.axis_frequencies < 1:
             raise ConfigError(f"{where}: heads of {self.head_dim} channels are too narrow for three rotary axes")
         return self
+
+
+def _token(outer: Fields, kind: str) -> int:
+    """transformers reads either name, and saves the first."""
+    other: int | None = outer.optional(f"{kind}_token_id")
+    return outer.get(f"{kind}_token_index", int, other)
 
 
 _OUTER_FIXED: dict[str, list[Any]] = {
