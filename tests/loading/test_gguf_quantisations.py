@@ -11,7 +11,9 @@ import torch
 
 from freehold.core.errors import LoadError
 from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.ggml_blocks import DECODERS
 from freehold.loading.gguf import GgufCheckpoint
+from support.checkpoints_memory import mapped_file
 from support.checkpoints_raw import at_most_allocated, gguf_bytes, tensor_info
 
 Kind = gguf.GGMLQuantizationType
@@ -31,8 +33,14 @@ def write(path: Path, kind: Kind, shape: tuple[int, ...], blocks: np.ndarray) ->
 
 
 def same(left: torch.Tensor, right: np.ndarray) -> bool:  # type: ignore[type-arg]
-    """Equal shapes and bits; what is not a number counts as equal to itself."""
-    return left.dtype == torch.float32 and np.array_equal(left.numpy(), right, equal_nan=True)
+    """Equal shapes and bits, the sign of zero included; what is not a number counts as equal to itself."""
+    found, nan = left.numpy(), np.isnan(right)
+    return (
+        left.dtype == torch.float32
+        and found.shape == right.shape
+        and np.array_equal(np.isnan(found), nan)
+        and np.array_equal(found.view(np.uint32)[~nan], right.view(np.uint32)[~nan])
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -49,6 +57,35 @@ def test_blocks_of_random_bytes(tmp_path: Path, kind: Kind, shape: tuple[int, ..
         assert same(checkpoint.tensor("x"), expected)
         assert isinstance(checkpoint, GgufCheckpoint)
         assert np.array_equal(checkpoint.blocks("x").numpy(), blocks)
+
+
+def test_decoders_of_our_own() -> None:
+    """All types that the gguf package writes, and the K and IQ4 types that models are published in."""
+    published = {f"Q{bits}_K" for bits in (2, 3, 4, 5, 6)} | {"IQ4_NL", "IQ4_XS"}
+    assert set(DECODERS) == {kind.name for kind in WRITTEN_BY_GGUF} | published
+
+
+def test_one_expert_of_a_stack(tmp_path: Path) -> None:
+    """A part is a view of the file, and expands to the numbers that the whole has there."""
+    weights = np.random.default_rng(3).standard_normal((3, 5, 64)).astype(np.float32)
+    path = write(tmp_path / "m.gguf", Kind.Q4_0, (3, 5, 64), gguf.quantize(weights, Kind.Q4_0))
+    with open_checkpoint(path) as checkpoint:
+        whole = checkpoint.quantized("x")
+        assert whole is not None
+        part = whole.part(2)
+        assert (part.kind, part.shape, part.data.dtype) == ("Q4_0", (5, 64), torch.uint8)
+        assert mapped_file(part.data) == path
+        assert torch.equal(part.dequantize(), checkpoint.tensor("x")[2])
+
+
+def test_bfloat16_holds_mxfp4_exactly(tmp_path: Path) -> None:
+    blocks = np.random.default_rng(4).integers(0, 256, (256, 17), dtype=np.uint8)
+    blocks[:, 0] = np.arange(256)
+    with open_checkpoint(write(tmp_path / "m.gguf", Kind.MXFP4, (256, 32), blocks)) as checkpoint:
+        packed = checkpoint.quantized("x")
+        assert packed is not None
+        assert packed.lossless_dtype == torch.bfloat16
+        assert torch.equal(packed.dequantize(torch.bfloat16).float(), checkpoint.tensor("x"))
 
 
 @pytest.mark.parametrize("kind", WRITTEN_BY_GGUF, ids=lambda kind: kind.name)
@@ -69,11 +106,14 @@ def test_tensor_of_many_chunks(tmp_path: Path) -> None:
         assert same(checkpoint.tensor("x"), gguf.dequantize(blocks, Kind.Q8_0))
 
 
-def test_dequantising_needs_little_beside_the_tensor_itself(tmp_path: Path) -> None:
-    blocks = np.zeros((2048, 2048 // 32 * 34), np.uint8)
-    with open_checkpoint(write(tmp_path / "m.gguf", Kind.Q8_0, (2048, 2048), blocks)) as checkpoint:
-        checkpoint.tensor("x")  # whatever NumPy and gguf allocate once
-        with at_most_allocated(4 * 2048 * 2048 + 6 * 2**20):
+@pytest.mark.parametrize("kind", [Kind.Q4_K, Kind.IQ4_XS], ids=lambda kind: kind.name)
+def test_dequantising_needs_little_beside_the_tensor_itself(tmp_path: Path, kind: Kind) -> None:
+    """A few megabytes for each thread; the tensor itself is torch's memory, which is not counted here."""
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.zeros((4096, 2048 // block * block_nbytes), np.uint8)
+    with open_checkpoint(write(tmp_path / "m.gguf", kind, (4096, 2048), blocks)) as checkpoint:
+        checkpoint.tensor("x")  # whatever NumPy allocates once
+        with at_most_allocated(torch.get_num_threads() * 4 * 2**20):
             checkpoint.tensor("x")
 
 

@@ -170,7 +170,7 @@ class Checkpoint(ABC):
         return self._mapped
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, raw: bool = False) -> Checkpoint:
     """Open a checkpoint: check everything but the weights' values, and map the files.
 
     path: one of
@@ -178,6 +178,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         another name, or shards named by `model.safetensors.index.json`;
       - a `.gguf` file; of a split one, any part (`name-00001-of-00003.gguf`), the others beside it;
       - a directory without safetensors whose only .gguf file, or only split one, is meant.
+
+    raw: leave every quantization_config unread, so that tensors and their scales are seen as the files hold them.
 
     Raises ModelNotFoundError if nothing is there, CorruptFileError if the bytes contradict the format,
     ConfigError for a quantisation that is not read, TensorMismatchError for scales that do not fit their
@@ -187,7 +189,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     # os.path, unlike Path, takes any text for a path: one that cannot exist does not exist.
     path = Path(os.path.abspath(os.path.expanduser(path)))
     if os.path.isdir(path):
-        return _open_directory(path)
+        return _open_directory(path, raw)
     if not os.path.exists(path):
         raise ModelNotFoundError(f"{path}: no such file or directory")
     if path.suffix.lower() == ".gguf":
@@ -201,7 +203,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     raise LoadError(f"{path}: is neither a directory nor a .gguf file; only safetensors and GGUF are read")
 
 
-def _open_directory(directory: Path) -> Checkpoint:
+def _open_directory(directory: Path, raw: bool) -> Checkpoint:
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
@@ -211,7 +213,7 @@ def _open_directory(directory: Path) -> Checkpoint:
     if tensor_files or INDEX_NAME in names:
         from freehold.loading.safetensors import SafetensorsCheckpoint
 
-        return SafetensorsCheckpoint.open(directory, tensor_files, has_index=INDEX_NAME in names)
+        return SafetensorsCheckpoint.open(directory, tensor_files, has_index=INDEX_NAME in names, raw=raw)
     if gguf_files:
         from freehold.loading.gguf import GgufCheckpoint, split_of
 

@@ -61,7 +61,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._layouts = layouts
 
     @classmethod
-    def open(cls, directory: Path, names: list[str], *, has_index: bool) -> SafetensorsCheckpoint:
+    def open(cls, directory: Path, names: list[str], *, has_index: bool, raw: bool = False) -> SafetensorsCheckpoint:
         """Open `directory`, whose *.safetensors files are `names`. Raises as `open_checkpoint` does."""
         config_path = directory / "config.json"
         if not os.path.exists(config_path):
@@ -86,7 +86,7 @@ class SafetensorsCheckpoint(Checkpoint):
             headers.append(file.buffer[:header_nbytes])
         if weight_map is not None:
             _check_index(directory, shards, weight_map, tensors)
-        seen, layouts = _find_scaled(directory, config, tensors)
+        seen, layouts = _find_scaled(directory, None if raw else config.get("quantization_config"), tensors)
         return cls(
             path=directory,
             config=config,
@@ -164,10 +164,9 @@ def _with_quantization(directory: Path, config: dict[str, Any]) -> dict[str, Any
 
 
 def _find_scaled(
-    directory: Path, config: dict[str, Any], tensors: dict[str, tuple[TensorInfo, Extent]]
+    directory: Path, values: Any, tensors: dict[str, tuple[TensorInfo, Extent]]
 ) -> tuple[dict[str, TensorInfo], dict[str, ScaledLayout]]:
     stored = {name: info for name, (info, _) in tensors.items()}
-    values = config.get("quantization_config")
     if values is None:
         return stored, {}
     quantization = read_quantization(values, f"{directory / 'config.json'}: quantization_config")
