@@ -29,8 +29,8 @@ def logits_of_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tup
     seen: list[tuple[int, tuple[int, ...], torch.Tensor]] = []
     original = engine.runner.run
 
-    def recording(pieces, rows, observer=None):  # type: ignore[no-untyped-def]
-        logits = original(pieces, rows, observer)
+    def recording(pieces, rows, *rest):  # type: ignore[no-untyped-def]
+        logits = original(pieces, rows, *rest)
         ends = torch.tensor([length for _, _, length in pieces]).cumsum(0) - 1
         for n, row in enumerate(rows):
             piece = pieces[int((ends == row).nonzero()[0])]
