@@ -98,13 +98,10 @@ def measure_floors(
     quick: reads a quarter of that and multiplies smaller matrices, which caches may flatter and overheads harm.
     Raises ArgumentError for threads < 1.
     """
-    if threads < 1:
-        raise ArgumentError(f"threads is {threads}; it must be at least 1")
-    rows = READ_NBYTES // _ROW_NBYTES // (4 if quick else 1)
+    read = measure_read(threads, quick=quick, clock=clock)
     matrix_size = MATRIX_SIZE // (4 if quick else 1)
     products = 2 * matrix_size**3
     with using_threads(threads):
-        read = _limit(_readers(rows), rows * _ROW_NBYTES, clock)
         single = _limit(_products(matrix_size, torch.float32), products, clock)
         half = _limit(_products(matrix_size, torch.bfloat16), products, clock)
         return Floors(
@@ -114,6 +111,15 @@ def measure_floors(
             # Where there are no instructions for bfloat16, its values are best multiplied as float32.
             bfloat16=max(half, single, key=_rate),
         )
+
+
+def measure_read(threads: int, *, quick: bool = False, clock: Callable[[], float] = time.perf_counter) -> Floor:
+    """The first of the limits alone: bytes a second from memory. quick and errors as above."""
+    if threads < 1:
+        raise ArgumentError(f"threads is {threads}; it must be at least 1")
+    rows = READ_NBYTES // _ROW_NBYTES // (4 if quick else 1)
+    with using_threads(threads):
+        return _limit(_readers(rows), rows * _ROW_NBYTES, clock)
 
 
 def _readers(rows: int) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -18,7 +18,8 @@ _WIDTH = 180  # columns where stdout is no terminal
 @dataclass(frozen=True, slots=True)
 class Report:
     """head: lines above the table, such as the machine. columns, rows: the table, cells as text; the first column
-    is a name. notes: what a reader has to know to read the figures. data: the figures, as JSON values."""
+    is a name. notes: what a reader has to know to read the figures. data: the figures, as JSON values.
+    text_columns: so many columns from the left hold words, and are aligned to the left."""
 
     suite: str
     title: str
@@ -27,6 +28,7 @@ class Report:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     data: dict[str, Any] = field(default_factory=dict)
+    text_columns: int = 1
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -50,7 +52,10 @@ def show(report: Report, *, as_json: bool, markdown: bool) -> None:
 
 def to_markdown(report: Report) -> str:
     """The table in GitHub's Markdown, the head and the notes below it as a list; figures are right-aligned."""
-    lines = [_markdown_row(report.columns), _markdown_row([":--", *["--:"] * (len(report.columns) - 1)])]
+    lines = [
+        _markdown_row(report.columns),
+        _markdown_row([":--" if number < report.text_columns else "--:" for number in range(len(report.columns))]),
+    ]
     lines += [_markdown_row(row) for row in report.rows]
     return "\n".join([*lines, "", *(f"- {line}" for line in (*report.head, *report.notes))])
 
@@ -69,7 +74,7 @@ def _print_table(report: Report, *, err: bool) -> None:
         console = Console(stderr=err, highlight=False, width=_WIDTH)
     table = Table(title=report.title, title_justify="left")
     for number, column in enumerate(report.columns):
-        table.add_column(Text(column), justify="left" if number == 0 else "right")
+        table.add_column(Text(column), justify="left" if number < report.text_columns else "right")
     for row in report.rows:
         table.add_row(*(Text(cell) for cell in row))
     for line in report.head:

@@ -28,9 +28,13 @@ COMMANDS: dict[str, LazyCommand] = {
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
     "cache": LazyCommand("freehold.cli.cmd_cache", "cache", "Look at, check, prune, export and import stored blocks."),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
+    "doctor": LazyCommand(
+        "freehold.cli.cmd_doctor", "doctor", "Look at the machine and the installation, and say what is wrong."
+    ),
     "generate": LazyCommand("freehold.cli.cmd_generate", "generate", "Continue a text, or answer it with --chat."),
     "keys": LazyCommand("freehold.cli.cmd_keys", "keys", "Make, list and revoke the API keys of servers."),
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),
+    "plan": LazyCommand("freehold.cli.cmd_plan", "plan", "Say what a model needs, what fits and how fast it may be."),
     "pull": LazyCommand("freehold.cli.cmd_pull", "pull", "Fetch a model and keep it under a name."),
     "serve": LazyCommand("freehold.cli.cmd_serve", "serve", "Serve a model over the OpenAI-compatible API."),
 }

@@ -19,12 +19,13 @@ from freehold.core.config import EngineConfig
 from freehold.core.errors import ConfigError
 from freehold.model.base import Model
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever the same weights and tokens give other bits, or the lanes another layout: what was stored before
 is then not used any more."""
 
 _KV_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LEAST_FRAMES = 64
+LEAST_FRAMES = 64
+"""Blocks of K and V of sparse layers that a RAM budget must hold."""
 
 
 def make_pool(model: Model, config: EngineConfig, context_length: int, weights: str) -> BlockPool:
@@ -95,10 +96,10 @@ def _frames(specs: Sequence[LaneSpec], block_tokens: int, dtype: torch.dtype, co
         for spec in sparse
     )
     frames = config.ram_budget // frame
-    if frames < _LEAST_FRAMES:
+    if frames < LEAST_FRAMES:
         raise ConfigError(
             f"ram_budget is {config.ram_budget}, which holds {frames} blocks of K and V; give at least "
-            f"{_LEAST_FRAMES * frame} bytes ({_LEAST_FRAMES} blocks)"
+            f"{LEAST_FRAMES * frame} bytes ({LEAST_FRAMES} blocks)"
         )
     return frames
 

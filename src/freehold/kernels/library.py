@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,21 @@ def native() -> Any:
 def isa() -> str:
     """The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16" (VNNI and BF16 besides)."""
     return str(native().isa())
+
+
+def runnable_isas() -> tuple[str, ...]:
+    """The instruction sets that this processor can run, the plainest first. Not for use while kernels run."""
+    before = isa()
+    try:
+        return tuple(name for name in ISAS if native().use_isa(name))
+    finally:
+        native().use_isa(before)
+
+
+def compiler() -> str | None:
+    """What the library was compiled with, as its file says; None where it does not say."""
+    found = re.search(rb"GCC: \([^)\0]*\) [\w.]+|clang version [\w.]+", Path(native().__file__).read_bytes())
+    return found.group().decode() if found else None
 
 
 def use_isa(name: str) -> None:

@@ -14,6 +14,7 @@ from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open_checkpoint
 from freehold.loading.json_object import read_json_object
 from freehold.loading.pull import resolve
+from freehold.loading.quantization_config import read_quantization
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
 from freehold.model.llama import LlamaConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
@@ -71,6 +72,11 @@ class Subject:
         return sum(self.config.moe) if isinstance(self.config, MiniMaxM3Config) else 0
 
     @property
+    def num_experts(self) -> int:
+        """Routed experts of a layer that has some."""
+        return self.config.num_experts if isinstance(self.config, MiniMaxM3Config) else 0
+
+    @property
     def active_share(self) -> float:
         """Routed experts that a token uses, as a part of all."""
         c = self.config
@@ -118,7 +124,7 @@ def open_subject(model: str) -> Subject:
         return _from_config(path)
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    with open_checkpoint(resolve(model)) as checkpoint:
+    with open_checkpoint(resolve(model), raw=True) as checkpoint:
         return _from_files(checkpoint)
 
 
@@ -153,23 +159,24 @@ def _from_config(path: Path) -> Subject:
     else:
         infos = m3_tensors(config, values, _dtype(values, where), where)
     tensors = tuple(
-        StoredTensor(name, part_of(name), info, info.numel * BITS_PER_ELEMENT[info.dtype] // 8, _parameters(name, info, infos))
+        StoredTensor(name, part_of(name), info, _nbytes(info), _parameters(name, info, infos))
         for name, info in infos.items()
-    )  # fmt: skip
+    )
     return Subject(path, "configuration", config, tensors, refusals)
 
 
 def _read_config(values: Mapping[str, Any], where: str) -> tuple[LlamaConfig | MiniMaxM3Config, tuple[str, ...]]:
-    """The sizes, and why this version would not load them. A quantisation that it cannot read is no reason not to plan."""
+    """The sizes, and why this version would not load them: a quantisation is no reason not to plan."""
     if family_of(values, "safetensors", where) == "llama":
         return LlamaConfig.from_hf(values, where), ()
-    if not values.get("quantization_config"):
-        return MiniMaxM3Config.from_hf(values, where), ()
+    config = MiniMaxM3Config.from_hf(values, where)
+    if values.get("quantization_config") is None:
+        return config, ()
     try:
-        return MiniMaxM3Config.from_hf(values, where), ()
+        read_quantization(values["quantization_config"], f"{where}: quantization_config")
     except ConfigError as error:
-        plain = {key: value for key, value in values.items() if key != "quantization_config"}
-        return MiniMaxM3Config.from_hf(plain, where), (str(error),)
+        return config, (str(error),)
+    return config, ()
 
 
 def _dtype(values: Mapping[str, Any], where: str) -> str:
@@ -182,6 +189,10 @@ def _dtype(values: Mapping[str, Any], where: str) -> str:
     if word is None:
         raise ConfigError(f"{where}: 'torch_dtype' is {named!r}; known are {', '.join(_WORDS)}")
     return word
+
+
+def _nbytes(info: TensorInfo) -> int:
+    return info.numel * BITS_PER_ELEMENT[info.dtype] // 8
 
 
 def _parameters(name: str, info: TensorInfo, all_names: Mapping[str, object]) -> int:
