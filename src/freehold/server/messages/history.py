@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from freehold.core.errors import RequestError
+from freehold.server.called_tools import CalledTools
 from freehold.server.messages.wire_blocks import (
     DocumentBlock,
     ImageBlock,
@@ -22,7 +23,6 @@ from freehold.server.messages.wire_blocks import (
     ToolUseBlock,
 )
 from freehold.server.sealed_reasoning import open_reasoning
-from freehold.server.wire import shown
 
 _BETWEEN = "\n\n"
 # Claude Code puts this line in front of its system prompt. It says nothing to a model and changes with every request,
@@ -41,14 +41,15 @@ def chat_messages(system: Sequence[TextBlock], messages: Sequence[Message]) -> l
     A user's turn gives the results of tools first, one message each, in the order in which the tools were called; the
     rest of the turn follows as one message. A call without a result gets one that says so.
 
-    Raises RequestError for results of calls that the assistant's turn before does not have, and for blocks of reasoning
-    whose text is damaged.
+    Raises RequestError for results of calls that the assistant's turn before does not have, for two results of one
+    call, for two calls of one turn with the same id, and for blocks of reasoning whose text is damaged.
     """
     start = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     texts = [_BILLING.sub("", block.text) for block in system]
     texts += [_text_of(message.content) for message in messages[:start]]
     chat = _one_message("system", texts)
     calls: list[ToolUseBlock] = []
+    called = CalledTools()
     numbered = list(enumerate(messages))[start:]
     for by_assistant, turn in itertools.groupby(numbered, key=lambda item: item[1].role == "assistant"):
         if by_assistant:
@@ -58,10 +59,13 @@ def chat_messages(system: Sequence[TextBlock], messages: Sequence[Message]) -> l
                 for index, block in enumerate(message.content)
             ]
             calls = [block for _, block in blocks if isinstance(block, ToolUseBlock)]
+            for place, block in blocks:
+                if isinstance(block, ToolUseBlock):
+                    called.call(block.id, f"{place}.id")
             chat.append(_assistant(blocks, calls))
         else:
-            chat += _user(list(turn), calls)
-            calls = []
+            chat += _user(list(turn), calls, called)
+            calls, called = [], CalledTools()
     return chat
 
 
@@ -98,20 +102,18 @@ def _reasoning(place: str, block: ThinkingBlock) -> str:
         raise RequestError(f"{place}.signature: {error}", field=f"{place}.signature") from None
 
 
-def _user(turn: Sequence[tuple[int, Message]], calls: Sequence[ToolUseBlock]) -> list[dict[str, Any]]:
+def _user(
+    turn: Sequence[tuple[int, Message]], calls: Sequence[ToolUseBlock], called: CalledTools
+) -> list[dict[str, Any]]:
     results: dict[str, str] = {}
     texts = []
-    known = {call.id for call in calls}
     for number, message in turn:
         if message.role == "system":
             texts.append(_reminder(_text_of(message.content)))
             continue
         for index, block in enumerate(message.content):
             if isinstance(block, ToolResultBlock):
-                place = f"messages[{number}].content[{index}].tool_use_id"
-                if block.tool_use_id not in known:
-                    wanted = "the assistant's turn before has no call with this id"
-                    raise RequestError(f"{place} is {shown(block.tool_use_id)}; {wanted}", field=place)
+                called.result(block.tool_use_id, f"messages[{number}].content[{index}].tool_use_id")
                 results[block.tool_use_id] = _result(block)
             else:
                 texts.append(_text(block))

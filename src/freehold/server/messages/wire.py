@@ -20,7 +20,8 @@ from freehold.core.sampling import SamplingParams
 from freehold.server.messages.history import chat_messages
 from freehold.server.messages.wire_blocks import Message, TextBlock, TolerantModel, as_blocks
 from freehold.server.openai.wire import INT32_MAX, MAX_STOP_TEXTS
-from freehold.server.openai.wire_chat import MAX_TOOLS, ToolName, tool_use
+from freehold.server.openai.wire_chat import tool_use
+from freehold.server.openai.wire_message import MAX_TOOLS, ToolName
 from freehold.server.wire import refusal, shown
 
 # Kinds of Anthropic's own tools, without the date that ends their names.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-from freehold.server.openai.wire_chat import ToolName
+from freehold.server.openai.wire_message import ToolName
 from freehold.server.wire import refusal, shown
 
 _IN_MESSAGES = {

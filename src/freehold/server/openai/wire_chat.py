@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validator
 
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolChoice, ToolUse
 from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.server.answer import FinishText
+from freehold.server.openai.history import chat_messages
 from freehold.server.openai.provenance import ProvenanceBody
 from freehold.server.openai.wire import INT32_MAX, SamplingFields, UsageBody
+from freehold.server.openai.wire_message import MAX_TOOLS, ChatMessage, ToolName
 from freehold.server.wire import WireModel, refusal, shown
-
-MAX_TOOLS = 512
-_FORBIDDEN_IN_NAMES = frozenset("\"'<>&\\`{}")
-_MAX_NAME = 128
 
 THINKING_OF_EFFORT: dict[str, Thinking] = {
     "none": "disabled",
@@ -32,94 +30,6 @@ THINKING_OF_EFFORT: dict[str, Thinking] = {
     "xhigh": "enabled",
 }
 """MiniMax-M3 knows three modes of reasoning; this is what each of OpenAI's efforts means here."""
-
-
-# --- messages -----------------------------------------------------------------------------------------------
-
-
-def _joined_text(value: Any) -> Any:
-    """A string, or the texts of a list of text parts put together without anything between them."""
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict):
-            raise refusal("value", f"content part {index} is not an object", f"[{index}]")
-        if part.get("type") != "text":
-            detail = f"content parts of type {shown(part.get('type'))} are not supported; only 'text' is"
-            raise refusal("unsupported", detail, f"[{index}].type")
-        if not isinstance(part.get("text"), str):
-            raise refusal("value", f"content part {index} has no string 'text'", f"[{index}].text")
-        for name in part:
-            if name not in ("type", "text"):
-                raise refusal("unknown", f"unknown field {shown(name)}", f"[{index}].{name[:80]}")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def tool_name(name: str) -> str:
-    """A function's name as it may stand in any model's format. Raises the wire's own refusal otherwise."""
-    if not 1 <= len(name) <= _MAX_NAME or any(c.isspace() or not c.isprintable() for c in name):
-        raise refusal("value", f"it must have 1 to {_MAX_NAME} characters without white space")
-    if bad := sorted(_FORBIDDEN_IN_NAMES.intersection(name)):
-        raise refusal("value", f"it must not contain {bad[0]!r}")
-    return name
-
-
-ToolName = Annotated[str, AfterValidator(tool_name)]
-
-
-class CalledFunction(WireModel):
-    name: ToolName
-    arguments: str
-
-
-class MessageToolCall(WireModel):
-    OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {"index": tuple(range(MAX_TOOLS))}
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class ChatMessage(WireModel):
-    OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "annotations": (None, []),
-        "audio": (None,),
-        "function_call": (None,),
-        "refusal": (None,),
-    }
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        str | None, BeforeValidator(_joined_text, json_schema_input_type=str | list[dict[str, str]] | None)
-    ] = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def _fields_of_the_role(self) -> ChatMessage:
-        given = {name for name in ("reasoning_content", "tool_calls") if getattr(self, name)}
-        if self.role != "assistant" and given:
-            name = min(given)
-            raise refusal("value", f"{name!r} belongs to messages of the assistant", name)
-        if self.role != "tool" and self.tool_call_id is not None:
-            raise refusal("value", "'tool_call_id' belongs to messages of the role 'tool'", "tool_call_id")
-        if self.role == "tool" and not self.tool_call_id:
-            raise refusal("value", "it has no 'tool_call_id'; name the call that this is the result of", "tool_call_id")
-        if self.content is None and not (self.role == "assistant" and given):
-            raise refusal("value", "it has no 'content'", "content")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates take it; what was not given is left out."""
-        message = self.model_dump(exclude_none=True)
-        if not message.get("tool_calls"):
-            message.pop("tool_calls", None)
-        message.setdefault("content", "")
-        return message
 
 
 # --- tools --------------------------------------------------------------------------------------------------
@@ -282,12 +192,13 @@ class ChatRequest(SamplingFields):
         return {"logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     def conversation(self) -> Conversation:
-        """The request in the form that all APIs share. Raises RequestError for sampling fields out of range."""
+        """The request in the form that all APIs share. Raises RequestError for results of tools that belong to no call,
+        and for sampling fields out of range."""
         thinking: Thinking | None = self.thinking.type if self.thinking else None
         if self.reasoning_effort is not None:
             thinking = THINKING_OF_EFFORT[self.reasoning_effort]
         return Conversation(
-            messages=[message.for_template() for message in self.messages],
+            messages=chat_messages(self.messages),
             params=[self.sampling(choice) for choice in range(self.num_choices)],
             tool_use=self.tool_use(),
             json_answer=self.response_format.json_answer() if self.response_format else None,

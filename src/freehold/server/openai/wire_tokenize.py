@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field, model_validator
 
 from freehold.core.conversation import Conversation
+from freehold.server.openai.history import chat_messages
 from freehold.server.openai.wire import INT32_MAX
-from freehold.server.openai.wire_chat import ChatMessage, Tool, declarations
+from freehold.server.openai.wire_chat import Tool, declarations
+from freehold.server.openai.wire_message import ChatMessage
 from freehold.server.wire import WireModel, refusal
 
 
@@ -37,9 +39,9 @@ class TokenizeRequest(WireModel):
         return self
 
     def conversation(self) -> Conversation:
-        """The chat whose prompt is meant."""
+        """The chat whose prompt is meant. Raises RequestError for results of tools that belong to no call."""
         return Conversation(
-            messages=[message.for_template() for message in self.messages or ()],
+            messages=chat_messages(self.messages or ()),
             params=(),
             tool_use=declarations(self.tools),
             template_kwargs=self.chat_template_kwargs or {},

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic_core import PydanticCustomError
 
 from freehold.core.errors import RequestError
-from freehold.server.openai.wire_chat import tool_name
+from freehold.server.called_tools import CalledTools, no_call
+from freehold.server.openai.wire_message import tool_name
 from freehold.server.responses.freeform import freeform_arguments
 from freehold.server.responses.wire_items import (
     CallOutputInput,
@@ -23,7 +24,6 @@ from freehold.server.responses.wire_items import (
     InputMessage,
     ReasoningInput,
 )
-from freehold.server.wire import shown
 
 Message = dict[str, Any]
 
@@ -64,14 +64,11 @@ class _Answer:
 
     reasoning: str = ""
     content: str = ""
+    called: CalledTools = field(default_factory=CalledTools)
     calls: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     behind: list[Message] = field(default_factory=list)
     last: Literal["reasoning", "text", "call"] | None = None
-
-    def waits(self) -> bool:
-        """Whether a call has no output yet."""
-        return len(self.outputs) < len(self.calls)
 
     def takes(self, item: InputItem) -> bool:
         """Whether `item` goes on with it: nothing has come between, and reasoning or a second text begins anew."""
@@ -126,9 +123,7 @@ class _History:
             answer.content += item.content
             answer.last = "text"
         elif isinstance(item, (FunctionCallInput, CustomCallInput)):
-            if item.call_id in answer.calls:
-                detail = f"{where}.call_id: there are two calls {shown(item.call_id)} in one answer"
-                raise RequestError(detail, field=f"{where}.call_id")
+            answer.called.call(item.call_id, f"{where}.call_id")
             answer.calls[item.call_id] = _call(item)
             answer.last = "call"
             self._answer_of_call[item.call_id] = answer
@@ -137,15 +132,12 @@ class _History:
         """Puts an output behind its call, also where it comes late."""
         answer = self._answer_of_call.get(item.call_id)
         if answer is None:
-            detail = f"{where}.call_id: no call {shown(item.call_id)} stands before this output"
-            raise RequestError(detail, field=f"{where}.call_id")
-        if item.call_id in answer.outputs:
-            detail = f"{where}.call_id: the call {shown(item.call_id)} has an output already"
-            raise RequestError(detail, field=f"{where}.call_id")
+            raise no_call(item.call_id, f"{where}.call_id")
+        answer.called.result(item.call_id, f"{where}.call_id")
         answer.outputs[item.call_id] = item.output
 
     def _say(self, message: Message) -> None:
-        if self._answer is not None and self._answer.waits():
+        if self._answer is not None and self._answer.called.waits:
             self._answer.behind.append(message)
         else:
             self._answer = None

@@ -19,7 +19,8 @@ from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolU
 from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.core.sampling import SamplingParams
 from freehold.server.openai.wire import INT32_MAX
-from freehold.server.openai.wire_chat import MAX_TOOLS, THINKING_OF_EFFORT
+from freehold.server.openai.wire_chat import THINKING_OF_EFFORT
+from freehold.server.openai.wire_message import MAX_TOOLS
 from freehold.server.responses.history import messages_of
 from freehold.server.responses.wire_items import InputItem, ResponsesModel
 from freehold.server.responses.wire_tools import (

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from freehold.core.conversation import ToolChoice, ToolUse
-from freehold.server.openai.wire_chat import MAX_TOOLS, ToolName, tool_use
+from freehold.server.openai.wire_chat import tool_use
+from freehold.server.openai.wire_message import MAX_TOOLS, ToolName
 from freehold.server.responses.freeform import freeform_parameters
 from freehold.server.responses.wire_items import ResponsesModel
 from freehold.server.wire import refusal, shown
