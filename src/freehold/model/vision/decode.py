@@ -30,7 +30,11 @@ def decode_image(data: bytes) -> torch.Tensor:
 
     Raises RequestError for what is no image of a known format, damaged, cut off, or too large.
     """
-    picture = open_image(data)
+    return upright_pixels(open_image(data))
+
+
+def upright_pixels(picture: Image.Image) -> torch.Tensor:
+    """uint8 (3, height, width) of an open image, its EXIF orientation applied. Raises RequestError as `to_pixels`."""
     return to_pixels(_try(lambda: _upright(picture)))
 
 

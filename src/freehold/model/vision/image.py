@@ -9,7 +9,7 @@ from PIL import Image
 
 from freehold.core.visuals import Frames
 from freehold.model.vision.config import VisionConfig
-from freehold.model.vision.decode import MAX_IMAGE_BYTES, decode_image, to_pixels
+from freehold.model.vision.decode import MAX_IMAGE_BYTES, decode_image, upright_pixels
 from freehold.model.vision.patches import to_frames
 from freehold.model.vision.resize import IMAGE_AREA, resize, wanted_size
 from freehold.model.vision.source import read_source
@@ -21,7 +21,7 @@ def read_pixels(source: Any, *, local: bool) -> torch.Tensor:
     Raises RequestError or UnsupportedFieldError as `read_source` and `decode_image` do.
     """
     if local and isinstance(source, Image.Image):
-        return to_pixels(source)
+        return upright_pixels(source)
     return decode_image(read_source(source, local=local, limit=MAX_IMAGE_BYTES))
 
 
