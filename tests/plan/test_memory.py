@@ -1,0 +1,126 @@
+"""Predicted bytes are those that the cache, the store and a loaded model really take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from freehold.bench.traffic import weight_nbytes
+from freehold.core.blocks import LaneSpec
+from freehold.core.config import EngineConfig, KvDtype
+from freehold.engine.memory import make_pool
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.model.base import Model
+from freehold.model.compute import compute_for
+from freehold.model.llama import Llama, LlamaConfig
+from freehold.model.minimax_m3 import MiniMaxM3
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.registry import load_model
+from freehold.plan.lanes import cache_cost
+from freehold.plan.subject import open_subject
+from freehold.plan.weights import weight_cost
+from support.tiny_engine import LLAMA, M3
+from support.tiny_llama import LLAMAS, write_tiny_llama
+from support.tiny_m3 import SHAPES, write_tiny_m3, write_tiny_m3_gguf
+
+WIDE = replace(M3, head_dim=40, index_dim=24, rotary_dim=16, block_tokens=48)
+"""Widths that are no multiples of 16 and 8, so that lanes are padded."""
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [LLAMA, M3, WIDE], ids=["llama", "m3", "padded"])
+def test_lanes_are_what_the_pool_allocates(config: LlamaConfig | MiniMaxM3Config, kv_dtype: KvDtype) -> None:
+    model = unfilled(config)
+    pool = make_pool(model, EngineConfig(cache_tokens=1000, kv_dtype=kv_dtype), 1000, "")
+    cost = cache_cost(model.lane_specs, pool.block_tokens, kv_dtype)
+    assert pool.num_slots == cost.blocks(1000)
+    allocated = [sum(t.nbytes for t in lanes.tensors()) for lanes in pool.lanes]
+    assert sum(allocated) == pool.num_slots * cost.block
+    sparse = [n for n, spec in zip(allocated, model.lane_specs, strict=True) if spec.index_dim is not None]
+    assert sum(sparse) == pool.num_slots * cost.sparse.total
+    keys = sum(lanes.index.keys.nbytes for lanes in pool.lanes if lanes.index is not None)
+    assert keys == pool.num_slots * cost.sparse.index_keys
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+def test_pages_are_what_the_pool_allocates(tmp_path: Path, kv_dtype: KvDtype) -> None:
+    model = unfilled(M3)
+    cost = cache_cost(model.lane_specs, M3.block_tokens, kv_dtype)
+    config = EngineConfig(
+        cache_tokens=300 * M3.block_tokens,
+        kv_dtype=kv_dtype,
+        store_dir=str(tmp_path),
+        ram_budget=70 * cost.frame + cost.frame // 2,
+    )
+    pool = make_pool(model, config, 1000, "weights")
+    assert pool.disk is not None
+    try:
+        allocated = sum(t.nbytes for lanes in pool.lanes for t in lanes.tensors())
+        assert allocated == 300 * cost.block_without_pages + 70 * cost.frame
+        assert pool.disk.store.layout.record_bytes == cost.stored
+    finally:
+        pool.disk.store.close()
+
+
+def test_the_published_shape_costs_what_its_specification_says() -> None:
+    sparse, dense = LaneSpec(4, 128, 128), LaneSpec(4, 128)
+    cost = cache_cost((dense,) * 3 + (sparse,) * 57, 128, "bfloat16")
+    assert (cost.dense.kv + cost.sparse.kv) / 128 == 122_880
+    assert cost.sparse.index_keys / 128 == 14_592
+    assert cost.sparse.half_codes / 57 / 128 == 67.25  # what the log measured as bytes of half codes a key, rounded
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "gguf"])
+def test_m3_weights_are_what_a_loaded_model_holds(tmp_path: Path, kind: str) -> None:
+    spec = SHAPES["mixed_layers" if kind != "gguf" else "release_selection"]
+    path = tmp_path / ("m3.gguf" if kind == "gguf" else "m3")
+    if kind == "gguf":
+        write_tiny_m3_gguf(spec, path)
+    else:
+        write_tiny_m3(spec, path)
+        convert(path, getattr(torch, kind))
+    assert weight_cost(open_subject(str(path)), "as-stored").total == loaded_nbytes(path)
+
+
+@pytest.mark.parametrize("name", ["plain", "tied", "mlp_bias"])
+def test_llama_weights_are_what_a_loaded_model_holds(tmp_path: Path, name: str) -> None:
+    write_tiny_llama(LLAMAS[name], tmp_path)
+    assert weight_cost(open_subject(str(tmp_path)), "as-stored").total == loaded_nbytes(tmp_path)
+
+
+def test_bf16_is_what_a_checkpoint_in_bfloat16_takes(tmp_path: Path) -> None:
+    write_tiny_m3(SHAPES["mixed_layers"], tmp_path / "m3")
+    planned = weight_cost(open_subject(str(tmp_path / "m3")), "bf16")
+    convert(tmp_path / "m3", torch.bfloat16)
+    assert planned.total == loaded_nbytes(tmp_path / "m3")
+
+
+@pytest.mark.model
+def test_default_model_takes_what_was_predicted(default_model: Path) -> None:
+    assert weight_cost(open_subject(str(default_model)), "as-stored").total == loaded_nbytes(default_model)
+
+
+def unfilled(config: LlamaConfig | MiniMaxM3Config) -> Model:
+    """A model without weights, which is enough for its lanes."""
+    compute = compute_for("native")[0]
+    return Llama(config, compute) if isinstance(config, LlamaConfig) else MiniMaxM3(config, compute)
+
+
+def convert(directory: Path, dtype: torch.dtype) -> None:
+    """Every matrix of the checkpoint in another type; the router stays float32, as in the release."""
+    path = directory / "model.safetensors"
+    tensors = {
+        name: tensor if tensor.ndim < 2 or ".block_sparse_moe.gate." in name else tensor.to(dtype)
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path)
+
+
+def loaded_nbytes(path: Path) -> int:
+    """Bytes of all tensors of the loaded model."""
+    with open_checkpoint(path) as checkpoint:
+        return weight_nbytes(load_model(checkpoint, compute_for("native")[0]))  # type: ignore[arg-type]
