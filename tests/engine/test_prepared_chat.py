@@ -38,7 +38,10 @@ def model(template: str) -> SimpleNamespace:
     """What `prepare_chat` needs of an LLM."""
     tokenizer, chat_format = byte_tokenizer(), ChatFormat(template)
     return SimpleNamespace(
-        tokenizer=tokenizer, chat_format=chat_format, chat_encoder=ChatEncoder(tokenizer, chat_format)
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        chat_encoder=ChatEncoder(tokenizer, chat_format),
+        visual_chat=None,
     )
 
 
