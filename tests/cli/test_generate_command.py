@@ -210,3 +210,12 @@ def test_speeds_count_what_was_computed() -> None:
 def test_what_was_not_measured_has_no_speed(usage: Usage) -> None:
     assert prefill_speed(usage) is None
     assert decode_speed(usage) is None
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [([], (0.2, 0.9)), (["--temperature", "1.0"], (1.0, 0.9))])
+def test_the_model_s_own_sampling_counts_unless_an_option_is_given(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[float, float]
+) -> None:
+    monkeypatch.setattr(FakeLLM, "sampling_defaults", {"temperature": 0.2, "top_p": 0.9})
+    assert CliRunner().invoke(main, ["generate", "--prompt", "x", *arguments]).exit_code == 0
+    assert (llm.params[0].temperature, llm.params[0].top_p) == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,19 @@ from support.fake_llm import FakeLLM
 
 
 class FakeServedModel:
-    """Stands where the engine's thread would be; counts how often it was closed."""
+    """Stands where the engine's thread would be; counts how often it was closed. warmed: what had been said by then."""
 
     closed = 0
+    warmed: int | None = None
 
     def __init__(self, llm: FakeLLM) -> None:
         self.llm = llm
 
     def __enter__(self) -> FakeServedModel:
         return self
+
+    def warm(self) -> None:
+        self.warmed = time.monotonic_ns()
 
     def __exit__(self, *exception: object) -> None:
         type(self).closed += 1
@@ -42,6 +47,9 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def serve(backend: FakeServedModel, *, listener: socket.socket, on_ready: Any, **options: Any) -> bool:
         got.update(options, backend=backend, address=listener.getsockname())
+        got["ready"] = time.monotonic_ns()
+        if backend.warmed is not None:
+            raise AssertionError("warmed before it was ready")
         on_ready(run.server_url(listener))
         return bool(got.pop("ended_well", True))
 
@@ -123,7 +131,7 @@ def test_aliases_are_passed_on(served: dict[str, Any]) -> None:
 def test_taken_port_is_known_before_the_model_is_opened(
     served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_, **__: pytest.fail("the model was opened"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = CliRunner().invoke(main, ["serve", "--port", str(port)])
@@ -132,7 +140,7 @@ def test_taken_port_is_known_before_the_model_is_opened(
 
 
 def test_other_machines_need_a_key(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_, **__: pytest.fail("the model was opened"))
     done = CliRunner().invoke(main, ["serve", "--host", "0.0.0.0", "--port", "0"])
     assert done.exit_code == 1
     assert "--api-key" in done.stderr
@@ -145,7 +153,7 @@ def test_port_is_free_again_when_the_model_cannot_be_opened(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
 
-    def missing(*_: Any) -> Any:
+    def missing(*_: Any, **__: Any) -> Any:
         raise ModelNotFoundError("no model 'x'")
 
     monkeypatch.setattr(cmd_serve, "opened", missing)
@@ -165,6 +173,7 @@ def test_options_reach_the_server(served: dict[str, Any]) -> None:
     arguments = "--drain-seconds 3 --behind-proxy 10.0.0.0/8 --root-path /llm --cors-origin https://a.example"
     done = CliRunner().invoke(main, ["serve", "--port", "0", *arguments.split(), "--log-format", "json"])
     assert done.exit_code == 0, done.output
+    assert json.loads(done.stderr.splitlines()[-1])["url"].endswith("/llm/v1")
     assert served["options"] == ServerOptions(
         drain_seconds=3.0,
         behind_proxy=("10.0.0.0/8",),
@@ -172,7 +181,65 @@ def test_options_reach_the_server(served: dict[str, Any]) -> None:
         cors_origin=("https://a.example",),
         log_format="json",
     )
-    assert "/llm/v1 " in done.stdout
+
+
+def test_what_the_first_grammar_needs_is_made_once_requests_are_answered(served: dict[str, Any]) -> None:
+    assert CliRunner().invoke(main, ["serve", "--port", "0"]).exit_code == 0
+    assert served["backend"].warmed >= served["ready"]
+
+
+def lines_of_json(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status, and all that `freehold serve --log-format json` writes."""
+    done = CliRunner().invoke(main, ["serve", "--port", "0", "--log-format", "json", *arguments])
+    return done.exit_code, [json.loads(line) for line in done.output.splitlines()]
+
+
+def test_every_line_is_json_where_the_log_is(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FakeLLM, "sampling_defaults", {"temperature": 0.5})
+    (tmp_path / "budgets.sqlite").mkdir()  # so that it cannot be opened
+    lock = StoreLock(tmp_path / "blocks")
+    status, lines = lines_of_json()
+    lock.close()
+    messages = [line["message"] for line in lines]
+    assert status == 0
+    assert messages[0].startswith("Blocks are not kept on the disk")
+    assert messages[1].startswith("Used tokens are not kept on the disk")
+    assert messages[2:] == [FakeLLM.description, "sampling, where a request does not say: temperature 0.5", "ready"]
+    assert lines[-1]["url"] == f"http://127.0.0.1:{served['address'][1]}/v1"
+    assert {line["level"] for line in lines} == {"info"}
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "message"),
+    [(ModelNotFoundError("no model 'x'"), "error", "no model 'x'"), (ValueError("a prompt"), "critical", "the server")],
+)
+def test_a_start_that_fails_says_so_in_json(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception, level: str, message: str
+) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(cmd_serve, "opened", missing)
+    status, (line,) = lines_of_json()
+    assert (status, line["level"]) == (1, level)
+    assert line["message"].startswith(message)
+    assert "a prompt" not in str(line)
+
+
+def test_fetching_the_model_is_told_in_json(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetching(model: str | None, engine: dict[str, Any], shown: Any) -> Any:
+        with shown("small") as report:
+            for done in range(3):
+                report("downloading", done, 3)
+            report("checking", 1, None)
+        return FakeLLM().opened(model, engine)
+
+    monkeypatch.setattr(cmd_serve, "opened", fetching)
+    status, lines = lines_of_json()
+    assert status == 0
+    assert [line["message"] for line in lines][:2] == ["downloading small", "checking small"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +269,7 @@ def test_wrong_options_are_wrong_usage(served: dict[str, Any], arguments: list[s
 def test_what_cannot_work_is_known_before_the_model_is_opened(
     served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    monkeypatch.setattr(cmd_serve, "opened", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(cmd_serve, "opened", lambda *_, **__: pytest.fail("the model was opened"))
     done = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
     assert (done.exit_code, said in done.stderr) == (1, True), done.output
 

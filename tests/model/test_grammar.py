@@ -43,6 +43,17 @@ def test_matchers_of_one_grammar_do_not_disturb_each_other():
     assert second.allowed().tolist() == [ord("a"), ord("c")]
 
 
+def test_the_table_of_tokens_is_made_once_and_may_be_made_before(monkeypatch):
+    made, original = [], module._tokens_of
+    monkeypatch.setattr(module, "_tokens_of", lambda *of: made.append(of) or original(*of))
+    grammars = Grammars(Bytes(), NUM_TOKENS)
+    grammars.warm()
+    assert len(made) == 1
+    grammars.check('start: "a"')
+    grammars.warm()
+    assert len(made) == 1
+
+
 def test_threads_may_check_and_match_at_once():
     grammars, wrong = Grammars(Bytes(), NUM_TOKENS), []
 

@@ -95,6 +95,19 @@ def test_a_changed_limit_counts_at_once():
     assert limits.admit(holder()).headers == {}
 
 
+def test_a_budget_is_told_with_every_answer():
+    limits, who = limits_with(Clock()), holder(budget_tokens=10)
+    limits.charge(who, 6, 1)
+    wanted = {
+        "x-ratelimit-limit-budget": "10",
+        "x-ratelimit-remaining-budget": "3",
+        "x-ratelimit-reset-budget": "3600.000s",
+    }
+    assert limits.admit(who).headers == wanted
+    limits.charge(who, 9, 0)
+    assert limits.admit(who).headers == {**wanted, "x-ratelimit-remaining-budget": "0", "Retry-After": "3600"}
+
+
 @pytest.mark.parametrize(("period", "until"), [("day", 3600), ("month", 3600)])
 def test_a_budget_ends_and_begins_anew(period, until):
     clock = Clock()

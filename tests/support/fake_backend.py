@@ -133,7 +133,9 @@ class FakeBackend:
         cached_tokens: int = 0,
         retry_seconds: float = 1.0,
         parser: Callable[[], AnswerParser] = PlainParser,
+        sampling_defaults: Mapping[str, Any] | None = None,
     ) -> None:
+        self.sampling_defaults = sampling_defaults or {}
         self.model_name = "fake/model"
         self.created = 1_700_000_000
         self.context_length = context_length

@@ -17,6 +17,7 @@ class FakeLLM:
     name = "fake"
     description = "fake: no weights at all"
     context_length = 200
+    sampling_defaults: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -51,7 +52,7 @@ class FakeLLM:
         usage = Usage(total, 4, len(answer), prefill_seconds=0.5, decode_seconds=0.25)
         yield FinishEvent("r", "length" if len(answer) < total else "stop", usage)
 
-    def opened(self, model: str | None, engine: dict[str, Any]) -> Any:
+    def opened(self, model: str | None, engine: dict[str, Any], **_: Any) -> Any:
         """Stand in for `freehold.cli.model.opened`."""
         self.options = engine
 

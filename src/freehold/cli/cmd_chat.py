@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.model import engine_options, model_argument, opened
-from freehold.cli.options import build, dataclass_options
+from freehold.cli.options import build, dataclass_options, given
 from freehold.core.errors import RequestError
 from freehold.core.sampling import SamplingParams
 
@@ -60,8 +60,9 @@ def chat(model: str | None, system: str | None, sampling: dict[str, Any], engine
     fetched if it is missing. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
     From a pipe, each line is one message.
     """
-    params = build(SamplingParams, sampling)
+    build(SamplingParams, sampling)  # what is wrong with it is said before the model is loaded
     with opened(model, engine) as llm:
+        params = build(SamplingParams, {**sampling, **llm.sampling_defaults, **given(sampling)})
         conversation = Conversation(llm, params, system)
         if sys.stdin.isatty():
             click.echo(f"{llm.description}\n{HELP}", err=True)

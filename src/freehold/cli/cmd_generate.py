@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 from freehold.cli.model import engine_options, model_option, opened
-from freehold.cli.options import build, dataclass_options
+from freehold.cli.options import build, dataclass_options, given
 from freehold.core.sampling import SamplingParams
 
 
@@ -44,12 +44,13 @@ def generate(
     """
     if system is not None and not chat:
         raise click.UsageError("--system is part of a conversation; add --chat")
-    params = build(SamplingParams, sampling)
+    build(SamplingParams, sampling)  # what is wrong with it is said before the model is loaded
     text = read_prompt(prompt, file)
 
     from freehold.cli.answer import follow, interruptible, show_speed
 
     with opened(model, engine) as llm, interruptible() as interrupt:
+        params = build(SamplingParams, {**sampling, **llm.sampling_defaults, **given(sampling)})
         if chat:
             messages = [{"role": "system", "content": system}] if system is not None else []
             prompt_ids = llm.render_chat([*messages, {"role": "user", "content": text}])

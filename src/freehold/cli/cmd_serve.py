@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,6 +20,7 @@ from freehold.server.operation.options import ServerOptions
 if TYPE_CHECKING:
     import ssl
 
+    from freehold.loading.pull import Progress as Report
     from freehold.server.operation.keys import Keys
     from freehold.server.operation.limits import Limits
 
@@ -68,7 +70,29 @@ def serve(
     fetched if it is missing. The first Ctrl-C lets running answers end, the second one cuts them off.
     """
     options = build(ServerOptions, server)
+    voice = Voice(options)
+    try:
+        ended_well = _serve(model, host, port, api_key, aliases, no_store, keys_file, options, engine, voice)
+        if not ended_well:
+            raise FreeholdError("running requests were cut off by a second signal")
+    except click.exceptions.ClickException:
+        raise
+    except Exception as error:
+        voice.failed(error)
 
+
+def _serve(
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    api_key: str | None,
+    aliases: tuple[str, ...],
+    no_store: bool,
+    keys_file: Path | None,
+    options: ServerOptions,
+    engine: dict[str, Any],
+    voice: Voice,
+) -> bool:
     from freehold.cli.served_model import ServedModel
     from freehold.server import run
     from freehold.server.operation.connections import allow_open_files
@@ -81,11 +105,23 @@ def serve(
     run.require_key(host, None, keys)
     allow_open_files(options.max_connections)
     tls = None if options.tls_cert is None or options.tls_key is None else tls_context(options)
-    choose_store(engine, no_store=no_store)
-    with run.reserve_port(host, port) as listener, opened(model, engine) as llm, open_limits(keys) as limits:
-        click.echo(llm.description, err=True)
+    choose_store(engine, no_store=no_store, say=voice.say)
+    with (
+        run.reserve_port(host, port) as listener,
+        opened(model, engine, shown=voice.progress) as llm,
+        open_limits(keys, voice.say) as limits,
+    ):
+        voice.say(llm.description)
+        if llm.sampling_defaults:
+            chosen = ", ".join(f"{name} {value}" for name, value in llm.sampling_defaults.items())
+            voice.say(f"sampling, where a request does not say: {chosen}")
         with ServedModel(llm) as backend:
-            ended_well = run.serve(
+
+            def ready(url: str) -> None:
+                voice.announce(url + (options.root_path or ""), llm.name, with_key=keys.asks)
+                backend.warm()
+
+            return run.serve(
                 backend,
                 listener=listener,
                 keys=keys,
@@ -93,10 +129,66 @@ def serve(
                 tls=tls,
                 aliases=aliases,
                 options=options,
-                on_ready=lambda url: announce(url + (options.root_path or ""), llm.name, with_key=keys.asks),
+                on_ready=ready,
             )
-    if not ended_well:
-        raise FreeholdError("running requests were cut off by a second signal")
+
+
+class Voice:
+    """What is said about a server beside its log: to people as it is, or as lines of the log if that is JSON, so that
+    every line is."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._logger: logging.Logger | None = None
+        if options.log_format == "json":
+            from freehold.server.operation.logs import set_up_logs
+
+            set_up_logs(options.log_format, options.log_level, access_log=options.access_log)
+            self._logger = logging.getLogger("freehold.server")
+
+    def say(self, text: str) -> None:
+        """A line for whoever operates the server."""
+        if self._logger is None:
+            click.echo(text, err=True)
+        else:
+            self._logger.info(text)
+
+    def progress(self, name: str) -> AbstractContextManager[Report]:
+        """The progress of fetching a model; in a log one line for each stage."""
+        if self._logger is None:
+            from freehold.cli.fetching import shown_progress
+
+            return shown_progress(name)
+        told: set[str] = set()
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in told:
+                told.add(what)
+                self.say(f"{what} {name}")
+
+        return nullcontext(report)
+
+    def announce(self, url: str, model_name: str, *, with_key: bool) -> None:
+        """The address and, to people, a request to paste into another terminal. The key itself is not told."""
+        if self._logger is not None:
+            fields = {"message": "ready", "model": model_name, "url": f"{url}/v1"}
+            self._logger.info("ready", extra={"fields": fields})
+            return
+        body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "Hello!"}]})
+        # In double quotes, so that the shell fills in the variable.
+        key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if with_key else ""
+        click.echo(f"Serving {model_name} on {url}/v1  (Ctrl-C ends)")
+        request = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
+        click.echo(f"Try: {request}")
+
+    def failed(self, error: Exception) -> NoReturn:
+        """The process ends with status 1, and a log in JSON says why; elsewhere the error goes on its way."""
+        if self._logger is None:
+            raise error
+        if isinstance(error, FreeholdError):
+            self._logger.error(str(error))
+        else:
+            self._logger.critical("the server failed", exc_info=error)
+        raise click.exceptions.Exit(1) from error
 
 
 def usable_keys(path: Path | None, api_key: str | None) -> Keys:
@@ -120,7 +212,7 @@ def tls_context(options: ServerOptions) -> ssl.SSLContext:
 
 
 @contextmanager
-def open_limits(keys: Keys) -> Iterator[Limits]:
+def open_limits(keys: Keys, say: Callable[[str], None]) -> Iterator[Limits]:
     """What keys have used, kept in FREEHOLD_HOME over restarts. Where it cannot be kept, a server without keys says
     so and goes on; with keys it raises ConfigError, since budgets would begin anew at every restart."""
     from freehold.core.errors import ConfigError
@@ -133,7 +225,7 @@ def open_limits(keys: Keys) -> Iterator[Limits]:
     except ConfigError as error:
         if keys.asks:
             raise
-        click.echo(f"Used tokens are not kept on the disk: {error}", err=True)
+        say(f"Used tokens are not kept on the disk: {error}")
         book = BudgetBook(None)
     limits = Limits(book)
     try:
@@ -142,7 +234,7 @@ def open_limits(keys: Keys) -> Iterator[Limits]:
         limits.close()
 
 
-def choose_store(engine: dict[str, Any], *, no_store: bool) -> None:
+def choose_store(engine: dict[str, Any], *, no_store: bool, say: Callable[[str], None]) -> None:
     """Fill in the usual place of the block store where none is named. If another server has it, this one keeps no
     blocks and says so: two servers are more useful than one."""
     if no_store and engine["store_dir"] is not None:
@@ -157,17 +249,8 @@ def choose_store(engine: dict[str, Any], *, no_store: bool) -> None:
     try:
         StoreLock(blocks_dir()).close()
     except StoreLockedError as error:
-        click.echo(f"Blocks are not kept on the disk: {error}", err=True)
+        say(f"Blocks are not kept on the disk: {error}")
         return
     except OSError:
         pass  # the store itself says what is wrong with the directory, and serves without it
     engine["store_dir"] = str(blocks_dir())
-
-
-def announce(url: str, model_name: str, *, with_key: bool) -> None:
-    """Print the address, and a request to paste into another terminal. The key itself is not printed."""
-    body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "Hello!"}]})
-    # In double quotes, so that the shell fills in the variable.
-    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if with_key else ""
-    click.echo(f"Serving {model_name} on {url}/v1  (Ctrl-C ends)")
-    click.echo(f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +14,10 @@ from freehold.core.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from freehold.engine.llm import LLM
+    from freehold.loading.pull import Progress as Report
+
+    Shown = Callable[[str], AbstractContextManager[Report]]
+    """Where the progress of fetching a model is reported, by the model's name."""
 
 MODEL_HELP = "A pulled name, a directory or a .gguf file; without it, the default model, fetched if it is missing."
 
@@ -23,9 +27,10 @@ model_option = click.option("--model", "-m", help=MODEL_HELP)
 engine_options = dataclass_options(EngineConfig, into="engine", without=("default_block_tokens",))
 
 
-def obtain(model: str | None) -> str:
+def obtain(model: str | None, shown: Shown | None = None) -> str:
     """The name or path to give to `LLM`: what was asked for, or the default model, fetched if it is missing.
 
+    shown: where progress is reported; None: on stderr, for people.
     Only the default model is fetched unasked. Raises DownloadError if that fails.
     """
     from freehold.loading.pull import DEFAULT_MODEL, pull, resolve
@@ -37,16 +42,17 @@ def obtain(model: str | None) -> str:
     except ModelNotFoundError:
         from freehold.cli.fetching import shown_progress
 
-        with shown_progress(DEFAULT_MODEL) as progress:
+        with (shown or shown_progress)(DEFAULT_MODEL) as progress:
             pull(DEFAULT_MODEL, progress=progress)
     return DEFAULT_MODEL
 
 
 @contextmanager
-def opened(model: str | None, engine: dict[str, Any]) -> Iterator[LLM]:
-    """The model with its engine, closed at the end. Options that the engine refuses are wrong usage."""
+def opened(model: str | None, engine: dict[str, Any], *, shown: Shown | None = None) -> Iterator[LLM]:
+    """The model with its engine, closed at the end. Options that the engine refuses are wrong usage. shown: as in
+    `obtain`."""
     build(EngineConfig, engine)
-    name = obtain(model)
+    name = obtain(model, shown)
 
     from freehold.engine.llm import LLM
 

@@ -94,6 +94,13 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
         raise click.UsageError(str(error)) from error
 
 
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a running command's values that the user gave, in whatever way; the others are defaults."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name: value for name, value in values.items() if context.get_parameter_source(name) is not default}
+
+
 def _option(field: Field[Any], hint: Any, text: str) -> Callable[[Callback], Callback]:
     flag = "--" + field.name.replace("_", "-")
     default = field.default if field.default is not MISSING else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from freehold.core.errors import TokenizerError
@@ -27,6 +28,11 @@ class ServedModel:
         self._driver.start()
         return self
 
+    def warm(self) -> None:
+        """Makes what the first grammar of a process needs, in a thread of its own; returns at once. A request that
+        needs it before waits for it, no longer than it would without."""
+        threading.Thread(target=self._llm.engine.grammars.warm, name="freehold-warm", daemon=True).start()
+
     def __exit__(self, *exception: object) -> None:
         self._driver.stop()
 
@@ -34,6 +40,11 @@ class ServedModel:
     def model_name(self) -> str:
         """The name clients ask for."""
         return self._llm.name
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, float | int]:
+        """Sampling fields for requests that leave them out."""
+        return self._llm.sampling_defaults
 
     @property
     def context_length(self) -> int:

@@ -31,6 +31,7 @@ from freehold.model.chat_replay import ChatEncoder
 from freehold.model.chat_visuals import VisualChat, has_visuals, take_visuals
 from freehold.model.compute import compute_for
 from freehold.model.registry import load_model, load_tokenizer, load_vision, model_kind
+from freehold.model.sampling_defaults import sampling_defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class LLM:
         with open_checkpoint(self.path) as checkpoint:
             self.tokenizer = load_tokenizer(checkpoint)
             kind = model_kind(checkpoint)
+            self.sampling_defaults = sampling_defaults(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
             loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
             vision = load_vision(checkpoint, compute)
@@ -170,7 +172,8 @@ class LLM:
     def generate(
         self, prompt: str | Sequence[int], *, stream: bool = False, provenance: bool = False, **sampling: Any
     ) -> Generation | Iterator[str]:
-        """Continues a text or token ids. sampling: the fields of `SamplingParams`; unknown ones are refused.
+        """Continues a text or token ids. sampling: the fields of `SamplingParams`; unknown ones are refused. Those that
+        are left out are as the model's files say (`sampling_defaults`), and else as in `SamplingParams`.
 
         stream=True gives pieces of text as they become certain, otherwise a `Generation`. provenance=True has it say
         which blocks of the context each token was made from.
@@ -223,7 +226,7 @@ class LLM:
             raise RequestError(f"unknown sampling fields {unknown}; known are {sorted(known)}", field=unknown[0])
         if isinstance(sampling.get("stop"), str):
             sampling["stop"] = (sampling["stop"],)
-        params = SamplingParams(**sampling)
+        params = SamplingParams(**{**self.sampling_defaults, **sampling})
         for name in ("logprobs", "prompt_logprobs"):
             if stream and getattr(params, name) is not None:
                 raise RequestError(f"{name} come with the whole answer; leave stream out", field=name)

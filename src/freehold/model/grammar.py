@@ -66,15 +66,24 @@ class Grammars:
         """Raises RequestError where `matcher` would, and makes the next call of it cheap."""
         self._compile(grammar)
 
+    def warm(self) -> None:
+        """Makes the table of tokens, which takes up to a second and which else the first grammar waits for."""
+        with self._lock:
+            self._table()
+
+    def _table(self) -> LLTokenizer:
+        """The vocabulary as the library holds it; the lock is held."""
+        if self._tokens is None:
+            self._tokens = _tokens_of(self._vocabulary, self._vocab_size)
+        return self._tokens
+
     def _compile(self, grammar: str) -> LLMatcher:
         with self._lock:
             found = self._compiled.get(grammar)
             if found is not None:
                 self._compiled.move_to_end(grammar)
                 return found
-            if self._tokens is None:
-                self._tokens = _tokens_of(self._vocabulary, self._vocab_size)
-            tokens = self._tokens
+            tokens = self._table()
         # Outside the lock: a large grammar takes a while, and other requests need not wait for it.
         compiled = _compiled(tokens, grammar)
         with self._lock:

@@ -75,6 +75,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Fields of `SamplingParams` for requests that leave them out, as the model's makers recommend; often none."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Most tokens of one request, prompt and answer."""
         ...

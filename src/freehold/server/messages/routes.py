@@ -59,7 +59,7 @@ def _prepare(service: Service, unheeded: Unheeded, body: bytes, http: Request) -
     request = parse_request(MessagesRequest, decode_json(body))
     service.check_model(request.model)
     unheeded.note(unheeded_fields(request))
-    conversation = request.conversation()
+    conversation = request.conversation(service.backend.sampling_defaults)
     try:
         return request, service.prepare_chat(http, conversation)
     except RequestError as error:

@@ -10,7 +10,7 @@ Extensions to Anthropic's fields: seed, min_p and priority, as in the other APIs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, model_validator
@@ -19,7 +19,7 @@ from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolU
 from freehold.core.sampling import SamplingParams
 from freehold.server.messages.history import chat_messages
 from freehold.server.messages.wire_blocks import Message, TextBlock, TolerantModel, as_blocks
-from freehold.server.openai.wire import INT32_MAX, MAX_STOP_TEXTS
+from freehold.server.openai.wire import INT32_MAX, MAX_STOP_TEXTS, NO_DEFAULTS
 from freehold.server.openai.wire_chat import tool_use
 from freehold.server.openai.wire_message import MAX_TOOLS, ToolName
 from freehold.server.wire import refusal, shown
@@ -169,8 +169,9 @@ class CountTokensRequest(TolerantModel):
         chosen = self.output_format or (self.output_config.format if self.output_config else None)
         return None if chosen is None else JsonAnswer(chosen.schema_)
 
-    def conversation(self) -> Conversation:
-        """The chat whose prompt is meant. Raises RequestError for results of calls that were not made."""
+    def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
+        """The chat whose prompt is meant. defaults: without effect, as there is no answer. Raises RequestError for
+        results of calls that were not made, and for what `CalledTools` refuses."""
         return Conversation(
             messages=chat_messages(self.system or (), self.messages),
             params=(),
@@ -223,10 +224,11 @@ class MessagesRequest(CountTokensRequest):
         """Whether reasoning is part of the answer that the client gets."""
         return self.thinking is None or self.thinking.display != "omitted"
 
-    def conversation(self) -> Conversation:
-        """The request in the form that all APIs share. Raises RequestError as above, and for sampling fields."""
+    def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
+        """The request in the form that all APIs share. defaults: of sampling fields that it leaves out. Raises
+        RequestError as above, and for sampling fields."""
         names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        given = {**defaults, **{name: value for name in names if (value := getattr(self, name)) is not None}}
         chat = super().conversation()
         return Conversation(
             messages=chat.messages,

@@ -54,7 +54,7 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[ChatRequest,
     """All that takes time before the engine has the request; runs in a worker thread."""
     request = parse_request(ChatRequest, decode_json(body))
     service.check_model(request.model)
-    return request, service.prepare_chat(http, request.conversation())
+    return request, service.prepare_chat(http, request.conversation(service.backend.sampling_defaults))
 
 
 class _ChatForm:

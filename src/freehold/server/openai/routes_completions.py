@@ -43,7 +43,8 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[CompletionRe
     """All that takes time before the engine has the request; runs in a worker thread."""
     request = parse_request(CompletionRequest, decode_json(body))
     service.check_model(request.model)
-    params = [request.sampling(choice) for choice in range(request.num_choices)]
+    defaults = service.backend.sampling_defaults
+    params = [request.sampling(choice, defaults) for choice in range(request.num_choices)]
     client, priority = client_name(http, request.user), request_priority(http, request.priority)
     asks = []
     for prompt in request.prompt:

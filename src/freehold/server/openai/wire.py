@@ -30,6 +30,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default `max_tokens` of /v1/completions; chats go on to the end of the context."""
 
 INT32_MAX = 2**31 - 1
+NO_DEFAULTS: Mapping[str, Any] = {}
+"""Of sampling fields that a request leaves out: the engine's own count."""
 
 
 # --- what requests share ------------------------------------------------------------------------------------
@@ -71,11 +73,9 @@ class StreamOptions(WireModel):
     include_usage: bool | None = None
 
 
-class SamplingFields(WireModel):
-    """The fields that chats and completions share."""
+class SamplingNumbers(WireModel):
+    """The fields of sampling that have one name in chats, completions and responses. The engine checks their ranges."""
 
-    model: str
-    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, le=INT32_MAX)
@@ -84,6 +84,24 @@ class SamplingFields(WireModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    priority: int | None = Field(None, ge=-(2**31), le=INT32_MAX)
+
+    def numbers(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of `SamplingParams`, all but the seed. defaults: where the request says nothing."""
+        given = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        return {**defaults, **given}
+
+
+_NUMBERS = tuple(
+    name for name in SamplingParams.__dataclass_fields__ if name in SamplingNumbers.model_fields and name != "seed"
+)
+
+
+class SamplingFields(SamplingNumbers):
+    """The fields that chats and completions share."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
     stop: Annotated[list[str] | None, BeforeValidator(_stop_texts, json_schema_input_type=str | list[str] | None)] = (
         None
     )
@@ -96,7 +114,6 @@ class SamplingFields(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    priority: int | None = Field(None, ge=-(2**31), le=INT32_MAX)
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingFields:
@@ -114,15 +131,14 @@ class SamplingFields(WireModel):
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(self, choice: int = 0) -> SamplingParams:
-        """The engine's values for the answer number `choice` to a prompt. Raises RequestError."""
-        given = {
-            name: value
-            for name in _SAMPLING_NAMES
-            if (value := getattr(self, name)) is not None and name not in ("seed", "stop", "stop_token_ids")
-        }
+    def sampling(self, choice: int = 0, defaults: Mapping[str, Any] = NO_DEFAULTS) -> SamplingParams:
+        """The engine's values for the answer number `choice` to a prompt. defaults: where the request says nothing.
+        Raises RequestError."""
         return SamplingParams(
-            **given,
+            **self.numbers(defaults),
+            max_tokens=self.max_tokens,
+            logit_bias=self.logit_bias or {},
+            ignore_eos=bool(self.ignore_eos),
             seed=derived_seed(self.seed, choice),
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -132,9 +148,6 @@ class SamplingFields(WireModel):
     def logprob_fields(self) -> dict[str, Any]:
         """The engine's `logprobs` and, for completions, `prompt_logprobs`; the two APIs ask for them differently."""
         return {}
-
-
-_SAMPLING_NAMES = tuple(name for name in SamplingParams.__dataclass_fields__ if name in SamplingFields.model_fields)
 
 
 def derived_seed(seed: int | None, choice: int) -> int | None:

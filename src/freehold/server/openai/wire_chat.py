@@ -17,7 +17,7 @@ from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.server.answer import FinishText
 from freehold.server.openai.history import chat_messages
 from freehold.server.openai.provenance import ProvenanceBody
-from freehold.server.openai.wire import INT32_MAX, SamplingFields, UsageBody
+from freehold.server.openai.wire import INT32_MAX, NO_DEFAULTS, SamplingFields, UsageBody
 from freehold.server.openai.wire_message import MAX_TOOLS, ChatMessage, ToolName
 from freehold.server.wire import WireModel, refusal, shown
 
@@ -191,15 +191,15 @@ class ChatRequest(SamplingFields):
         """See SamplingFields."""
         return {"logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
-    def conversation(self) -> Conversation:
-        """The request in the form that all APIs share. Raises RequestError for results of tools that belong to no call,
-        and for sampling fields out of range."""
+    def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
+        """The request in the form that all APIs share. defaults: of sampling fields that it leaves out. Raises
+        RequestError for results of tools that belong to no call, and for sampling fields out of range."""
         thinking: Thinking | None = self.thinking.type if self.thinking else None
         if self.reasoning_effort is not None:
             thinking = THINKING_OF_EFFORT[self.reasoning_effort]
         return Conversation(
             messages=chat_messages(self.messages),
-            params=[self.sampling(choice) for choice in range(self.num_choices)],
+            params=[self.sampling(choice, defaults) for choice in range(self.num_choices)],
             tool_use=self.tool_use(),
             json_answer=self.response_format.json_answer() if self.response_format else None,
             thinking=thinking,

@@ -66,9 +66,11 @@ class Limits:
         requests = self._bucket(self._requests, principal.key_id, allowance.requests_per_minute)
         tokens = self._bucket(self._tokens, principal.key_id, allowance.tokens_per_minute)
         reason, message, wait = "", "", 0.0
-        if allowance.budget_tokens is not None and self._spent(principal) >= allowance.budget_tokens:
-            end = period_end(self._now(), allowance.budget_period)
-            reason, wait = "budget", (end - self._now()).total_seconds()
+        left = None if allowance.budget_tokens is None else allowance.budget_tokens - self._spent(principal)
+        end = period_end(self._now(), allowance.budget_period)
+        until_end = (end - self._now()).total_seconds()
+        if left is not None and left <= 0:
+            reason, wait = "budget", until_end
             message = (
                 f"the key {principal.name!r} has used its {allowance.budget_tokens} tokens of this "
                 f"{allowance.budget_period}; the next {allowance.budget_period} begins at {end:%Y-%m-%dT%H:%M:%SZ}"
@@ -82,6 +84,8 @@ class Limits:
         elif requests is not None:
             requests.level -= 1
         headers = _headers("requests", requests) | _headers("tokens", tokens)
+        if left is not None:
+            headers |= _header_lines("budget", allowance.budget_tokens or 0, left, until_end)
         if reason:
             headers["Retry-After"] = str(max(1, math.ceil(wait)))
             message += f"; try again in {headers['Retry-After']} seconds"
@@ -124,11 +128,15 @@ class Limits:
 def _headers(what: str, bucket: _Bucket | None) -> dict[str, str]:
     if bucket is None:
         return {}
+    # Until it is full again, as OpenAI's clients read it.
+    return _header_lines(what, bucket.per_minute, bucket.level, bucket.seconds_until(bucket.per_minute))
+
+
+def _header_lines(what: str, limit: int, left: float, reset_seconds: float) -> dict[str, str]:
     return {
-        f"x-ratelimit-limit-{what}": str(bucket.per_minute),
-        f"x-ratelimit-remaining-{what}": str(max(0, math.floor(bucket.level))),
-        # Until it is full again, as OpenAI's clients read it.
-        f"x-ratelimit-reset-{what}": f"{bucket.seconds_until(bucket.per_minute):.3f}s",
+        f"x-ratelimit-limit-{what}": str(limit),
+        f"x-ratelimit-remaining-{what}": str(max(0, math.floor(left))),
+        f"x-ratelimit-reset-{what}": f"{reset_seconds:.3f}s",
     }
 
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
+import sys
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 ACCESS_LOGGER = "freehold.access"
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at the moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Standard error."""
+        return sys.stderr
 
 
 class JsonFormatter(logging.Formatter):
@@ -64,18 +78,25 @@ def log_config(log_format: str, log_level: str, *, access_log: bool) -> dict[str
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"},
+            "stderr": {"()": StderrHandler, "formatter": "line"},
             "nowhere": {"class": "logging.NullHandler"},
         },
         "loggers": {
             "freehold": {"handlers": ["stderr"], "level": log_level.upper()},
             # Asked for by an option of its own, so the level of other messages does not hide it.
             ACCESS_LOGGER: {"level": "INFO", "propagate": True, "handlers": []} if access_log else quiet,
+            "py.warnings": {"handlers": ["stderr"], "propagate": False},
             "uvicorn": {"handlers": ["stderr"], "level": log_level.upper(), "propagate": False},
             # uvicorn's own line holds the path that a client chose, and knows no tokens.
             "uvicorn.access": {"handlers": [], "propagate": False},
         },
     }
+
+
+def set_up_logs(log_format: str, log_level: str, *, access_log: bool) -> None:
+    """Let the process write its messages as `log_config` says from now on, the interpreter's warnings among them."""
+    logging.config.dictConfig(log_config(log_format, log_level, access_log=access_log))
+    logging.captureWarnings(True)
 
 
 def log_request(fields: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[ResponsesReq
     if request.hosted_types:
         types = ", ".join(map(shown, request.hosted_types))
         logger.info("request %s: tools that are not run here were left out: %s", http_request_id(http), types)
-    chat, reasons = _prompted(request.conversation(), lambda asked: service.prepare_chat(http, asked))
+    conversation = request.conversation(service.backend.sampling_defaults)
+    chat, reasons = _prompted(conversation, lambda asked: service.prepare_chat(http, asked))
     return request, chat, reasons
 
 
@@ -116,7 +117,7 @@ class _ResponseForm:
             "id": head["id"],
             "created_at": head["created"],
             "model": head["model"],
-            **request.echo(reasons=reasons),
+            **request.echo(reasons=reasons, defaults=service.backend.sampling_defaults),
         }
 
     def new_output(self) -> ResponseOutput:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 from freehold.core.conversation import Conversation, JsonAnswer, Thinking, ToolUse
 from freehold.core.logprobs import MOST_ALTERNATIVES
 from freehold.core.sampling import SamplingParams
-from freehold.server.openai.wire import INT32_MAX
+from freehold.server.openai.wire import INT32_MAX, NO_DEFAULTS, SamplingNumbers
 from freehold.server.openai.wire_chat import THINKING_OF_EFFORT
 from freehold.server.openai.wire_message import MAX_TOOLS
 from freehold.server.responses.history import messages_of
@@ -158,22 +158,22 @@ class InputFields(ResponsesModel):
         given = self.text.format if self.text else None
         return None if given is None or given.type == "text" else JsonAnswer(given.schema_)
 
-    def _params(self) -> SamplingParams:
+    def _params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams()
 
-    def conversation(self) -> Conversation:
-        """The request in the form that all APIs share. Raises RequestError for items that do not fit together and for
-        sampling fields out of range."""
+    def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
+        """The request in the form that all APIs share. defaults: of sampling fields that it leaves out. Raises
+        RequestError for items that do not fit together and for sampling fields out of range."""
         return Conversation(
             messages=messages_of(self.instructions, self.input),
-            params=[self._params()],
+            params=[self._params(defaults)],
             tool_use=self.tool_use(),
             json_answer=self._json_answer(),
             thinking=self.thinking,
         )
 
 
-class ResponsesRequest(InputFields):
+class ResponsesRequest(InputFields, SamplingNumbers):
     """POST /v1/responses."""
 
     OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -189,15 +189,6 @@ class ResponsesRequest(InputFields):
     }
 
     max_output_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = Field(None, le=INT32_MAX)
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    priority: int | None = Field(None, ge=-(2**31), le=INT32_MAX)
     include: list[Includable] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
     stream: bool | None = None
@@ -229,9 +220,10 @@ class ResponsesRequest(InputFields):
         """Whether reasoning is to come in a form that a stateless client keeps."""
         return ENCRYPTED_REASONING in (self.include or ())
 
-    def echo(self, *, reasons: bool) -> dict[str, Any]:
-        """The fields of a response that repeat the request. reasons: whether an effort of reasoning has a meaning."""
-        params = self._params()
+    def echo(self, *, reasons: bool, defaults: Mapping[str, Any] = NO_DEFAULTS) -> dict[str, Any]:
+        """The fields of a response that repeat the request. reasons: whether an effort of reasoning has a meaning.
+        defaults: of sampling fields that it leaves out."""
+        params = self._params(defaults)
         form = self.text.format if self.text else None
         return {
             "instructions": self.instructions,
@@ -253,18 +245,12 @@ class ResponsesRequest(InputFields):
             "user": self.user,
         }
 
-    def _params(self) -> SamplingParams:
-        given = {name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None}
-        return SamplingParams(**given, max_tokens=self.max_output_tokens, logprobs=self.logprobs)
+    def _params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        return SamplingParams(
+            **self.numbers(defaults), seed=self.seed, max_tokens=self.max_output_tokens, logprobs=self.logprobs
+        )
 
-    def conversation(self) -> Conversation:
+    def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
         """See InputFields."""
-        conversation = super().conversation()
+        conversation = super().conversation(defaults)
         return replace(conversation, user=self.safety_identifier or self.user, priority=self.priority)
-
-
-_SAMPLING_NAMES = tuple(
-    name
-    for name in SamplingParams.__dataclass_fields__
-    if name in ResponsesRequest.model_fields and name not in ("max_tokens", "logprobs")
-)
