@@ -4,7 +4,6 @@ with a name, and nothing is unpacked before its size is known."""
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -43,12 +42,10 @@ def open_image(data: bytes) -> Image.Image:
     if len(data) > MAX_IMAGE_BYTES:
         raise RequestError(f"the image has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are taken")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large sizes, which are checked below, and of odd metadata
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise RequestError(f"the data are no image of a known format; known are {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(f"the image is larger than {MAX_IMAGE_PIXELS} pixels; make it smaller") from None
     except Exception as error:  # decoders raise whatever they stumble over
         raise _damaged(error) from None

@@ -17,7 +17,9 @@ from freehold.model.vision.video import Video, choose_frames, video_frames
 
 MAX_VIDEO_BYTES = 256 << 20
 MAX_VIDEO_FRAMES = 500_000
-_MAX_ANIMATION_FRAMES = 10_000
+MAX_VIDEO_PIXELS = 60_000_000_000
+"""Of all frames of a film together: 16 minutes at 1920 x 1080 and 30 frames a second, a few minutes of work."""
+MAX_ANIMATION_PIXELS = 2_000_000_000
 _LEAST_MILLISECONDS, _USUAL_MILLISECONDS = 11, 100
 """Animations that name a shorter time are shown with the usual one, as browsers do."""
 
@@ -43,8 +45,12 @@ def _animation(data: bytes, config: VisionConfig) -> Video:
         count = int(getattr(picture, "n_frames", 1))
     except Exception as error:
         raise _damaged(error) from None
-    if count > _MAX_ANIMATION_FRAMES:
-        raise RequestError(f"the animation has {count} frames; at most {_MAX_ANIMATION_FRAMES} are taken")
+    width, height = picture.size
+    if count * width * height > MAX_ANIMATION_PIXELS:
+        raise RequestError(
+            f"the animation has {count} frames of {width} x {height} pixels; at most {MAX_ANIMATION_PIXELS} pixels are "
+            "taken, cut it into pieces"
+        )
     times, now = [], 0.0
     for number in range(count):
         times.append(now)
@@ -58,6 +64,7 @@ def _milliseconds(picture: Image.Image, number: int) -> float:
     """How long a frame is shown."""
     try:
         picture.seek(number)
+        picture.load()  # a WebP's times are known only then
         shown = float(picture.info.get("duration") or 0)
     except Exception as error:
         raise _damaged(error) from None
@@ -123,13 +130,15 @@ def _open(av: Any, data: bytes, name: str) -> tuple[Any, Any]:
 def _times(av: Any, data: bytes, name: str) -> list[float]:
     """When each frame is shown, in seconds, ascending; without decoding any."""
     container, stream = _open(av, data, name)
+    most = MAX_VIDEO_PIXELS // max(1, stream.codec_context.width * stream.codec_context.height)
+    most = min(most, MAX_VIDEO_FRAMES)
     with container:
         times: list[float] = []
         for packet in container.demux(stream):
             if packet.pts is not None and packet.size:
                 times.append(float(packet.pts * packet.time_base))
-            if len(times) > MAX_VIDEO_FRAMES:
-                raise RequestError(f"the video has more than {MAX_VIDEO_FRAMES} frames; cut it into pieces")
+            if len(times) > most:
+                raise RequestError(f"the video has more than {most} frames; cut it into pieces, or make it smaller")
     return sorted(times)
 
 

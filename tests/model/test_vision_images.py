@@ -1,0 +1,250 @@
+"""Images as they come from strangers: every odd kind is read as a person sees it, everything broken is refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from freehold.core.errors import RequestError, UnsupportedFieldError
+from freehold.model.vision.decode import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode_image
+from freehold.model.vision.resize import IMAGE_AREA, VIDEO_AREA, wanted_size
+from freehold.model.vision.source import read_source
+
+
+def _saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def _noise(height: int = 20, width: int = 30, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def _rows(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.permute(1, 2, 0).numpy()
+
+
+# ------------------------------------------------------------------------------------------------ kinds of pixels
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG"])
+def test_every_known_format_is_read(kind: str) -> None:
+    flat = np.full((20, 30, 3), (200, 100, 50), np.uint8)
+    pixels = decode_image(_saved(Image.fromarray(flat), kind))
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 20, 30)
+    assert np.abs(_rows(pixels).astype(int) - flat).max() <= 6  # JPEG and WebP are lossy
+
+
+def test_sixteen_bits_keep_their_upper_half() -> None:
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 77
+    pixels = decode_image(_saved(Image.fromarray(grey), "PNG"))
+    assert (_rows(pixels) == (grey >> 8).astype(np.uint8)[..., None]).all()
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    picture = np.zeros((4, 4, 4), np.uint8)
+    picture[0] = (10, 20, 30, 255)
+    rows = _rows(decode_image(_saved(Image.fromarray(picture), "PNG")))
+    assert (rows[0] == (10, 20, 30)).all()
+    assert (rows[1:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(orientation: int) -> None:
+    upright = _noise(16, 24)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: np.rot90(upright), 7: np.rot90(upright.swapaxes(0, 1), 2), 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    picture = Image.fromarray(np.ascontiguousarray(stored))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    assert (_rows(decode_image(_saved(picture, "PNG", exif=exif))) == upright).all()
+
+
+def test_damaged_metadata_harm_no_sound_pixels() -> None:
+    picture = Image.fromarray(_noise())
+    data = _saved(picture, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\x00")
+    assert (_rows(decode_image(data)) == _noise()).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+    shades = [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (50, 150, 250)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = _saved(shades[0], kind, save_all=True, append_images=shades[1:], duration=100, **options)
+    assert (_rows(decode_image(data)) == 50).all()
+
+
+# ---------------------------------------------------------------------------------------------------- hostile files
+
+
+def _png(width: int, height: int, body: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "known are PNG"),
+        (b"hello", "known are PNG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "known are PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known are PNG"),
+        (_png(7100, 7100), str(MAX_IMAGE_PIXELS)),  # above ours, below Pillow's
+        (_png(11_000, 11_000), str(MAX_IMAGE_PIXELS)),  # where Pillow warns
+        (_png(60_000, 60_000), str(MAX_IMAGE_PIXELS)),  # where Pillow refuses
+        (_png(0x7FFFFFFF, 0x7FFFFFFF), str(MAX_IMAGE_PIXELS)),
+        (_png(100, 100), "damaged or cut off"),
+        (_png(0, 5), "damaged|known are PNG|pixels"),
+        (bytes(MAX_IMAGE_BYTES + 1), f"at most {MAX_IMAGE_BYTES}"),
+        (_saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit"),
+        (_saved(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF"), "32-bit"),
+    ],
+    ids=range(13),
+)
+def test_hostile_files_are_refused_by_name(data: bytes, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_files_that_are_cut_off_are_refused(kind: str) -> None:
+    data = _saved(Image.fromarray(_noise(64, 64)), kind)
+    for length in (1, 10, len(data) // 3, len(data) // 2):
+        with pytest.raises(RequestError):
+            decode_image(data[:length])
+
+
+_SEEDS = [_saved(Image.fromarray(_noise(12, 12)), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(_SEEDS), st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=9))
+def test_changed_bytes_give_pixels_or_a_named_error(data: bytes, changes: list[tuple[int, int]]) -> None:
+    changed = bytearray(data)
+    for place, value in changes:
+        changed[place % len(changed)] = value
+    try:
+        pixels = decode_image(bytes(changed))
+    except RequestError:
+        return
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape[0] == 3
+
+
+# --------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,aGk=",
+        "data:;base64,aGk=",
+        "DATA:image/png;BASE64,a Gk\n=",
+        "data:,hi",
+        "data:text/x,%68i",
+    ],
+)
+def test_data_urls_are_read(url: str) -> None:
+    assert read_source(url, local=False, limit=10) == b"hi"
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("http://127.0.0.1/x.png", UnsupportedFieldError),
+        ("HTTPS://example.org/x.png", UnsupportedFieldError),
+        ("file:///etc/passwd", UnsupportedFieldError),
+        ("ftp://example.org/x", UnsupportedFieldError),
+        ("/etc/passwd", RequestError),
+        (Path("/etc/passwd"), RequestError),
+        ("", RequestError),
+        (None, RequestError),
+        ({"url": "x"}, RequestError),
+        ("data:image/png;base64,****", RequestError),
+        ("data:image/png;base64,aGk", RequestError),
+        ("data:image/png;base64," + base64.b64encode(bytes(11)).decode(), RequestError),
+        (bytes(11), RequestError),
+        ("data:," + "x" * 3000, RequestError),
+    ],
+)
+def test_other_sources_are_refused(source: Any, error: type[RequestError]) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_source(source, local=False, limit=10)
+    assert type(caught.value) is error
+
+
+def test_network_addresses_are_refused_for_local_callers_too() -> None:
+    with pytest.raises(UnsupportedFieldError):
+        read_source("http://127.0.0.1/x.png", local=True, limit=10)
+
+
+def test_paths_are_read_for_local_callers(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"hi")
+    assert read_source(str(tmp_path / "x"), local=True, limit=2) == b"hi"
+    for wrong in (tmp_path / "y", tmp_path):
+        with pytest.raises(RequestError, match="cannot be read"):
+            read_source(wrong, local=True, limit=2)
+    with pytest.raises(RequestError, match="at most 1"):
+        read_source(tmp_path / "x", local=True, limit=1)
+
+
+# ----------------------------------------------------------------------------------------------------------- sizes
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([IMAGE_AREA, VIDEO_AREA]))
+def test_sizes_are_whole_tokens_within_the_area(height: int, width: int, area: Any) -> None:
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(RequestError):
+            wanted_size(height, width, 28, area)
+        return
+    rows, columns = wanted_size(height, width, 28, area)
+    assert rows % 28 == columns % 28 == 0
+    assert min(rows, columns) >= 28
+    assert rows * columns >= area.least
+    # A side that is rounded up to one token may make a very long image a little larger than the limit.
+    assert rows * columns <= area.most or min(rows, columns) == 28
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((1080, 1920), (504, 896)), ((672, 672), (672, 672)), ((480, 640), (476, 644)), ((1024, 1024), (672, 672)),
+        ((4000, 3000), (756, 560)), ((2000, 100), (1988, 112)), ((30, 30), (56, 56)), ((20, 300), (28, 308)),
+        ((14, 14), (56, 56)), ((42, 700), (56, 700)),
+    ],
+)  # fmt: skip
+def test_sizes_of_known_images(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    assert wanted_size(*size, 28, IMAGE_AREA) == wanted
+
+
+def test_resizing_is_the_same_with_any_number_of_threads() -> None:
+    from freehold.model.vision.resize import resize
+
+    pixels = torch.from_numpy(_noise(700, 500)).permute(2, 0, 1)[None].contiguous()
+    before = torch.get_num_threads()
+    made = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(resize(pixels, 336, 252))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, made[0]) for one in made)

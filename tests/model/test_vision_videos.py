@@ -1,0 +1,184 @@
+"""Videos: which frames are looked at, when they are, and what is refused."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from freehold.core.errors import RequestError
+from freehold.model.vision.config import VisionConfig
+from freehold.model.vision.video import MAX_FRAMES, MAX_TOKENS, choose_frames, frame_area, video_frames
+from freehold.model.vision.video_file import read_video
+from support.tiny_m3 import SHAPES, release_config
+
+CONFIG = VisionConfig.from_hf(release_config(SHAPES["release_selection"]), "test")
+
+
+def _frame(shade: int, height: int = 56, width: int = 84) -> torch.Tensor:
+    return torch.full((3, height, width), shade, dtype=torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- choosing frames
+
+
+@given(st.lists(st.floats(0.001, 3.0), min_size=1, max_size=400))
+def test_chosen_frames_are_the_first_of_their_seconds(gaps: list[float]) -> None:
+    times = np.cumsum([0.0, *gaps]).tolist()
+    chosen = choose_frames(times)
+    assert chosen == sorted(set(chosen))
+    assert min(4, len(times)) <= len(chosen) <= MAX_FRAMES
+    if times[-1] >= 4 + max(gaps) * 4:  # long enough for a frame a second
+        for second in range(int(times[-1]) + 1):
+            first = next(n for n, time in enumerate(times) if time >= second - 1e-6)
+            assert first in chosen
+
+
+def test_thirty_frames_a_second_become_one() -> None:
+    times = [n / 30 for n in range(301)]
+    assert choose_frames(times) == list(range(0, 301, 30))
+
+
+def test_short_videos_give_four_frames_and_long_ones_no_more_than_768() -> None:
+    assert choose_frames([n / 30 for n in range(31)]) == [0, 10, 20, 30]
+    assert choose_frames([0.0, 0.1]) == [0, 1]
+    assert choose_frames([0.0]) == [0]
+    hour = choose_frames([float(n) for n in range(3600)])
+    assert len(hour) == MAX_FRAMES
+    assert (hour[0], hour[-1]) == (0, 3599)
+
+
+@pytest.mark.parametrize("count", [1, 4, 75, 160, 400, MAX_FRAMES])
+def test_a_video_has_a_most_of_tokens(count: int) -> None:
+    area = frame_area(count, CONFIG)
+    pairs = -(-count // 2)
+    assert area.most <= 602_112
+    assert pairs * (area.most // 784) <= MAX_TOKENS
+    assert area.most == 602_112 or pairs * (area.most // 784 + 1) > MAX_TOKENS
+
+
+def test_segments_of_eight_frames_and_times_of_pairs() -> None:
+    video = video_frames((_frame(n) for n in range(11)), 11, [n / 2 for n in range(11)], CONFIG)
+    assert [segment.grid for segment in video.segments] == [(4, 4, 6), (2, 4, 6)]
+    assert [len(segment.pixels) for segment in video.segments] == [8, 3]
+    assert video.seconds == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+    shades = [int(frame[0, 0, 0]) for segment in video.segments for frame in segment.pixels]
+    assert shades == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("frames", "count", "said"),
+    [
+        ([], 0, "0 frames"),
+        ([_frame(0)], MAX_FRAMES + 1, "769 frames"),
+        ([_frame(0), _frame(0, 28, 28)], 2, "one size"),
+        ([_frame(0)], 2, "1 of 2"),
+        ([_frame(0, 2, 500)], 1, "200 times"),
+    ],
+)
+def test_impossible_videos_are_refused(frames: list[torch.Tensor], count: int, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        video_frames(iter(frames), count, None, CONFIG)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _animation(kind: str, shades: list[int], milliseconds: int) -> bytes:
+    pictures = [Image.new("RGB", (84, 56), (shade,) * 3) for shade in shades]
+    out = io.BytesIO()
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    pictures[0].save(out, kind, save_all=True, append_images=pictures[1:], duration=milliseconds, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animations_are_videos(kind: str) -> None:
+    video = read_video(_animation(kind, [10, 60, 110, 160, 210, 250], 500), CONFIG)
+    assert video.seconds == (0.0, 1.5)  # frames at 0, 1, 1.5 and 2.5 seconds: four, as the least
+    shades = [int(frame[0, 0, 0]) for segment in video.segments for frame in segment.pixels]
+    assert shades == [10, 110, 160, 250]
+
+
+def _film(container: str, codec: str, *, seconds: int = 6, rate: int = 10) -> bytes:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as film:
+        stream = film.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
+        for number in range(seconds * rate + 1):
+            shade = np.full((56, 84, 3), 20 + 30 * (number // rate), np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")):
+                film.mux(packet)
+        for packet in stream.encode():
+            film.mux(packet)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")]
+)
+def test_films_are_read_a_frame_a_second(container: str, codec: str) -> None:
+    video = read_video(_film(container, codec), CONFIG)
+    assert video.seconds == pytest.approx((0.0, 2.0, 4.0, 6.0), abs=0.05)
+    shades = [int(frame.float().mean()) for segment in video.segments for frame in segment.pixels]
+    assert shades == pytest.approx([20 + 30 * second for second in range(7)], abs=4)
+
+
+_MP4 = _film("mp4", "mpeg4")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\n",
+        b"<?xml version='1.0'?><MPD/>",
+    ],
+)
+def test_playlists_and_unknown_formats_are_refused(data: bytes) -> None:
+    with pytest.raises(RequestError, match="no video of a known format"):
+        read_video(data, CONFIG)
+
+
+@pytest.mark.parametrize("length", [8, 100, len(_MP4) // 2])
+def test_films_that_are_cut_off_are_refused(length: int) -> None:
+    with pytest.raises(RequestError):
+        read_video(_MP4[:length], CONFIG)
+
+
+def test_damaged_films_give_frames_or_a_named_error() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(40):
+        data = bytearray(_MP4)
+        for place in generator.integers(0, len(data), 12):
+            data[place] = generator.integers(0, 256)
+        try:
+            video = read_video(bytes(data), CONFIG)
+        except RequestError:
+            continue
+        assert video.segments
+
+
+def test_a_film_without_pictures_is_refused() -> None:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as film:
+        stream = film.add_stream("aac", rate=8000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            film.mux(packet)
+    with pytest.raises(RequestError, match="no moving picture"):
+        read_video(out.getvalue(), CONFIG)
