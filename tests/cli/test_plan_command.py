@@ -1,0 +1,109 @@
+"""`freehold plan`: tables for people, one object for programs, errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from freehold.cli.main import main
+from freehold.plan import calibration
+from freehold.plan.calibration import Calibration, this_identity
+from support import published_m3
+from support.tiny_llama import LLAMAS, write_tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FREEHOLD_HOME."""
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def m3(tmp_path: Path) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(published_m3.full_config()))
+    return str(path)
+
+
+def plan(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+def plan_json(*arguments: str) -> dict[str, Any]:
+    done = plan(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    (line,) = done.stdout.splitlines()
+    return dict(json.loads(line))
+
+
+def known() -> Calibration:
+    return Calibration(this_identity(), "2026-01-01", 2, 4e10, 1e11, 2e11, 1e9, 1e9, disk_direct=True)
+
+
+def test_tables_name_the_parameters_and_what_is_missing(m3: str) -> None:
+    done = plan(m3, "--ram", "64GB", "--context", "131072", "--kv-dtype", "bfloat16")
+    assert done.exit_code == 0, done.output
+    for text in ("427,040,140,160", "144,953.25", "GB are missing", "Ways out:", "rates are unknown"):
+        assert text in done.stdout
+
+
+def test_one_object_with_sizes_in_bytes(m3: str) -> None:
+    made = plan_json(m3, "--ram", "256GB", "--context", "8192", "--users", "2", "--weights", "int8")
+    assert made["model"]["parameters"]["total"] == published_m3.PARAMETERS
+    assert made["ram_bytes"] == 256 * 10**9
+    assert made["rates"] is None
+    assert [(way["context"], way["users"]) for way in made["ways"]] == [(8192, 2)] * 4
+    assert made["verdicts"]
+
+
+def test_rates_come_from_the_last_calibration(m3: str) -> None:
+    calibration.save_calibration(known())
+    arguments = (m3, "--ram", "1500GB", "--context", "8192")
+    made, faster = plan_json(*arguments), plan_json(*arguments, "--disk-bandwidth", "5GB")
+    assert made["rates"] == {"read": 4e10, "float32": 1e11, "bfloat16": 2e11, "disk": 1e9}
+    assert faster["rates"]["disk"] == 5e9
+    assert made["ways"][0]["decode_tokens_per_second"] > 0
+    assert made["ways"][0]["decode_bound"] == "memory"
+
+
+def test_calibrate_measures_and_keeps(m3: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "calibrate", known)
+    assert plan_json(m3, "--calibrate")["calibration"]["read"] == 4e10
+    assert plan_json(m3)["calibration"]["read"] == 4e10
+    assert [entry.name for entry in home.iterdir()] == ["calibration.json"]
+
+
+def test_the_line_to_serve_is_one_that_serve_knows(tmp_path: Path) -> None:
+    write_tiny_llama(LLAMAS["plain"], tmp_path / "llama")
+    done = plan(str(tmp_path / "llama"))
+    assert done.exit_code == 0, done.output
+    line = " ".join(done.stdout.split()).partition("freehold serve ")[2]
+    assert line.startswith(str(tmp_path / "llama"))
+    serve = CliRunner().invoke(main, ["serve", *line.split(), "--help"])
+    assert serve.exit_code == 0, serve.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "no model 'nobody'"),
+        (["CONFIG", "--context", "2000000"], "context is 2000000; the model was made for 1048576"),
+    ],
+)
+def test_errors_name_the_thing_and_its_value(m3: str, arguments: list[str], message: str) -> None:
+    done = plan(*(m3 if word == "CONFIG" else word for word in arguments))
+    assert done.exit_code == 1
+    assert message in done.stderr
+
+
+def test_unknown_configurations_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mamba"}))
+    done = plan(str(path))
+    assert done.exit_code == 1
+    assert "model type 'mamba' is not supported" in done.stderr
