@@ -9,6 +9,7 @@ CARD = {
     "created": 1_700_000_000,
     "owned_by": "freehold",
     "context_length": 4096,
+    "input_modalities": ["text"],
 }
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freehold.core.conversation import Conversation
-from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
+from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError, UnsupportedFieldError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.model.answers.parser import AnswerParser
 from freehold.model.answers.plain import PlainParser
 
@@ -103,6 +104,8 @@ class FakeChat:
     lines: list[bytes]
     client: str
 
+    visuals: Sequence[Placed] = ()
+
     @property
     def ids(self) -> list[int]:
         return list(self.head + b"".join(self.lines))
@@ -136,6 +139,7 @@ class FakeBackend:
         sampling_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.sampling_defaults = sampling_defaults or {}
+        self.input_modalities = ["text"]
         self.model_name = "fake/model"
         self.created = 1_700_000_000
         self.context_length = context_length
@@ -165,6 +169,9 @@ class FakeBackend:
 
     def prepare_chat(self, conversation: Conversation, *, client: str) -> FakeChat:
         """`role: content` lines; keyword arguments come first, as `name=value;`."""
+        for part in [p for m in conversation.messages if isinstance(m["content"], list) for p in m["content"]]:
+            if part["type"] != "text":
+                raise UnsupportedFieldError(f"{part['where']}: the fake takes text only", field=part["where"])
         self.messages = list(conversation.messages)
         self.conversations.append(conversation)
         if conversation.template_kwargs.get("explode"):
@@ -174,7 +181,14 @@ class FakeBackend:
         return FakeChat(self, head.encode(), lines, client)
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int, provenance: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str,
+        priority: int,
+        provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> FakeStream:
         if max(prompt_ids) > 255:
             raise RequestError(f"token id {max(prompt_ids)} is not in the vocabulary of 256", field="prompt")

@@ -10,6 +10,7 @@ from freehold.core.events import Event, FinishEvent, TokenEvent
 from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import BlockReads, Provenance
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.server.backend import Stream
 from support.fake_backend import FakeBackend, FakeStream, Script
 
@@ -45,7 +46,14 @@ class PageBackend(FakeBackend):
         return {**super().stats(), "requests_running": running, **self.counters}
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, client: str, priority: int, provenance: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str,
+        priority: int,
+        provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> Any:
         stream = super().submit(prompt_ids, params, client=client, priority=priority, provenance=provenance)
         checked: Stream = _PageStream(self, stream, provenance)

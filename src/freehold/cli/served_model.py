@@ -13,6 +13,7 @@ from freehold.engine.driver import EngineDriver, RequestStream
 if TYPE_CHECKING:
     from freehold.core.conversation import Conversation
     from freehold.core.sampling import SamplingParams
+    from freehold.core.visuals import Placed
     from freehold.engine.llm import LLM
 
 
@@ -51,6 +52,11 @@ class ServedModel:
         """Most tokens of one request, prompt and answer."""
         return self._llm.context_length
 
+    @property
+    def input_modalities(self) -> Sequence[str]:
+        """What prompts may hold."""
+        return ("text",) if self._llm.visual_chat is None else ("text", "image", "video")
+
     def encode(self, text: str, *, special: bool, add_bos: bool | None) -> list[int]:
         """Token ids of a plain prompt; see `freehold.server.backend.Backend`."""
         return self._llm.tokenizer.encode(text, allow_special=special, add_bos=add_bos)
@@ -83,9 +89,12 @@ class ServedModel:
         client: str,
         priority: int,
         provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> RequestStream:
         """Queue a request on the running event loop. Raises RequestError or a subclass."""
-        return self._driver.submit(prompt_ids, params, client=client, priority=priority, provenance=provenance)
+        return self._driver.submit(
+            prompt_ids, params, client=client, priority=priority, provenance=provenance, visuals=visuals
+        )
 
     def stats(self) -> dict[str, float | int | str]:
         """Requests by state, and the block cache's counts."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from freehold.core.errors import FreeholdError
 from freehold.core.events import Event, FinishEvent, Usage
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.engine.engine import Engine
 
 _log = logging.getLogger("freehold.engine")
@@ -33,6 +34,7 @@ class _Arrival:
     client: str
     priority: int
     provenance: bool
+    visuals: tuple[Placed, ...]
 
 
 class RequestStream:
@@ -104,6 +106,7 @@ class EngineDriver:
         client: str = "",
         priority: int = 0,
         provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> RequestStream:
         """Queues a request; call it on the event loop that will read the stream. See `Engine.submit`.
 
@@ -112,11 +115,12 @@ class EngineDriver:
         prompt = list(prompt_ids)
         with self._wake:
             coming = [len(arrival.prompt) for arrival in self._inbox]
-        self.engine.check(prompt, params, coming=coming)
+        self.engine.check(prompt, params, coming=coming, visuals=visuals)
         stream = RequestStream(f"req-{uuid.uuid4().hex[:24]}", self._request_cancel)
         with self._wake:
             self._streams[stream.request_id] = stream
-            self._inbox.append(_Arrival(stream.request_id, prompt, params, client, priority, provenance))
+            arrival = _Arrival(stream.request_id, prompt, params, client, priority, provenance, tuple(visuals))
+            self._inbox.append(arrival)
             self._wake.notify()
         return stream
 
@@ -175,6 +179,7 @@ class EngineDriver:
                 client=arrival.client,
                 priority=arrival.priority,
                 provenance=arrival.provenance,
+                visuals=arrival.visuals,
             )
         except FreeholdError as error:  # the queue filled up between the check and now
             self._deliver([FinishEvent(request_id, "error", Usage(len(prompt)), error=str(error))])

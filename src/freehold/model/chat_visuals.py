@@ -61,7 +61,9 @@ def gather_visuals(
 
     Parts may be {"type": "image", "image": X}, also with "url" or "path" in place of "image", and {"type": "image_url",
     "image_url": {"url": X}}; "video" and "video_url" likewise. X is bytes or a data URL; if `local`, also a path or an
-    open Pillow image. A video may be a list of images; "fps" then says how many there are to a second.
+    open Pillow image. A video may be a list of images; "fps" then says how many there are to a second. "where" names
+    the part in errors, if its place in the messages is not the one that the caller knows; "otherwise" is a text for
+    models that see nothing.
 
     Raises RequestError or UnsupportedFieldError, whose `field` is the place, for what cannot be read.
     """
@@ -73,7 +75,7 @@ def gather_visuals(
             where = f"messages[{number}].content"
             if message.get("role") == "assistant":
                 raise RequestError("an assistant's message cannot hold images or videos", field=where)
-            content = [_read(part, config, frames, f"{where}[{i}]", local) for i, part in enumerate(content)]
+            content = [_read(part, config, frames, _place(part, number, i), local) for i, part in enumerate(content)]
         copies.append({**message, "content": content} if "content" in message else dict(message))
     return copies, frames
 
@@ -81,6 +83,12 @@ def gather_visuals(
 def _parts(message: Mapping[str, Any]) -> Sequence[Any]:
     content = message.get("content")
     return content if isinstance(content, (list, tuple)) else ()
+
+
+def _place(part: Any, message: int, index: int) -> str:
+    """What errors call a part."""
+    named = part.get("where") if isinstance(part, Mapping) else None
+    return named if isinstance(named, str) else f"messages[{message}].content[{index}]"
 
 
 def _kind(part: Any) -> VisualKind | None:
@@ -115,7 +123,8 @@ def _source(part: Mapping[str, Any], kind: VisualKind) -> tuple[Any, Any]:
     named = [key for key in _SOURCES if key in part and _KINDS.get(key, kind) == kind]
     if len(named) != 1:
         raise RequestError(f"a part of type {part['type']!r} must have its data under one of 'image', 'video', 'url'")
-    extra = sorted(map(str, set(part) - {"type", named[0]} - ({"fps"} if kind == "video" else set())))
+    known = {"type", "where", "otherwise", named[0], *(("fps",) if kind == "video" else ())}
+    extra = sorted(map(str, set(part) - known))
     source = part[named[0]]
     if isinstance(source, Mapping):
         extra += sorted(map(str, set(source) - {"url"}))
@@ -245,10 +254,25 @@ class VisualChat:
 def take_visuals(
     chat: VisualChat | None, messages: Sequence[Mapping[str, Any]], *, local: bool
 ) -> tuple[Sequence[Mapping[str, Any]], list[Frames]]:
-    """`VisualChat.gather`, or the messages as they are if they hold nothing to see. Raises UnsupportedFieldError if
-    they do and there is no `chat`."""
+    """`VisualChat.gather`, or the messages as they are if they hold nothing to see. Without a `chat`, parts become what
+    they have for models that see nothing; raises UnsupportedFieldError for one that has nothing."""
     if not has_visuals(messages):
         return messages, []
     if chat is None:
-        raise UnsupportedFieldError("this model takes no images and no videos; send text only", field="messages")
+        return [_unseen(message, number) for number, message in enumerate(messages)], []
     return chat.gather(messages, local=local)
+
+
+def _unseen(message: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """A message for a model that sees nothing: one text, if it held anything to see."""
+    parts = _parts(message)
+    if not any(_kind(part) for part in parts):
+        return message
+    texts = []
+    for index, part in enumerate(parts):
+        text = part.get("otherwise") if _kind(part) else part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            where = _place(part, number, index)
+            raise UnsupportedFieldError(f"{where}: this model takes no images and no videos; send text", field=where)
+        texts.append(text)
+    return {**message, "content": "".join(texts)}

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from freehold.core.conversation import Conversation
 from freehold.core.events import Event
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.model.answers.parser import AnswerParser
 
 
@@ -41,6 +42,11 @@ class ChatPrompt(Protocol):
     @property
     def ids(self) -> Sequence[int]:
         """Token ids, up to the point where the answer starts."""
+        ...
+
+    @property
+    def visuals(self) -> Sequence[Placed]:
+        """Images and pieces of video, with the positions of the prompt that they take."""
         ...
 
     def params(self, params: SamplingParams) -> SamplingParams:
@@ -84,6 +90,11 @@ class Backend(Protocol):
         """Most tokens of one request, prompt and answer."""
         ...
 
+    @property
+    def input_modalities(self) -> Sequence[str]:
+        """What prompts may hold: "text", perhaps "image" and "video"."""
+        ...
+
     def encode(self, text: str, *, special: bool, add_bos: bool | None) -> list[int]:
         """Token ids of a plain prompt. Runs in worker threads, possibly several at once.
 
@@ -120,11 +131,13 @@ class Backend(Protocol):
         client: str,
         priority: int,
         provenance: bool = False,
+        visuals: Sequence[Placed] = (),
     ) -> Stream:
         """Queue a request and return at once. Called on the event loop's thread, with the loop running.
 
         client: whom the request is for; the backend shares its time fairly between clients.
         priority: lower is sooner. provenance: the last event says which blocks the answer was made from.
+        visuals: of the prompt, see ChatPrompt.
 
         Raises RequestError or a subclass (ContextLengthError, CapacityError, BusyError) when it cannot be served.
         """

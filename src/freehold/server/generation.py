@@ -12,6 +12,7 @@ from starlette.types import Receive
 
 from freehold.core.events import Event, FinishEvent, PrefillEvent, Usage
 from freehold.core.sampling import SamplingParams
+from freehold.core.visuals import Placed
 from freehold.model.answers.parser import AnswerParser
 from freehold.model.answers.plain import PlainParser
 from freehold.server.answer import Answer, Heard
@@ -26,7 +27,7 @@ def _forget(_answer: Answer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One answer to generate. client, priority, provenance: see `Backend.submit`.
+    """One answer to generate. client, priority, provenance, visuals: see `Backend.submit`.
 
     parser: makes a new parser for the answer. on_end: called with the answer when it ended properly.
     """
@@ -36,6 +37,7 @@ class Ask:
     client: str
     priority: int
     provenance: bool = False
+    visuals: Sequence[Placed] = ()
     parser: Callable[[], AnswerParser] = PlainParser
     on_end: Callable[[Answer], None] = field(default=_forget)
 
@@ -104,6 +106,7 @@ class Generation:
                         client=ask.client,
                         priority=ask.priority,
                         provenance=ask.provenance,
+                        visuals=ask.visuals,
                     )
                 )
         except BaseException:

@@ -35,4 +35,9 @@ def model_routes(service: Service) -> APIRouter:
 
 def _card(service: Service) -> ModelCard:
     backend = service.backend
-    return ModelCard(id=backend.model_name, created=backend.created, context_length=backend.context_length)
+    return ModelCard(
+        id=backend.model_name,
+        created=backend.created,
+        context_length=backend.context_length,
+        input_modalities=list(backend.input_modalities),
+    )

@@ -84,6 +84,7 @@ class Service:
                 client,
                 priority,
                 provenance=conversation.provenance,
+                visuals=prompt.visuals,
                 parser=prompt.parser,
                 on_end=partial(_remember, prompt),
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from freehold.server.called_tools import CalledTools
 from freehold.server.openai.wire_message import ChatMessage
+from freehold.server.visual_parts import placed_parts
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -31,11 +32,16 @@ def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             called = CalledTools()
         if message.role == "tool" and message.tool_call_id is not None:
             called.result(message.tool_call_id, f"messages[{number}].tool_call_id")
-            _insert(said, message.for_template(), called)
+            _insert(said, _placed(message, number), called)
         else:
-            said.append(message.for_template())
+            said.append(_placed(message, number))
         before = message.role
     return said
+
+
+def _placed(message: ChatMessage, number: int) -> dict[str, Any]:
+    given = message.for_template()
+    return {**given, "content": placed_parts(given["content"], f"messages[{number}].content")}
 
 
 def _insert(said: list[dict[str, Any]], result: dict[str, Any], called: CalledTools) -> None:

@@ -280,6 +280,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: Literal["freehold"] = "freehold"
     context_length: int
+    input_modalities: list[str]
 
 
 class ModelList(BaseModel):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
+from freehold.server.visual_parts import KINDS, joined, url_part
 from freehold.server.wire import WireModel, refusal, shown
 
 MAX_TOOLS = 512
@@ -14,24 +15,31 @@ _FORBIDDEN_IN_NAMES = frozenset("\"'<>&\\`{}")
 _MAX_NAME = 128
 
 
-def _joined_text(value: Any) -> Any:
-    """A string, or the texts of a list of text parts put together without anything between them."""
+def _content(value: Any) -> Any:
+    """A string: also the texts of a list of text parts, put together without anything between them. With images or
+    videos among them, the list of parts as a conversation has it."""
     if not isinstance(value, list):
         return value
-    texts = []
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(value):
         if not isinstance(part, dict):
             raise refusal("value", f"content part {index} is not an object", f"[{index}]")
-        if part.get("type") != "text":
-            detail = f"content parts of type {shown(part.get('type'))} are not supported; only 'text' is"
+        kind = part.get("type")
+        if isinstance(kind, str) and kind in KINDS:
+            parts.append(url_part(part, index))
+            continue
+        if kind != "text":
+            detail = (
+                f"content parts of type {shown(kind)} are not supported; these are: 'text', 'image_url', 'video_url'"
+            )
             raise refusal("unsupported", detail, f"[{index}].type")
         if not isinstance(part.get("text"), str):
             raise refusal("value", f"content part {index} has no string 'text'", f"[{index}].text")
         for name in part:
             if name not in ("type", "text"):
                 raise refusal("unknown", f"unknown field {shown(name)}", f"[{index}].{name[:80]}")
-        texts.append(part["text"])
-    return "".join(texts)
+        parts.append(part)
+    return joined(parts)
 
 
 def tool_name(name: str) -> str:
@@ -69,7 +77,8 @@ class ChatMessage(WireModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        str | None, BeforeValidator(_joined_text, json_schema_input_type=str | list[dict[str, str]] | None)
+        str | list[dict[str, Any]] | None,
+        BeforeValidator(_content, json_schema_input_type=str | list[dict[str, Any]] | None),
     ] = None
     name: str | None = None
     reasoning_content: str | None = None
@@ -86,6 +95,8 @@ class ChatMessage(WireModel):
             raise refusal("value", "'tool_call_id' belongs to messages of the role 'tool'", "tool_call_id")
         if self.role == "tool" and not self.tool_call_id:
             raise refusal("value", "it has no 'tool_call_id'; name the call that this is the result of", "tool_call_id")
+        if self.role == "assistant" and isinstance(self.content, list):
+            raise refusal("unsupported", "a message of the assistant cannot hold images or videos", "content")
         if self.content is None and not (self.role == "assistant" and given):
             raise refusal("value", "it has no 'content'", "content")
         return self
