@@ -261,8 +261,12 @@ void bench_linear(Bench& bench, Storage storage) {
     measure(bench, {"linear", shape, name_of(storage), 2.0 * rows * in * out, Limit::f32,
                     static_cast<double>(nbytes) + 4.0 * rows * (in + out)},
             [&] {
-              const char* weight = packed.as<char>() + turn++ % copies * nbytes;
-              return bench.kernels.linear(x.data(), rows, in, weight, storage, out, y.data(), bench.options.threads);
+              Weight weight;
+              weight.kind = storage == Storage::f32 ? WeightKind::f32 : WeightKind::bf16;
+              weight.out = out, weight.in = in, weight.data = packed.as<char>() + turn++ % copies * nbytes;
+              const Weight* weights[] = {&weight};
+              float* to[] = {y.data()};
+              return bench.kernels.linear(x.data(), rows, weights, to, 1, bench.options.threads);
             });
   }
 }
@@ -376,11 +380,11 @@ void bench_write(Bench& bench, Storage storage) {
   }
 }
 
-// Norms, rotation and gates: nothing but memory, so their operands are taken in turn from cold memory too.
+// Norms and rotation: nothing but memory, so their operands are taken in turn from cold memory too.
 void bench_small(Bench& bench) {
   const Shapes& s = bench.shapes;
   const int rows = s.chunk, threads = bench.options.threads, heads = s.q_heads;
-  const std::size_t widest = static_cast<std::size_t>(rows) * std::max({s.hidden, s.expert, heads * s.head_dim});
+  const std::size_t widest = static_cast<std::size_t>(rows) * std::max(s.hidden, heads * s.head_dim);
   const std::size_t turns = bench.cold / (widest * sizeof(float)) + 2;
   Random random;
   std::vector<float> x = random.vector(widest);
@@ -400,15 +404,6 @@ void bench_small(Bench& bench) {
   });
   line("rope", std::to_string(heads) + " x " + std::to_string(s.head_dim), 8.0 * heads * 2 * s.rotary_half,
        [&] { return bench.kernels.rope(x.data() + next(), rows, heads, s.head_dim, s.rotary_half, cos.data(), sin.data()); });
-  const std::size_t n = static_cast<std::size_t>(rows) * s.expert;
-  line("silu_mul", std::to_string(s.expert), 12.0 * s.expert, [&] {
-    const std::size_t at = next(), other = next();
-    return bench.kernels.silu_mul(x.data() + at, x.data() + other, n, y.data() + at, threads);
-  });
-  line("swiglu_clamped", std::to_string(s.expert), 12.0 * s.expert, [&] {
-    const std::size_t at = next(), other = next();
-    return bench.kernels.swiglu_clamped(x.data() + at, x.data() + other, n, 1.702f, 7.0f, y.data() + at, threads);
-  });
 }
 
 // ------------------------------------------------------------------------------------------------------- main

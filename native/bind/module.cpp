@@ -2,10 +2,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "freehold/kernels.h"
 
@@ -51,6 +54,16 @@ bool use_isa(const std::string& name) {
   return false;
 }
 
+struct ExpertSet {  // gated networks, of which those that are used must have been set
+  std::vector<std::array<Weight, 3>> parts;
+  explicit ExpertSet(int count) : parts(static_cast<std::size_t>(count)) {}
+  std::vector<Mlp> mlps() const {
+    std::vector<Mlp> all;
+    for (const auto& part : parts) all.push_back({&part[0], &part[1], &part[2]});
+    return all;
+  }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -62,9 +75,39 @@ NB_MODULE(_native, m) {
   m.def("pack_weight", [](Address w, int from, int out, int in, Address packed, int to) {
     check(pack_weight(at<const void>(w), Storage(from), out, in, at<void>(packed), Storage(to)));
   }, release);
-  m.def("linear", [](Address x, int rows, int in, Address packed, int storage, int out, Address y, int threads) {
-    check(table->linear(at<const float>(x), rows, in, at<const void>(packed), Storage(storage), out, at<float>(y), threads));
+  m.def("pack_codes", [](Address codes, int kind, int out, int in, Address packed) {
+    check(pack_codes(at<const std::uint8_t>(codes), WeightKind(kind), out, in, at<std::uint32_t>(packed)));
   }, release);
+  m.def("unpack_rows", [](const Weight& weight, Address rows, int n, Address to) {
+    check(unpack_rows(weight, at<const std::int64_t>(rows), n, at<float>(to)));
+  }, release);
+  // Addresses; whoever makes it keeps the memory.
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__", [](Weight* w, int kind, int out, int in, Address data, Address scales, Address offsets, int group,
+                          const std::vector<float>& values, Address bias) {
+        new (w) Weight{WeightKind(kind), out, in, at<const void>(data), at<const float>(scales), at<const float>(offsets), group, {}, at<const float>(bias)};
+        if (values.size() > 16) throw std::invalid_argument("a table has at most 16 values");
+        std::copy(values.begin(), values.end(), w->table);
+      });
+  nb::class_<ExpertSet>(m, "ExpertSet")
+      .def(nb::init<int>())
+      .def("set", [](ExpertSet& set, int expert, const Weight& gate, const Weight& up, const Weight& down) {
+        set.parts.at(expert) = {gate, up, down};
+      });
+  m.def("linear", [](Address x, int rows, const std::vector<const Weight*>& weights, const std::vector<Address>& y, int threads) {
+    std::vector<float*> outputs;
+    for (const Address address : y) outputs.push_back(at<float>(address));
+    nb::gil_scoped_release unlocked;
+    check(table->linear(at<const float>(x), rows, weights.data(), outputs.data(), static_cast<int>(weights.size()), threads));
+  });
+  m.def("experts", [](Address x, int rows, int hidden, Address ids, Address weights, int topk, const ExpertSet& routed,
+                      const ExpertSet& shared, float scale, int gate, float alpha, float limit, Address y, int threads) {
+    nb::gil_scoped_release unlocked;
+    const std::vector<Mlp> experts = routed.mlps(), one = shared.mlps();
+    check(table->experts({at<const float>(x), rows, hidden, at<const std::int32_t>(ids), at<const float>(weights), topk,
+                          experts.data(), static_cast<int>(experts.size()), one.empty() ? nullptr : one.data(), scale,
+                          Gate(gate), alpha, limit, at<float>(y), threads}));
+  });
   m.def("attend", [](Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int topk, int num_q_heads,
                      int num_kv_heads, int head_dim, int block_tokens, float scale, int threads, Address carried,
@@ -116,12 +159,6 @@ NB_MODULE(_native, m) {
   }, release);
   m.def("rope_table", [](Address positions, int rows, Address inv_freq, int half, float scale, Address cos, Address sin) {
     check(rope_table(at<const std::int64_t>(positions), rows, at<const float>(inv_freq), half, scale, at<float>(cos), at<float>(sin)));
-  }, release);
-  m.def("silu_mul", [](Address gate, Address up, std::size_t n, Address y, int threads) {
-    check(table->silu_mul(at<const float>(gate), at<const float>(up), n, at<float>(y), threads));
-  }, release);
-  m.def("swiglu_clamped", [](Address gate, Address up, std::size_t n, float alpha, float limit, Address y, int threads) {
-    check(table->swiglu_clamped(at<const float>(gate), at<const float>(up), n, alpha, limit, at<float>(y), threads));
   }, release);
   m.def("route_sigmoid", [](Address logits, int rows, int experts, Address bias, int topk, Address ids, Address weights) {
     check(route_sigmoid(at<const float>(logits), rows, experts, at<const float>(bias), topk, at<std::int32_t>(ids), at<float>(weights)));

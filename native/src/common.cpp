@@ -26,6 +26,43 @@ Status pack_weight(const void* w, Storage from, int out_features, int in, void* 
   return Status::ok;
 }
 
+Status pack_codes(const std::uint8_t* codes, WeightKind kind, int out_features, int in, std::uint32_t* packed) {
+  const int bits = kind == WeightKind::int8 ? 8 : 4, many = 32 / bits;
+  if ((kind != WeightKind::int8 && kind != WeightKind::int4) || out_features < 1 || in < 1 || in % many != 0)
+    return Status::bad_argument;
+  const std::size_t panels = (static_cast<std::size_t>(out_features) + kPanel - 1) / kPanel, words = in / many;
+  std::fill(packed, packed + panels * words * kPanel, 0u);
+  for (std::size_t row = 0; row < static_cast<std::size_t>(out_features); ++row) {
+    std::uint32_t* to = packed + row / kPanel * words * kPanel + row % kPanel;
+    const std::uint8_t* from = codes + row * in;
+    for (std::size_t k = 0; k < words; ++k, to += kPanel, from += many)
+      for (int i = 0; i < many; ++i) *to |= static_cast<std::uint32_t>(from[i]) << (bits * i);
+  }
+  return Status::ok;
+}
+
+Status unpack_rows(const Weight& w, const std::int64_t* rows, int n, float* to) {
+  for (int i = 0; i < n; ++i, to += w.in) {
+    if (rows[i] < 0 || rows[i] >= w.out) return Status::bad_argument;
+    const std::size_t panel = static_cast<std::size_t>(rows[i]) / kPanel, lane = static_cast<std::size_t>(rows[i]) % kPanel;
+    const int many = w.kind == WeightKind::int8 ? 4 : 8;
+    const auto word = [&](int k) {
+      return static_cast<const std::uint32_t*>(w.data)[(panel * (w.in / many) + k / many) * kPanel + lane];
+    };
+    const auto value = [&](int k) {
+      if (w.kind == WeightKind::f32) return static_cast<const float*>(w.data)[(panel * w.in + k) * kPanel + lane];
+      if (w.kind == WeightKind::bf16)
+        return bf16_to_f32(static_cast<const std::uint16_t*>(w.data)[(panel * w.in + k) * kPanel + lane]);
+      const std::size_t at = (panel * (w.in / w.group) + k / w.group) * kPanel + lane;
+      const float number = w.kind == WeightKind::int4 ? w.table[word(k) >> (4 * (k % 8)) & 15]
+                                                      : static_cast<float>(static_cast<std::int8_t>(word(k) >> (8 * (k % 4))));
+      return w.offsets == nullptr ? number * w.scales[at] : std::fma(number, w.scales[at], w.offsets[at]);
+    };
+    for (int k = 0; k < w.in; ++k) to[k] = value(k);
+  }
+  return Status::ok;
+}
+
 Status rope_table(const std::int64_t* positions, int rows, const float* inv_freq, int half, float scale, float* cos,
                   float* sin) {
   for (int r = 0; r < rows; ++r) {

@@ -42,8 +42,13 @@ void test_linear(const Kernels& k, Storage storage, int rows, int in, int out) {
   std::vector<float> packed(panels * in * kPanel);
   expect(pack_weight(w.data(), Storage::f32, out, in, packed.data(), storage) == Status::ok, "pack");
   std::vector<float> y(static_cast<std::size_t>(rows) * out), alone(out);
+  Weight weight;
+  weight.kind = storage == Storage::f32 ? WeightKind::f32 : WeightKind::bf16;
+  weight.out = out, weight.in = in, weight.data = packed.data();
+  const Weight* weights[] = {&weight};
+  float *to[] = {y.data()}, *to_alone[] = {alone.data()};
   for (int threads : {1, 2}) {
-    k.linear(x.data(), rows, in, packed.data(), storage, out, y.data(), threads);
+    k.linear(x.data(), rows, weights, to, 1, threads);
     for (int r = 0; r < rows; ++r) {
       for (int o = 0; o < out; ++o) {
         double sum = 0.0, size = 0.0;
@@ -56,7 +61,7 @@ void test_linear(const Kernels& k, Storage storage, int rows, int in, int out) {
         const double error = std::fabs(y[static_cast<std::size_t>(r) * out + o] - sum);
         expect(error <= bound, "error above the bound of its chain", error / bound);
       }
-      k.linear(x.data() + static_cast<std::size_t>(r) * in, 1, in, packed.data(), storage, out, alone.data(), 1);
+      k.linear(x.data() + static_cast<std::size_t>(r) * in, 1, weights, to_alone, 1, 1);
       expect(std::memcmp(alone.data(), y.data() + static_cast<std::size_t>(r) * out, out * sizeof(float)) == 0,
              "a row alone differs from the row in a batch");
     }
@@ -204,23 +209,89 @@ void test_small(const Kernels& k) {
       }
     }
   }
-  for (const std::size_t n : {1u, 15u, 16u, 33u, 40000u}) {
-    auto g = randoms(n, 10, 6.0f), u = randoms(n, 11, 6.0f);
-    std::vector<float> y(n);
-    current = "silu_mul";
-    k.silu_mul(g.data(), u.data(), n, y.data(), 2);
-    for (std::size_t i = 0; i < n; ++i) {
-      const double want = g[i] / (1.0 + std::exp(-static_cast<double>(g[i]))) * u[i];
-      expect(std::fabs(y[i] - want) <= 2e-6 * std::fabs(want) + 1e-7, "error", y[i] - want);
-    }
-    current = "swiglu_clamped";
-    k.swiglu_clamped(g.data(), u.data(), n, 1.702f, 7.0f, y.data(), 2);
-    for (std::size_t i = 0; i < n; ++i) {
-      const double gate = std::min<double>(g[i], 7.0), up = std::max(-7.0, std::min<double>(u[i], 7.0));
-      const double want = (up + 1.0) * gate / (1.0 + std::exp(-static_cast<double>(1.702f) * gate));
-      expect(std::fabs(y[i] - want) <= 3e-6 * std::fabs(want) + 1e-6, "error", y[i] - want);
+}
+
+// A mixture of networks with int4 or fp32 weights, against double precision.
+void test_experts(const Kernels& k, bool coded, Gate gate) {
+  current = coded ? "experts of int4" : "experts of fp32";
+  constexpr int kRows = 21, kHidden = 72, kWidth = 40, kExperts = 3, kPlaces = 2;
+  struct Matrix {
+    std::vector<float> values, scales;
+    std::vector<std::uint32_t> words;
+    std::vector<float> packed;
+    Weight weight;
+  };
+  std::vector<Matrix> matrices(3 * (kExperts + 1));
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    Matrix& m = matrices[i];
+    const int out = i % 3 == 2 ? kHidden : kWidth, in = i % 3 == 2 ? kWidth : kHidden;
+    m.values = randoms(static_cast<std::size_t>(out) * in, 20 + static_cast<unsigned>(i), 0.3f);
+    m.weight.out = out, m.weight.in = in;
+    const std::size_t panels = (static_cast<std::size_t>(out) + kPanel - 1) / kPanel;
+    if (coded) {
+      std::vector<std::uint8_t> codes(m.values.size());
+      m.scales.assign(panels * (in / 8) * kPanel, 0.25f);
+      for (std::size_t j = 0; j < codes.size(); ++j) {
+        codes[j] = static_cast<std::uint8_t>(std::max(0.0f, std::min(15.0f, std::round(m.values[j] * 4.0f) + 8.0f)));
+        m.values[j] = (codes[j] - 8.0f) * 0.25f;
+      }
+      m.words.resize(panels * (in / 8) * kPanel);
+      expect(pack_codes(codes.data(), WeightKind::int4, out, in, m.words.data()) == Status::ok, "pack_codes");
+      m.weight.kind = WeightKind::int4, m.weight.data = m.words.data(), m.weight.scales = m.scales.data(), m.weight.group = 8;
+      for (int c = 0; c < 16; ++c) m.weight.table[c] = static_cast<float>(c - 8);
+    } else {
+      m.packed.resize(panels * in * kPanel);
+      expect(pack_weight(m.values.data(), Storage::f32, out, in, m.packed.data(), Storage::f32) == Status::ok, "pack");
+      m.weight.data = m.packed.data();
     }
   }
+  std::vector<Mlp> mlps;
+  for (std::size_t i = 0; i < matrices.size(); i += 3) mlps.push_back({&matrices[i].weight, &matrices[i + 1].weight, &matrices[i + 2].weight});
+  const auto x = randoms(static_cast<std::size_t>(kRows) * kHidden, 12);
+  std::vector<std::int32_t> ids;
+  std::vector<float> weights, y(x.size());
+  for (int r = 0; r < kRows; ++r) {
+    ids.push_back(r % 2);
+    ids.push_back(2 - r % 2);
+    weights.push_back(0.25f);
+    weights.push_back(0.75f);
+  }
+  ExpertsArgs args{x.data(), kRows, kHidden, ids.data(), weights.data(), kPlaces, mlps.data(), kExperts, &mlps[kExperts],
+                   2.0f, gate, 1.702f, 7.0f, y.data(), 2};
+  expect(k.experts(args) == Status::ok, "experts");
+  const auto run = [&](const Matrix* m, const float* row) {
+    std::vector<double> middle(kWidth), result(kHidden);
+    for (int o = 0; o < kWidth; ++o) {
+      double g = 0.0, u = 0.0;
+      for (int i = 0; i < kHidden; ++i) {
+        g += static_cast<double>(row[i]) * m[0].values[static_cast<std::size_t>(o) * kHidden + i];
+        u += static_cast<double>(row[i]) * m[1].values[static_cast<std::size_t>(o) * kHidden + i];
+      }
+      if (gate == Gate::silu) {
+        middle[o] = g / (1.0 + std::exp(-g)) * u;
+      } else {
+        g = std::min(g, 7.0), u = std::max(-7.0, std::min(u, 7.0));
+        middle[o] = (u + 1.0) * g / (1.0 + std::exp(-static_cast<double>(1.702f) * g));
+      }
+    }
+    for (int o = 0; o < kHidden; ++o)
+      for (int i = 0; i < kWidth; ++i) result[o] += middle[i] * m[2].values[static_cast<std::size_t>(o) * kWidth + i];
+    return result;
+  };
+  for (int r = 0; r < kRows; ++r) {
+    const float* row = x.data() + static_cast<std::size_t>(r) * kHidden;
+    std::vector<double> want = run(&matrices[3 * kExperts], row);
+    for (int p = 0; p < kPlaces; ++p) {
+      const auto part = run(&matrices[3 * static_cast<std::size_t>(ids[r * kPlaces + p])], row);
+      for (int d = 0; d < kHidden; ++d) want[d] += 2.0 * weights[r * kPlaces + p] * part[d];
+    }
+    for (int d = 0; d < kHidden; ++d) {
+      const double error = std::fabs(y[static_cast<std::size_t>(r) * kHidden + d] - want[d]);
+      expect(error <= 3e-5 * (1.0 + std::fabs(want[d])), "error", error);
+    }
+  }
+  ids[5] = kExperts;
+  expect(k.experts(args) == Status::bad_argument, "an expert that does not exist");
 }
 
 }  // namespace
@@ -239,6 +310,8 @@ int main() {
       test_attention(k, s, 3, 1, 8, 50, 50, 48, 1);
     }
     test_small(k);
+    for (const Gate gate : {Gate::silu, Gate::clamped})
+      for (const bool coded : {false, true}) test_experts(k, coded, gate);
   }
   if (failures == 0) std::printf("all kernels agree with double precision on %s\n", "every supported instruction set");
   return failures != 0;

@@ -68,9 +68,10 @@ def test_the_number_of_threads_changes_no_bit():
 def test_packing_keeps_every_value():
     w = torch.randn(70, 9)
     packed = kernels.pack_weight(w)
-    rows = packed.panels.permute(0, 2, 1).reshape(-1, 9)
+    rows = packed.data.permute(0, 2, 1).reshape(-1, 9)
     assert torch.equal(rows[:70], w)
     assert not rows[70:].any()
+    assert torch.equal(packed.rows(torch.tensor([69, 0, 3])), w[[69, 0, 3]])
 
 
 def test_wrong_shapes_and_types_are_named():

@@ -412,22 +412,15 @@ def test_any_finite_logits_give_a_mean_of_visible_values(p: Problem, size: float
     size=st.sampled_from([1e-6, 1.0, 1e3]),
     seed=st.integers(0, 2**31),
 )
-def test_norms_and_gates_err_by_rounding_only_and_row_by_row(isa, threads, rows, dim, size, seed) -> None:
-    """Relative errors: a norm's factor carries the rounding of a sum of squares, a gate that of one exponential."""
+def test_norms_err_by_rounding_only_and_row_by_row(isa, threads, rows, dim, size, seed) -> None:
+    """A norm's factor carries the rounding of a sum of squares."""
     torch.manual_seed(seed)
     kernels.use_isa(isa)
     kernels.set_threads(threads)
-    x, up, weight = size * torch.randn(rows, dim), torch.randn(rows, dim), torch.randn(dim)
-    d, u = x.double(), up.double()
-    clamped = d.clamp(max=7.0)
-    norm = d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + 1e-12) * weight.double()
-    swiglu = (u.clamp(-7, 7) + 1) * clamped * (1.702 * clamped).sigmoid()
+    x, weight = size * torch.randn(rows, dim), torch.randn(dim)
+    d = x.double()
+    exact = d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + 1e-12) * weight.double()
     row = slice(seed % rows, seed % rows + 1)
-    for call, exact in (
-        (lambda a, _: kernels.rms_norm(a, weight, 1e-12), norm),
-        (kernels.silu_mul, d * d.sigmoid() * u),
-        (lambda a, b: kernels.swiglu_clamped(a, b, 1.702, 7.0), swiglu),
-    ):
-        together = call(x, up)
-        assert bool(((together.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-30).all())
-        assert torch.equal(call(x[row], up[row]), together[row])
+    together = kernels.rms_norm(x, weight, 1e-12)
+    assert bool(((together.double() - exact).abs() <= 1e-5 * exact.abs() + 1e-30).all())
+    assert torch.equal(kernels.rms_norm(x[row], weight, 1e-12), together[row])

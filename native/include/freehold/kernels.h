@@ -6,7 +6,7 @@
 // same bits whatever the number of rows beside it, the chunk it came in, and the number of threads.
 //
 // Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
-//   packed weight  (ceil(out / 64), in, 64)            one panel holds 64 outputs, input index slow
+//   packed weight  see Weight
 //   K lane, fp32   (num_slots, num_kv_heads, head_dim, B)        transposed, so that a lane is a token
 //   K lane, bf16   (num_slots, num_kv_heads, head_dim / 2, B, 2) the same, in pairs of channels
 //   V lane, fp32   (num_slots, num_kv_heads, B, P)               a lane is a channel
@@ -25,6 +25,50 @@ enum class Storage : int { f32 = 0, bf16 = 1 };
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 constexpr int kPanel = 64;  // outputs in one panel of a packed weight
+
+enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+
+// A packed (out, in) matrix: panels of 64 outputs, the input index slow; lanes of outputs beyond `out` are zero.
+//   f32, bf16   (panels, in, 64) numbers
+//   int8        (panels, in / 4, 64) words of four signed codes, the first in the low byte
+//   int4        (panels, in / 8, 64) words of eight codes, the first in the low bits
+// A code stands for scale * value + offset; the value of an int8 code is the code itself, of an int4 code `table[code]`.
+// Where there are offsets, scale * value must be exact in fp32, so that one rounding is all there is. Products are those
+// of the fp32 matrix that the codes stand for, bit for bit.
+struct Weight {
+  WeightKind kind = WeightKind::f32;
+  int out = 0, in = 0;
+  const void* data = nullptr;
+  const float* scales = nullptr;   // (panels, in / group, 64)
+  const float* offsets = nullptr;  // the same, or nullptr: zero
+  int group = 0;                   // inputs that share a scale: a multiple of 8 that divides `in`
+  float table[16] = {};
+  const float* bias = nullptr;     // (out), added last; or nullptr
+};
+
+enum class Gate : int { silu = 0, clamped = 1 };
+
+struct Mlp {  // down(gate(gate x, up x))
+  const Weight *gate, *up, *down;
+};
+
+// y = routed_scale * sum over places of weights * experts[ids](x) + shared(x), experts in ascending order of place.
+struct ExpertsArgs {
+  const float* x;  // (rows, hidden)
+  int rows, hidden;
+  const std::int32_t* ids;  // (rows, topk), each in [0, num_experts)
+  const float* weights;     // (rows, topk)
+  int topk;                 // 0: `shared` alone
+  const Mlp* experts;       // those that `ids` does not name need not be there
+  int num_experts;
+  const Mlp* shared;        // or nullptr
+  float routed_scale;
+  // silu: g * sigmoid(g) * u. clamped: g = min(g, limit), u = clamp(u, -limit, limit); (u + 1) * g * sigmoid(alpha * g)
+  Gate gate;
+  float alpha, limit;
+  float* y;  // (rows, hidden)
+  int threads;
+};
 
 // Sequences of a call. Sequence s owns rows [row_begin[s], row_begin[s + 1]) of the packed query axis, its first
 // row stands at position start[s], and its block b lies in slot table[table_begin[s] + b].
@@ -99,8 +143,9 @@ struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_
 
 struct Kernels {  // one table for each instruction set
   Isa isa;
-  Status (*linear)(const float* x, int rows, int in, const void* packed, Storage storage, int out_features,
-                   float* y, int threads);
+  // y[i] (rows, weights[i]->out) = x (rows, in) * weights[i]^T, for `count` weights of the same `in`
+  Status (*linear)(const float* x, int rows, const Weight* const* weights, float* const* y, int count, int threads);
+  Status (*experts)(const ExpertsArgs&);
   Status (*attend)(const AttendArgs&);
   Status (*select)(const SelectArgs&);
   Status (*write)(const WriteArgs&);
@@ -108,15 +153,14 @@ struct Kernels {  // one table for each instruction set
   Status (*rms_norm)(const float* x, int rows, int dim, const float* weight, float eps, float* y, int threads);
   // in place on x (rows, heads, head_dim): pairs (i, i + half) turned by cos/sin (rows, half)
   Status (*rope)(float* x, int rows, int heads, int head_dim, int half, const float* cos, const float* sin);
-  // y = silu(gate) * up
-  Status (*silu_mul)(const float* gate, const float* up, std::size_t n, float* y, int threads);
-  // g = min(gate, limit), u = clamp(up, -limit, limit);  y = (u + 1) * g * sigmoid(alpha * g)
-  Status (*swiglu_clamped)(const float* gate, const float* up, std::size_t n, float alpha, float limit, float* y,
-                           int threads);
 };
 
 // Packs a row-major (out, in) weight into panels; the tail of the last panel is zero.
 Status pack_weight(const void* w, Storage from, int out_features, int in, void* packed, Storage to);
+// The same of codes (out, in), a byte each, of kind int8 or int4, and of their scales or offsets (out, in / group).
+Status pack_codes(const std::uint8_t* codes, WeightKind kind, int out_features, int in, std::uint32_t* packed);
+// Rows of the fp32 matrix that a packed weight stands for: to (n, in).
+Status unpack_rows(const Weight& weight, const std::int64_t* rows, int n, float* to);
 // cos/sin (rows, half) of float(position) * inv_freq[i], times scale; double precision inside.
 Status rope_table(const std::int64_t* positions, int rows, const float* inv_freq, int half, float scale, float* cos,
                   float* sin);

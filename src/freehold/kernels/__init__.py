@@ -5,17 +5,25 @@ falls back: without the library every call raises KernelError.
 """
 
 from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
-from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid, silu_mul, swiglu_clamped
+from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid
+from freehold.kernels.experts import Experts, Gate, experts, gated_mlp
 from freehold.kernels.library import isa, set_threads, threads, use_isa
-from freehold.kernels.linear import PackedWeight, linear, pack_weight
+from freehold.kernels.linear import linear, linears
+from freehold.kernels.weights import PackedWeight, pack_codes, pack_weight
 
 __all__ = [
+    "Experts",
+    "Gate",
     "PackedWeight",
     "SelectStats",
     "Stage",
     "attend",
+    "experts",
+    "gated_mlp",
     "isa",
     "linear",
+    "linears",
+    "pack_codes",
     "pack_weight",
     "rms_norm",
     "rope_",
@@ -24,9 +32,7 @@ __all__ = [
     "select",
     "select_with_stats",
     "set_threads",
-    "silu_mul",
     "sparse",
-    "swiglu_clamped",
     "threads",
     "use_isa",
     "write",

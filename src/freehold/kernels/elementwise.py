@@ -61,34 +61,6 @@ def rope_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
     return x
 
 
-def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, elementwise, float32."""
-    y = torch.empty_like(gate)
-    native().silu_mul(
-        check("gate", gate, torch.float32, *gate.shape),
-        check("up", up, torch.float32, *gate.shape),
-        gate.numel(),
-        y.data_ptr(),
-        threads(),
-    )
-    return y
-
-
-def swiglu_clamped(gate: torch.Tensor, up: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
-    """M3's gate: (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g) with g = min(gate, limit); float32."""
-    y = torch.empty_like(gate)
-    native().swiglu_clamped(
-        check("gate", gate, torch.float32, *gate.shape),
-        check("up", up, torch.float32, *gate.shape),
-        gate.numel(),
-        alpha,
-        limit,
-        y.data_ptr(),
-        threads(),
-    )
-    return y
-
-
 def route_sigmoid(logits: torch.Tensor, bias: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (rows, experts), bias (experts,) float32 -> ids (rows, topk) int32 ascending, weights (rows, topk).
 

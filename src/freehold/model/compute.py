@@ -6,7 +6,8 @@ reference is differentiable and as readable as torch allows, but torch's product
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,20 @@ from torch import Tensor
 
 from freehold import kernels
 from freehold.attention.blocks import BlockAttention, NativeBlockAttention, ReferenceBlockAttention
-from freehold.kernels import PackedWeight
+from freehold.kernels import Gate, PackedWeight
+
+
+class Projection(Protocol):
+    """A linear layer: its weight in the compute's form, and what it computes."""
+
+    weight: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (rows, in_features) -> (rows, out_features)."""
+
+
+Network = tuple[Projection, Projection, Projection]
+"""Gate, up and down of a gated feed-forward network."""
 
 
 class Compute(Protocol):
@@ -29,6 +43,12 @@ class Compute(Protocol):
     def linear(self, x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         """x (rows, in_features) -> (rows, out_features)."""
 
+    def linears(self, x: Tensor, layers: Sequence[Projection]) -> list[Tensor]:
+        """What each layer makes of x."""
+
+    def networks(self, parts: Sequence[Network]) -> Any:
+        """Loaded networks in the form that `gated_mlp` and `experts` take."""
+
     def lookup(self, ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         """Rows of an embedding: ids (rows,) -> (rows, width)."""
 
@@ -41,11 +61,13 @@ class Compute(Protocol):
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (rows, heads, head_dim) with its first 2 * half channels turned; x may be overwritten."""
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up."""
+    def gated_mlp(self, x: Tensor, network: Any, gate: Gate) -> Tensor:
+        """down(gate(gate x, up x)) of the only one of `networks`."""
 
-    def swiglu_clamped(self, gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
-        """M3's clamped gate."""
+    def experts(
+        self, x: Tensor, ids: Tensor, weights: Tensor, routed: Any, shared: Any, *, gate: Gate, scale: float
+    ) -> Tensor:
+        """scale * sum of weights * routed[ids](x) + shared(x); ids (rows, topk) ascending, weights (rows, topk)."""
 
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """ids (rows, topk) ascending, weights (rows, topk) with sum 1."""
@@ -68,11 +90,18 @@ class NativeCompute:
         assert isinstance(weight, PackedWeight)
         return kernels.linear(x, weight)
 
+    def linears(self, x: Tensor, layers: Sequence[Projection]) -> list[Tensor]:
+        """See `Compute.linears`; in one call."""
+        return kernels.linears(x, [layer.weight for layer in layers])
+
+    def networks(self, parts: Sequence[Network]) -> kernels.Experts:
+        """See `Compute.networks`."""
+        return kernels.Experts([(gate.weight, up.weight, down.weight) for gate, up, down in parts])
+
     def lookup(self, ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         """Reads rows out of the panels, so that tied embeddings need no second copy."""
         assert isinstance(weight, PackedWeight)
-        width = weight.panels.shape[2]
-        return weight.panels[ids // width, :, ids % width].float()
+        return weight.rows(ids)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Compute.rms_norm`."""
@@ -86,13 +115,23 @@ class NativeCompute:
         """See `Compute.rope`; in place."""
         return kernels.rope_(x, cos, sin)
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `Compute.silu_mul`."""
-        return kernels.silu_mul(gate, up)
+    def gated_mlp(self, x: Tensor, network: kernels.Experts, gate: Gate) -> Tensor:
+        """See `Compute.gated_mlp`."""
+        return kernels.gated_mlp(x, network, gate)
 
-    def swiglu_clamped(self, gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
-        """See `Compute.swiglu_clamped`."""
-        return kernels.swiglu_clamped(gate, up, alpha, limit)
+    def experts(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        routed: kernels.Experts,
+        shared: kernels.Experts,
+        *,
+        gate: Gate,
+        scale: float,
+    ) -> Tensor:
+        """See `Compute.experts`."""
+        return kernels.experts(x, ids, weights, routed, shared, gate=gate, scale=scale)
 
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """See `Compute.route_sigmoid`."""
@@ -116,6 +155,14 @@ class ReferenceCompute:
         assert isinstance(weight, Tensor)
         return F.linear(x, weight)
 
+    def linears(self, x: Tensor, layers: Sequence[Projection]) -> list[Tensor]:
+        """See `Compute.linears`."""
+        return [layer(x) for layer in layers]
+
+    def networks(self, parts: Sequence[Network]) -> Sequence[Network]:
+        """See `Compute.networks`."""
+        return parts
+
     def lookup(self, ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         """See `Compute.lookup`."""
         assert isinstance(weight, Tensor)
@@ -137,14 +184,33 @@ class ReferenceCompute:
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `Compute.silu_mul`."""
-        return F.silu(gate) * up
+    def gated_mlp(self, x: Tensor, network: Sequence[Network], gate: Gate) -> Tensor:
+        """See `Compute.gated_mlp`."""
+        to_gate, to_up, down = network[0]
+        g, u = to_gate(x), to_up(x)
+        if not gate.clamped:
+            return down(F.silu(g) * u)
+        g, u = g.clamp(max=gate.limit), u.clamp(-gate.limit, gate.limit)
+        return down((u + 1) * g * torch.sigmoid(gate.alpha * g))
 
-    def swiglu_clamped(self, gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
-        """See `Compute.swiglu_clamped`."""
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        return (up + 1) * gate * torch.sigmoid(alpha * gate)
+    def experts(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        routed: Sequence[Network],
+        shared: Sequence[Network],
+        *,
+        gate: Gate,
+        scale: float,
+    ) -> Tensor:
+        """See `Compute.experts`."""
+        out = torch.zeros_like(x)
+        for expert in torch.unique(ids).tolist():
+            rows, place = (ids == expert).nonzero(as_tuple=True)
+            out[rows] += self.gated_mlp(x[rows], [routed[expert]], gate) * weights[rows, place, None]
+        out = out * scale
+        return out + self.gated_mlp(x, shared, gate) if shared else out
 
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """See `Compute.route_sigmoid`."""

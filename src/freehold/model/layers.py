@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from freehold.kernels import PackedWeight
-from freehold.model.compute import Compute
+from freehold.kernels import Gate, PackedWeight
+from freehold.model.compute import Compute, Network
 
 
 class Linear(nn.Module):
@@ -24,13 +26,37 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(prepared, requires_grad=False) if isinstance(prepared, Tensor) else prepared
 
     def load_bias(self, bias: Tensor) -> None:
-        """Takes b (out_features,)."""
-        self.bias = nn.Parameter(bias.float().clone(), requires_grad=False)
+        """Takes b (out_features,), after the weight."""
+        if isinstance(self.weight, PackedWeight):
+            self.weight = self.weight.with_bias(bias)
+        else:
+            self.bias = nn.Parameter(bias.float().clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (rows, in_features) -> (rows, out_features)."""
         y = self.compute.linear(x, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+class GatedMLP(nn.Module):
+    """down(gate(gate x, up x)): the feed-forward part of a layer."""
+
+    def __init__(self, compute: Compute, gate: Gate) -> None:
+        super().__init__()
+        self.compute, self.gate = compute, gate
+        self.gate_proj, self.up_proj, self.down_proj = (Linear(compute) for _ in range(3))
+        self._network: Any = None
+
+    @property
+    def parts(self) -> Network:
+        """Gate, up and down."""
+        return self.gate_proj, self.up_proj, self.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, hidden_size) -> the same."""
+        if self._network is None:  # the weights are there by now
+            self._network = self.compute.networks([self.parts])
+        return self.compute.gated_mlp(x, self._network, self.gate)
 
 
 class Embedding(Linear):

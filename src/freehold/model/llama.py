@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.errors import ConfigError
+from freehold.kernels import Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
 from freehold.model.fields import Fields
-from freehold.model.layers import Embedding, Linear, RMSNorm
+from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.rope import Rope, make_rope
 from freehold.model.weights import Source, load_weights
 
@@ -124,26 +125,13 @@ class LlamaAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
         """x (rows, hidden_size) -> the same."""
         c, rows = self.config, x.shape[0]
-        q = self.q_proj(x).view(rows, c.num_q_heads, c.head_dim)
-        k = self.k_proj(x).view(rows, c.num_kv_heads, c.head_dim)
-        v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
+        q, k, v = self.compute.linears(x, [self.q_proj, self.k_proj, self.v_proj])
+        q, k = q.view(rows, c.num_q_heads, c.head_dim), k.view(rows, c.num_kv_heads, c.head_dim)
+        v = v.view(rows, c.num_kv_heads, c.head_dim)
         q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
         self.compute.attention.write(lanes, spans, k, v, None)
         out = self.compute.attention.dense(q, lanes, spans, scale=c.head_dim**-0.5)
         return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim))  # type: ignore[no-any-return]
-
-
-class LlamaMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, compute: Compute) -> None:
-        super().__init__()
-        self.compute = compute
-        self.gate_proj, self.up_proj, self.down_proj = (Linear(compute) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (rows, hidden_size) -> the same."""
-        return self.down_proj(self.compute.silu_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
 
 
 class LlamaLayer(nn.Module):
@@ -154,7 +142,7 @@ class LlamaLayer(nn.Module):
         self.attention_norm = RMSNorm(compute, config.rms_norm_eps)
         self.attention = LlamaAttention(config, compute)
         self.mlp_norm = RMSNorm(compute, config.rms_norm_eps)
-        self.mlp = LlamaMLP(compute)
+        self.mlp = GatedMLP(compute, Gate())
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
         """h (rows, hidden_size) -> the same."""

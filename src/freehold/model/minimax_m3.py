@@ -7,16 +7,18 @@ Read from the top: attention, feed-forward, layer, model, names. The configurati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.visuals import Overlay
+from freehold.kernels import Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
-from freehold.model.layers import Embedding, Linear, RMSNorm
+from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_names import sources
 from freehold.model.rope import make_rope
@@ -32,11 +34,11 @@ class IndexBranch(nn.Module):
         self.q_proj, self.k_proj = Linear(compute), Linear(compute)
         self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x (rows, hidden_size) -> index_q (rows, num_index_heads, index_dim), index_k (rows, index_dim)."""
-        c, rows = self.config, x.shape[0]
-        q = self.q_norm(self.q_proj(x).view(rows, c.num_index_heads, c.index_dim))
-        k = self.k_norm(self.k_proj(x).view(rows, 1, c.index_dim))
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What q_proj and k_proj made -> index_q (rows, num_index_heads, index_dim), index_k (rows, index_dim)."""
+        c, rows = self.config, q.shape[0]
+        q = self.q_norm(q.view(rows, c.num_index_heads, c.index_dim))
+        k = self.k_norm(k.view(rows, 1, c.index_dim))
         return self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)[:, 0]
 
 
@@ -55,13 +57,17 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x (rows, hidden_size) -> the same, and the block ids of a sparse layer."""
         c, rows, attention = self.config, x.shape[0], self.compute.attention
-        q = self.q_norm(self.q_proj(x).view(rows, c.num_q_heads, c.head_dim))
-        k = self.k_norm(self.k_proj(x).view(rows, c.num_kv_heads, c.head_dim))
-        v = self.v_proj(x).view(rows, c.num_kv_heads, c.head_dim)
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if self.index is not None:
+            projections += [self.index.q_proj, self.index.k_proj]
+        q, k, v, *index = self.compute.linears(x, projections)
+        q = self.q_norm(q.view(rows, c.num_q_heads, c.head_dim))
+        k = self.k_norm(k.view(rows, c.num_kv_heads, c.head_dim))
+        v = v.view(rows, c.num_kv_heads, c.head_dim)
         q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
 
         scale, block_ids = c.head_dim**-0.5, None
-        index_q, index_k = (None, None) if self.index is None else self.index(x, cos, sin)
+        index_q, index_k = (None, None) if self.index is None else self.index(*index, cos, sin)
         attention.write(lanes, spans, k, v, index_k)
         if index_q is None or dense:
             out = attention.dense(q, lanes, spans, scale=scale)
@@ -73,21 +79,6 @@ class Attention(nn.Module):
         return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim)), block_ids
 
 
-class GatedMLP(nn.Module):
-    """down((up + 1) * g * sigmoid(alpha g)), gate and up clamped: dense layers, shared and routed experts alike."""
-
-    def __init__(self, config: MiniMaxM3Config, compute: Compute) -> None:
-        super().__init__()
-        self.config, self.compute = config, compute
-        self.gate_proj, self.up_proj, self.down_proj = (Linear(compute) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (rows, hidden_size) -> the same."""
-        c = self.config
-        hidden = self.compute.swiglu_clamped(self.gate_proj(x), self.up_proj(x), c.swiglu_alpha, c.swiglu_limit)
-        return self.down_proj(hidden)  # type: ignore[no-any-return]
-
-
 class MixtureOfExperts(nn.Module):
     """Routed experts, weighted and scaled, plus one shared expert."""
 
@@ -97,8 +88,10 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.config, self.compute = config, compute
         self.router = Linear(compute)
-        self.experts = nn.ModuleList(GatedMLP(config, compute) for _ in range(config.num_experts))
-        self.shared = GatedMLP(config, compute)
+        self.gate = _gate(config)
+        self.experts = nn.ModuleList(GatedMLP(compute, self.gate) for _ in range(config.num_experts))
+        self.shared = GatedMLP(compute, self.gate)
+        self._networks: Any = None
 
     def load_bias(self, bias: Tensor) -> None:
         """Takes the correction bias (num_experts,), which selects experts and does not weigh them."""
@@ -107,12 +100,16 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (rows, hidden_size) -> the same. Experts add in ascending order, whatever rows came together."""
         c = self.config
+        if self._networks is None:  # the weights are there by now
+            networks = self.compute.networks
+            routed = [cast(GatedMLP, expert).parts for expert in self.experts]
+            self._networks = networks(routed), networks([self.shared.parts])
         ids, weights = self.compute.route_sigmoid(self.router(x), self.bias, c.num_experts_per_token)
-        routed = torch.zeros_like(x)
-        for expert in torch.unique(ids).tolist():
-            rows, place = (ids == expert).nonzero(as_tuple=True)
-            routed[rows] += self.experts[expert](x[rows]) * weights[rows, place, None]
-        return routed * c.routed_scaling_factor + self.shared(x)  # type: ignore[no-any-return]
+        return self.compute.experts(x, ids, weights, *self._networks, gate=self.gate, scale=c.routed_scaling_factor)
+
+
+def _gate(config: MiniMaxM3Config) -> Gate:
+    return Gate(clamped=True, alpha=config.swiglu_alpha, limit=config.swiglu_limit)
 
 
 class Layer(nn.Module):
@@ -123,7 +120,7 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(compute, config.rms_norm_eps)
         self.attention = Attention(config, compute, sparse=config.sparse_attention[index])
         self.feed_forward_norm = RMSNorm(compute, config.rms_norm_eps)
-        self.feed_forward = MixtureOfExperts(config, compute) if config.moe[index] else GatedMLP(config, compute)
+        self.feed_forward = MixtureOfExperts(config, compute) if config.moe[index] else GatedMLP(compute, _gate(config))
 
     def forward(
         self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool

@@ -11,7 +11,8 @@ from freehold.loading.checkpoint import Checkpoint
 from freehold.model.weights import Source
 
 if TYPE_CHECKING:
-    from freehold.model.minimax_m3 import Attention, GatedMLP, MiniMaxM3, MixtureOfExperts
+    from freehold.model.layers import GatedMLP
+    from freehold.model.minimax_m3 import Attention, MiniMaxM3, MixtureOfExperts
 
 # Images are not read yet, and multi-token prediction is not part of the text model.
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "patch_merge_mlp.", "v.", "mm.")
