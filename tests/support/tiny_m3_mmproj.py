@@ -87,7 +87,9 @@ def write_mmproj(path: Path, keys: dict[str, Any], tensors: dict[str, NDArray[np
     """kind: a quantised type for the matrices whose rows are long enough, as converters choose it."""
     writer = gguf.GGUFWriter(path, "clip")
     for key, value in keys.items():
-        writer.add_key_value(f"clip.{key}", value, gguf.GGUFValueType.get_type(value), sub_type=None)
+        unsigned = type(value) is int  # as llama.cpp wants them
+        kind_of_value = gguf.GGUFValueType.UINT32 if unsigned else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(f"clip.{key}", value, kind_of_value)
     for name, array in tensors.items():
         array = np.ascontiguousarray(array, np.float32)
         if kind is not None and array.ndim == 2 and array.shape[1] % 32 == 0:
