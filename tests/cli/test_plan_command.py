@@ -14,6 +14,7 @@ from freehold.plan import calibration
 from freehold.plan.calibration import Calibration, this_identity
 from support import published_m3
 from support.tiny_llama import LLAMAS, write_tiny_llama
+from support.tiny_m3 import SHAPES, release_config
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def m3(tmp_path: Path) -> str:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(published_m3.full_config()))
+    return str(path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """The configuration of an M3 that is planned in no time."""
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(release_config(SHAPES["release_selection"])))
     return str(path)
 
 
@@ -61,9 +70,9 @@ def test_one_object_with_sizes_in_bytes(m3: str) -> None:
     assert made["verdicts"]
 
 
-def test_rates_come_from_the_last_calibration(m3: str) -> None:
+def test_rates_come_from_the_last_calibration(tiny: str) -> None:
     calibration.save_calibration(known())
-    arguments = (m3, "--ram", "1500GB", "--context", "8192")
+    arguments = (tiny, "--ram", "1500GB", "--context", "8192")
     made, faster = plan_json(*arguments), plan_json(*arguments, "--disk-bandwidth", "5GB")
     assert made["rates"] == {"read": 4e10, "float32": 1e11, "bfloat16": 2e11, "disk": 1e9}
     assert faster["rates"]["disk"] == 5e9
@@ -71,10 +80,10 @@ def test_rates_come_from_the_last_calibration(m3: str) -> None:
     assert made["ways"][0]["decode_bound"] == "memory"
 
 
-def test_calibrate_measures_and_keeps(m3: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_measures_and_keeps(tiny: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "calibrate", known)
-    assert plan_json(m3, "--calibrate")["calibration"]["read"] == 4e10
-    assert plan_json(m3)["calibration"]["read"] == 4e10
+    assert plan_json(tiny, "--calibrate")["calibration"]["read"] == 4e10
+    assert plan_json(tiny)["calibration"]["read"] == 4e10
     assert [entry.name for entry in home.iterdir()] == ["calibration.json"]
 
 
@@ -92,11 +101,11 @@ def test_the_line_to_serve_is_one_that_serve_knows(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nobody"], "no model 'nobody'"),
-        (["CONFIG", "--context", "2000000"], "context is 2000000; the model was made for 1048576"),
+        (["CONFIG", "--context", "9000"], "context is 9000; the model was made for 8192"),
     ],
 )
-def test_errors_name_the_thing_and_its_value(m3: str, arguments: list[str], message: str) -> None:
-    done = plan(*(m3 if word == "CONFIG" else word for word in arguments))
+def test_errors_name_the_thing_and_its_value(tiny: str, arguments: list[str], message: str) -> None:
+    done = plan(*(tiny if word == "CONFIG" else word for word in arguments))
     assert done.exit_code == 1
     assert message in done.stderr
 

@@ -79,7 +79,7 @@ def test_llama_configuration_derives_what_the_files_hold(tmp_path: Path, name: s
 
 
 def tensors(subject: Subject) -> dict[str, tuple[str, tuple[int, ...], str, int]]:
-    return {t.name: (t.part, t.info.shape, t.info.dtype, t.nbytes) for t in subject.tensors}
+    return {t.name: (t.kind.part, t.kind.info.shape, t.kind.info.dtype, t.kind.nbytes) for t in subject.tensors}
 
 
 def test_gguf_has_the_same_parts_as_safetensors(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold import kernels
-from freehold.bench import floors as floors_module
 from freehold.bench.floors import measure_floors
 from freehold.bench.random_m3 import BENCH_M3, random_engine, random_m3
 from freehold.bench.session_shape import random_prefix
@@ -26,7 +25,7 @@ from freehold.plan.lanes import cache_cost
 from freehold.plan.part import part_of
 from freehold.plan.roofline import Demand, Rates, Roofline
 from freehold.plan.shapes import m3_tensors
-from freehold.plan.subject import StoredTensor, Subject, open_subject
+from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
 from support import published_m3
 
@@ -42,7 +41,7 @@ LARGER = replace(BENCH_M3, hidden_size=1536, dense_intermediate_size=6144, share
 def subject_like(config: MiniMaxM3Config) -> Subject:
     """Of a model that was made in memory, of float32 weights."""
     infos = m3_tensors(config, {}, "F32", "test")
-    tensors = tuple(StoredTensor(n, part_of(n), info, 4 * info.numel, info.numel) for n, info in infos.items())
+    tensors = tuple(StoredTensor(n, Kind(part_of(n), info, 4 * info.numel, info.numel)) for n, info in infos.items())
     return Subject(Path("test"), "configuration", config, tensors)
 
 
@@ -109,20 +108,18 @@ def test_the_slowest_resource_bounds() -> None:
     assert replace(demand, disk=4.0).seconds(rates) == (4.0, "disk")
 
 
-def measured_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
-    """Of this moment, with sizes between those of `quick` and the usual ones."""
-    monkeypatch.setattr(floors_module, "READ_NBYTES", 256 * 2**20)
-    monkeypatch.setattr(floors_module, "MATRIX_SIZE", 1024)
-    floors = measure_floors(kernels.threads())
+def measured_rates() -> Rates:
+    """Of this moment."""
+    floors = measure_floors(kernels.threads(), quick=True)
     return Rates(floors.read.per_second, floors.float32.per_second, floors.bfloat16.per_second, 1e9)
 
 
-def check_bounds(monkeypatch: pytest.MonkeyPatch, engine: Engine, roofline: Roofline, prompt_tokens: int) -> None:
+def check_bounds(engine: Engine, roofline: Roofline, prompt_tokens: int) -> None:
     """Measured prefill and decode are not above their bounds, and not absurdly below. The machine is measured before
     and after, as other work may come or go."""
-    before = measured_rates(monkeypatch)
-    timing = run(engine, prompt_tokens, answer_tokens=10)
-    moments = (before, measured_rates(monkeypatch))
+    before = measured_rates()
+    timing = run(engine, prompt_tokens, answer_tokens=8)
+    moments = (before, measured_rates())
     for name, measured, bounds in (
         (
             "prefill",
@@ -148,12 +145,12 @@ def run(engine: Engine, prompt_tokens: int, answer_tokens: int) -> Timing:
     return timing
 
 
-def test_a_random_m3_stays_below_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_m3_stays_below_its_bounds() -> None:
     engine = random_engine(EngineConfig(cache_tokens=2048), LARGER)
-    check_bounds(monkeypatch, engine, roofline_of(subject_like(LARGER)), 256)
+    check_bounds(engine, roofline_of(subject_like(LARGER)), 256)
 
 
 @pytest.mark.model
-def test_the_default_model_stays_below_its_bounds(default_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_stays_below_its_bounds(default_model: Path) -> None:
     with LLM(default_model, cache_tokens=1024) as llm:
-        check_bounds(monkeypatch, llm.engine, roofline_of(open_subject(str(default_model))), 128)
+        check_bounds(llm.engine, roofline_of(open_subject(str(default_model))), 128)

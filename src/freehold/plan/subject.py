@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from freehold.core.blocks import LaneSpec
 from freehold.core.errors import ConfigError
@@ -26,15 +27,22 @@ _SCALES = ("_scale_inv", "_scale", "_scale_2", ".input_scale")
 _WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a checkpoint. nbytes: in its file. parameters: weights it stands for; scales stand for none."""
+class Kind(NamedTuple):
+    """What tensors that cost the same have in common. nbytes: of one in its file. parameters: weights that one stands
+    for; scales stand for none."""
 
-    name: str
     part: Part
     info: TensorInfo
     nbytes: int
     parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint."""
+
+    name: str
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,19 @@ class Subject:
         return c.num_experts_per_token / c.num_experts if isinstance(c, MiniMaxM3Config) else 1.0
 
     @cached_property
+    def kinds(self) -> Mapping[Kind, int]:
+        """How many tensors there are of each kind: few, though M3 has thousands of tensors."""
+        return Counter(tensor.kind for tensor in self.tensors)
+
+    @cached_property
     def parameters(self) -> dict[Part, int]:
         """Stored parameters of each part that has some."""
-        return self._sum({t.name: t.parameters for t in self.tensors})
+        return self._sum(lambda kind: kind.parameters)
 
     @cached_property
     def nbytes(self) -> dict[Part, int]:
         """Stored bytes of each part that has some, without the files' headers."""
-        return self._sum({t.name: t.nbytes for t in self.tensors})
+        return self._sum(lambda kind: kind.nbytes)
 
     @cached_property
     def active(self) -> dict[Part, int]:
@@ -105,10 +118,10 @@ class Subject:
                 found[part] = 0 if part in ("vision", "other") else count
         return found
 
-    def _sum(self, amounts: Mapping[str, int]) -> dict[Part, int]:
+    def _sum(self, amount: Callable[[Kind], int]) -> dict[Part, int]:
         found: dict[Part, int] = {}
-        for tensor in self.tensors:
-            found[tensor.part] = found.get(tensor.part, 0) + amounts[tensor.name]
+        for kind, count in self.kinds.items():
+            found[kind.part] = found.get(kind.part, 0) + count * amount(kind)
         return found
 
 
@@ -145,7 +158,7 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
     else:
         config, refusals = _read_config(checkpoint.config, f"{where}/config.json")
     tensors = tuple(
-        StoredTensor(name, part_of(name), info, checkpoint.extent(name).nbytes, _parameters(name, info, names))
+        StoredTensor(name, Kind(part_of(name), info, checkpoint.extent(name).nbytes, _parameters(name, info, names)))
         for name, info in names.items()
     )
     return Subject(checkpoint.path, "files", config, tensors, refusals)
@@ -159,7 +172,7 @@ def _from_config(path: Path) -> Subject:
     else:
         infos = m3_tensors(config, values, _dtype(values, where), where)
     tensors = tuple(
-        StoredTensor(name, part_of(name), info, _nbytes(info), _parameters(name, info, infos))
+        StoredTensor(name, Kind(part_of(name), info, _nbytes(info), _parameters(name, info, infos)))
         for name, info in infos.items()
     )
     return Subject(path, "configuration", config, tensors, refusals)

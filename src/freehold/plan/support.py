@@ -9,7 +9,9 @@ from freehold.plan.weights import KEPT, NOT_LOADED, Format
 def why_not(subject: Subject, weights: Format, *, streamed: bool) -> tuple[str, ...]:
     """Why this version does not run the model with such weights, or with experts from the disk; empty if it does."""
     found = [f"these files are not loaded: {refusal}" for refusal in subject.refusals]
-    stored = {t.info.dtype for t in subject.tensors if len(t.info.shape) > 1 and t.part not in (*NOT_LOADED, *KEPT)}
+    stored = {
+        kind.info.dtype for kind in subject.kinds if len(kind.info.shape) > 1 and kind.part not in (*NOT_LOADED, *KEPT)
+    }
     if weights != "as-stored" and not (weights == "bf16" and stored == {"BF16"}):
         types = ", ".join(sorted(stored))
         found.append(f"weights are not converted to {weights} on loading; they are stored as {types}")

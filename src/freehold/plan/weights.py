@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from freehold.core.axes import ceil_div
 from freehold.loading.checkpoint import TensorInfo
 from freehold.plan.part import Part
-from freehold.plan.subject import StoredTensor, Subject
+from freehold.plan.subject import Kind, Subject
 
 Format = Literal["as-stored", "bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -56,12 +56,12 @@ def weight_cost(subject: Subject, weights: Format) -> WeightCost:
     bfloat16 and float32, everything else becomes float32."""
     memory: dict[Part, int] = {}
     stored = 0
-    for tensor in subject.tensors:
-        if tensor.part in NOT_LOADED or (tensor.part == "head" and subject.config.tie_embeddings):
+    for kind, count in subject.kinds.items():
+        if kind.part in NOT_LOADED or (kind.part == "head" and subject.config.tie_embeddings):
             continue
-        memory[tensor.part] = memory.get(tensor.part, 0) + _in_memory(tensor, weights)
-        if tensor.part == "routed experts":
-            stored += _on_disk(tensor, weights)
+        memory[kind.part] = memory.get(kind.part, 0) + count * _in_memory(kind, weights)
+        if kind.part == "routed experts":
+            stored += count * _on_disk(kind, weights)
     num_experts = subject.num_experts * subject.num_moe_layers
     routed = memory.get("routed experts", 0)
     return WeightCost(
@@ -72,19 +72,19 @@ def weight_cost(subject: Subject, weights: Format) -> WeightCost:
     )
 
 
-def _in_memory(tensor: StoredTensor, weights: Format) -> int:
-    info = tensor.info
+def _in_memory(kind: Kind, weights: Format) -> int:
+    info = kind.info
     if len(info.shape) < 2:
-        return 0 if tensor.parameters == 0 and info.numel else 4 * info.numel
-    if tensor.part in KEPT:
+        return 0 if kind.parameters == 0 and info.numel else 4 * info.numel
+    if kind.part in KEPT:
         return _padded(info) * 4
     if weights != "as-stored":
-        if tensor.parameters == 0:
+        if kind.parameters == 0:
             return 0  # a scale of the stored form
-        bits = 16.0 if tensor.part == "index" else _MEMORY_BITS[weights]
-        return math.ceil(_padded(info) * (tensor.parameters // info.numel) * bits / 8)
+        bits = 16.0 if kind.part == "index" else _MEMORY_BITS[weights]
+        return math.ceil(_padded(info) * (kind.parameters // info.numel) * bits / 8)
     bits = _LOADED_BITS.get(info.dtype, 32)
-    return tensor.nbytes if _is_packed(info) else math.ceil(_padded(info) * bits / 8)
+    return kind.nbytes if _is_packed(info) else math.ceil(_padded(info) * bits / 8)
 
 
 def _is_packed(info: TensorInfo) -> bool:
@@ -92,10 +92,10 @@ def _is_packed(info: TensorInfo) -> bool:
     return info.dtype.startswith(("F8_", "F4", "U8"))
 
 
-def _on_disk(tensor: StoredTensor, weights: Format) -> int:
+def _on_disk(kind: Kind, weights: Format) -> int:
     if weights == "as-stored":
-        return tensor.nbytes
-    return math.ceil(tensor.parameters * _DISK_BITS[weights] / 8)
+        return kind.nbytes
+    return math.ceil(kind.parameters * _DISK_BITS[weights] / 8)
 
 
 def _padded(info: TensorInfo) -> int:
