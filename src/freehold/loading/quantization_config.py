@@ -52,12 +52,14 @@ class Quantization:
     """Which modules are quantised, and how.
 
     default: the format of modules that nothing else is said of; None if only those in `layers` are quantised.
-    layers: module, or a module above it -> format. ignored: names or patterns of modules that are not quantised.
+    layers: module, or a module above it -> format. ignored: components of paths, joined by dots: modules whose path
+    holds them in a row are not quantised. ignored_patterns: nor are those that one of these fits.
     """
 
     default: WeightFormat | None
     layers: Mapping[str, WeightFormat]
-    ignored: tuple[str, ...]
+    ignored: frozenset[str]
+    ignored_patterns: tuple[str, ...]
 
     def format_of(self, module: str) -> WeightFormat | None:
         """The format of a module's weight, or None if it is not to be quantised. A name in `layers` counts first."""
@@ -66,7 +68,8 @@ class Quantization:
             found = self.layers.get(".".join(parts[:end]))
             if found is not None:
                 return found
-        if any(_matches(pattern, module) for pattern in self.ignored):
+        runs = (".".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1))
+        if any(run in self.ignored for run in runs) or any(_matches(p, module) for p in self.ignored_patterns):
             return None
         return self.default
 
@@ -99,7 +102,7 @@ def _read_mxfp8(values: Mapping[str, Any], where: str) -> Quantization:
     _require(values, "fmt", ("e4m3", None), where)
     _require(values, "scale_fmt", ("ue8m0", None), where)
     _refuse_unknown(values, {"weight_block_size", "fmt", "scale_fmt", *_IGNORED_KEYS}, where)
-    return Quantization(MXFP8, {}, _ignored(values, where))
+    return Quantization(MXFP8, {}, *_ignored(values, where))
 
 
 def _read_fp8(values: Mapping[str, Any], where: str) -> Quantization:
@@ -119,10 +122,10 @@ def _read_fp8(values: Mapping[str, Any], where: str) -> Quantization:
         if block is None:
             raise ConfigError(f"{where}: scale_fmt is 'ue8m0', but weight_block_size is missing")
         return Quantization(
-            WeightFormat("MXFP8", (block[0], block[1]), MXFP8.scale_dtypes), {}, _ignored(values, where)
+            WeightFormat("MXFP8", (block[0], block[1]), MXFP8.scale_dtypes), {}, *_ignored(values, where)
         )
     shape = None if block is None else (block[0], block[1])
-    return Quantization(WeightFormat("FP8", shape, FP8.scale_dtypes), {}, _ignored(values, where))
+    return Quantization(WeightFormat("FP8", shape, FP8.scale_dtypes), {}, *_ignored(values, where))
 
 
 def _read_modelopt(values: Mapping[str, Any], where: str) -> Quantization:
@@ -137,7 +140,7 @@ def _read_modelopt(values: Mapping[str, Any], where: str) -> Quantization:
             raise ConfigError(
                 f"{where}: quantized_layers goes with quant_algo 'MIXED_PRECISION', not {quoted(algorithm)}"
             )
-        return Quantization(_format(algorithm, where), {}, _ignored(values, where))
+        return Quantization(_format(algorithm, where), {}, *_ignored(values, where))
     if not isinstance(listed, Mapping) or not listed:
         raise ConfigError(
             f"{where}: quantized_layers is {quoted(listed)}; with MIXED_PRECISION it must name the layers"
@@ -147,7 +150,7 @@ def _read_modelopt(values: Mapping[str, Any], where: str) -> Quantization:
         if not isinstance(entry, Mapping):
             raise ConfigError(f"{where}: quantized_layers[{quoted(module)}] is {quoted(entry)}; it must be an object")
         layers[module] = _format(entry.get("quant_algo"), f"{where}: quantized_layers[{quoted(module)}]")
-    return Quantization(None, layers, _ignored(values, where))
+    return Quantization(None, layers, *_ignored(values, where))
 
 
 def _format(algorithm: Any, where: str) -> WeightFormat:
@@ -170,22 +173,20 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> N
         raise ConfigError(f"{where}: unknown keys {unknown}; they may change what the stored weights mean")
 
 
-def _ignored(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _ignored(values: Mapping[str, Any], where: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names, and patterns."""
     found: list[str] = []
     for key in _IGNORED_KEYS:
         names = values.get(key) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{where}: {key} is {quoted(names)}; it must list names of modules")
         found += names
-    return tuple(found)
+    return frozenset(name for name in found if not _is_pattern(name)), tuple(filter(_is_pattern, found))
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """Whether `module` is ignored. A plain name stands for the modules whose path holds it, and for all below them.
-
-    `*` and `?` make a pattern for the whole path, or a part of it that ends at a dot; `re:` begins a regular
-    expression for its beginning.
-    """
+    """Whether a pattern with `*` or `?` fits the whole path, or all of it up to a dot; `re:` begins a regular
+    expression for the path's beginning."""
     if pattern.startswith("re:"):
         try:
             return re.match(pattern[3:], module) is not None
@@ -193,6 +194,8 @@ def _matches(pattern: str, module: str) -> bool:
             raise ConfigError(
                 f"the pattern {quoted(pattern)} of ignored modules is no regular expression: {error}"
             ) from error
-    if "*" in pattern or "?" in pattern:
-        return fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(module, f"{pattern}.*")
-    return f".{pattern}." in f".{module}."
+    return fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(module, f"{pattern}.*")
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith("re:") or "*" in name or "?" in name
