@@ -30,11 +30,22 @@ def serving(small_m3: Path, tmp_path: Path) -> Serving:
     )
 
 
-@pytest.fixture(scope="module")
-def serve_module(small_m3: Path, tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    """The same for a server that all tests of a module share."""
-    folder = tmp_path_factory.mktemp("server")
-    return lambda script, *options, **more: serving_script(script, small_m3, folder, *options, **more)
+@pytest.fixture(scope="session")
+def served(
+    request: pytest.FixtureRequest, small_m3: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """One server for all modules whose sessions need none of their own; it follows the `SCRIPT` of each."""
+    modules = {item.module.__name__: item.module for item in request.session.items if isinstance(item, pytest.Function)}
+    script = [talk for name in sorted(modules) for talk in getattr(modules[name], "SCRIPT", ())]
+    with serving_script(script, small_m3, tmp_path_factory.mktemp("server")) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def found_everything() -> Callable[[int, int], bool]:
+    """Whether a prompt of which `cached` tokens were found found all that a request and its answer, `total` tokens, had
+    computed before: all but the last one, which was sampled and never read."""
+    return lambda total, cached: cached >= total - 1
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -31,10 +31,7 @@ def question(name: str) -> str:
     return f"How high is the tower of {name}?"
 
 
-@pytest.fixture(scope="module")
-def served(serve_module: Any) -> Any:
-    with serve_module([ScriptedTalk(question(name), ANSWERS) for name in NAMES]) as served:
-        yield served
+SCRIPT = [ScriptedTalk(question(name), ANSWERS) for name in NAMES]
 
 
 @pytest.fixture

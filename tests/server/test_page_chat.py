@@ -294,7 +294,7 @@ def test_no_letter_is_lost_or_shown_twice_whatever_the_marks(visit):
     ]
     texts = [
         "".join(random.choice(marks) if random.random() < 0.6 else "abcü"[i % 4] for i in range(60))
-        for _ in range(3000)
+        for _ in range(1000)
     ]
     with visit(create_app(PageBackend())) as page:
         rendered = page.evaluate(RENDER, texts)

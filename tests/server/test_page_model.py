@@ -17,7 +17,7 @@ def test_the_default_model_answers_and_finds_its_prompt_again(visit, default_mod
         page.set_default_timeout(60_000)
         page.click("#open-settings")
         page.get_by_label("Temperature").fill("0")
-        page.get_by_label("Most tokens").fill("24")
+        page.get_by_label("Most tokens").fill("12")
         page.keyboard.press("Tab")
         page.keyboard.press("Escape")
         say(page, "What is the capital of France? Answer in one sentence. " * 12)

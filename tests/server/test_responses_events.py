@@ -107,9 +107,7 @@ def without_names(response):
     return {**response, "id": "", "created_at": 0, "completed_at": 0, "output": items}
 
 
-@given(scripts())
-@settings(max_examples=100, deadline=None)
-def test_any_stream_is_lawful_and_tells_what_was_said(script):
+def assert_told(script):
     said, _, _, broken, reason = script
     response = assert_lawful(events_of(ask_scripted(script, stream=True).text))
     for (kind, text), item in zip(said, response["output"], strict=True):
@@ -125,7 +123,20 @@ def test_any_stream_is_lawful_and_tells_what_was_said(script):
 
 
 @given(scripts())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
+def test_any_stream_is_lawful_and_tells_what_was_said(script):
+    assert_told(script)
+
+
+@pytest.mark.slow
+@given(scripts())
+@settings(max_examples=1000, deadline=None)
+def test_a_thousand_streams_are_lawful_and_tell_what_was_said(script):
+    assert_told(script)
+
+
+@given(scripts())
+@settings(max_examples=15, deadline=None)
 def test_a_whole_answer_is_what_its_stream_ends_with(script):
     whole = ask_scripted(script, include=["reasoning.encrypted_content"]).json()
     assert_typed(types.Response, whole)
@@ -134,7 +145,7 @@ def test_a_whole_answer_is_what_its_stream_ends_with(script):
 
 
 @given(scripts())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_sealed_reasoning_opens_to_the_reasoning(script):
     for item in ask_scripted(script, include=["reasoning.encrypted_content"]).json()["output"]:
         if item["type"] == "reasoning":
