@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from freehold.core.conversation import JsonAnswer
 from freehold.core.errors import RequestError
+from freehold.model.chat_visuals import take_visuals
 from freehold.server.app import create_app
 from freehold.server.messages.wire import CountTokensRequest, MessagesRequest
 from support.anthropic_types import checked_count, checked_error, checked_message
@@ -51,9 +52,10 @@ def result(tool_use_id, **more):
 
 
 def chat_of(*messages, **fields):
-    """The messages of the conversation that a request becomes, as (role, content)."""
+    """The messages of the conversation that a request becomes, as (role, content), for a model that sees nothing."""
     request = MessagesRequest.model_validate(body(messages=list(messages), **fields))
-    return [(message["role"], message["content"]) for message in request.conversation().messages]
+    taken, _ = take_visuals(None, request.conversation().messages, local=False)
+    return [(message["role"], message["content"]) for message in taken]
 
 
 # --- conversations ------------------------------------------------------------------------------------------
@@ -324,7 +326,11 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"messages": [user(PIXEL)]}, "messages[0].content[0].type: images"),
+        ({"messages": [user(PIXEL)]}, "messages[0].content[0]: this model takes no images"),
+        ({"messages": [user(text("a")), assistant(PIXEL)]}, "messages[1].content[0].type: images"),
+        ({"messages": [user({"type": "image", "source": {"type": "url", "url": "https://example.org/x.png"}})]},
+         "messages[0].content[0].source.type: sources of type 'url'"),
+        ({"messages": [user({"type": "image"})]}, "messages[0].content[0].source is missing"),
         ({"messages": [user(text("a"), PDF)]}, "messages[0].content[1].source.type: sources of type 'base64'"),
         ({"messages": [user({"type": "mystery"})]}, "messages[0].content[0].type: content blocks of type 'mystery'"),
         ({"messages": [user(USE)]}, "messages[0].content[0].type: blocks of type 'tool_use'"),

@@ -6,16 +6,17 @@ import asyncio
 import codecs
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from freehold.core.conversation import Conversation
-from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError, UnsupportedFieldError
+from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
 from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Placed
 from freehold.model.answers.parser import AnswerParser
 from freehold.model.answers.plain import PlainParser
+from freehold.model.chat_visuals import take_visuals
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,12 @@ class FakeBackend:
 
     def prepare_chat(self, conversation: Conversation, *, client: str) -> FakeChat:
         """`role: content` lines; keyword arguments come first, as `name=value;`."""
-        for part in [p for m in conversation.messages if isinstance(m["content"], list) for p in m["content"]]:
-            if part["type"] != "text":
-                raise UnsupportedFieldError(f"{part['where']}: the fake takes text only", field=part["where"])
-        self.messages = list(conversation.messages)
-        self.conversations.append(conversation)
+        self.messages = list(take_visuals(None, conversation.messages, local=False)[0])
+        self.conversations.append(replace(conversation, messages=self.messages))
         if conversation.template_kwargs.get("explode"):
             raise TemplateError("the chat template failed: it was asked to")
         head = "".join(f"{name}={value};" for name, value in conversation.template_kwargs.items())
-        lines = [f"{m['role']}: {m['content']}\n".encode() for m in conversation.messages]
+        lines = [f"{m['role']}: {m['content']}\n".encode() for m in self.messages]
         return FakeChat(self, head.encode(), lines, client)
 
     def submit(

@@ -28,6 +28,7 @@ _BETWEEN = "\n\n"
 # Claude Code puts this line in front of its system prompt. It says nothing to a model and changes with every request,
 # so that no prompt would ever begin like the one before.
 _BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
+_LEFT_OUT = "[an image was left out here: this model reads text alone]"
 _NO_RESULT = "There is no result: the call was not carried out."
 
 
@@ -105,31 +106,57 @@ def _reasoning(place: str, block: ThinkingBlock) -> str:
 def _user(
     turn: Sequence[tuple[int, Message]], calls: Sequence[ToolUseBlock], called: CalledTools
 ) -> list[dict[str, Any]]:
-    results: dict[str, str] = {}
-    texts = []
+    results: dict[str, Any] = {}
+    pieces: list[Any] = []
     for number, message in turn:
         if message.role == "system":
-            texts.append(_reminder(_text_of(message.content)))
+            pieces.append(_reminder(_text_of(message.content)))
             continue
         for index, block in enumerate(message.content):
+            place = f"messages[{number}].content[{index}]"
             if isinstance(block, ToolResultBlock):
-                called.result(block.tool_use_id, f"messages[{number}].content[{index}].tool_use_id")
-                results[block.tool_use_id] = _result(block)
+                called.result(block.tool_use_id, f"{place}.tool_use_id")
+                results[block.tool_use_id] = _result(block, place)
             else:
-                texts.append(_text(block))
+                pieces.append(_image(block, place) if isinstance(block, ImageBlock) else _text(block))
     tools = [{"role": "tool", "tool_call_id": call.id, "content": results.get(call.id, _NO_RESULT)} for call in calls]
-    said = _one_message("user", texts)
+    content = _content([piece for piece in pieces if not isinstance(piece, str) or piece.strip()])
+    said = [{"role": "user", "content": content}] if content else []
     return [*tools, *said] if tools or said else [{"role": "user", "content": ""}]
+
+
+def _content(pieces: Sequence[Any]) -> str | list[dict[str, Any]]:
+    """Texts and images with an empty line between each two: as one text, if they are nothing but texts."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return _BETWEEN.join(pieces)
+    parts: list[dict[str, Any]] = []
+    for piece in pieces:
+        if parts:
+            parts.append({"type": "text", "text": _BETWEEN})
+        parts.append({"type": "text", "text": piece} if isinstance(piece, str) else piece)
+    return parts
+
+
+def _image(block: ImageBlock, place: str) -> dict[str, Any]:
+    return {"type": "image", "image": block.url, "where": place}
 
 
 def _reminder(text: str) -> str:
     return f"<system-reminder>\n{text}\n</system-reminder>" if text.strip() else ""
 
 
-def _result(block: ToolResultBlock) -> str:
-    text = _text_of(block.content or ())
+def _result(block: ToolResultBlock, place: str) -> str | list[dict[str, Any]]:
+    pieces: list[Any] = []
+    for index, inner in enumerate(block.content or ()):
+        if isinstance(inner, ImageBlock):
+            pieces.append({**_image(inner, f"{place}.content[{index}]"), "otherwise": _LEFT_OUT})
+        elif text := _text(inner):
+            pieces.append(text)
+    content = _content(pieces)
     # No chat template has a place for the mark itself.
-    return f"Error: {text}" if block.is_error else text
+    if not block.is_error:
+        return content
+    return f"Error: {content}" if isinstance(content, str) else [{"type": "text", "text": "Error: "}, *content]
 
 
 def _text_of(blocks: Iterable[Any]) -> str:
@@ -146,8 +173,6 @@ def _text(block: Any) -> str:
         return _titled("document", {"title": block.title, "context": block.context}, text)
     if isinstance(block, SearchResultBlock):
         return _titled("search_result", {"title": block.title, "source": block.source}, _text_of(block.content))
-    if isinstance(block, ImageBlock):
-        return "[an image was left out here: this model reads text alone]"
     assert isinstance(block, ToolReferenceBlock)
     return f"[tool: {block.tool_name}]"
 

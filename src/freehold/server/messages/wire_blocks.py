@@ -15,7 +15,7 @@ from freehold.server.openai.wire_message import ToolName
 from freehold.server.wire import refusal, shown
 
 _IN_MESSAGES = {
-    "user": ("text", "document", "search_result", "tool_result"),
+    "user": ("text", "document", "search_result", "image", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
@@ -93,10 +93,31 @@ class SearchResultBlock(TolerantModel):
     content: Annotated[list[TextBlock], FailFast()]
 
 
+class Base64Source(TolerantModel):
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+def _sent_source(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "base64":
+        detail = f"sources of type {shown(kind)} are not supported: nothing is fetched; send a source of type 'base64'"
+        raise refusal("unsupported", detail, "type")
+    return value
+
+
 class ImageBlock(TolerantModel):
-    """An image in a tool's result; the model is told that there was one."""
+    """An image whose data are in the request. In a tool's result, a model that sees nothing is told that there was
+    one."""
 
     type: Literal["image"]
+    source: Annotated[Base64Source, BeforeValidator(_sent_source)]
+
+    @property
+    def url(self) -> str:
+        """The image as a data URL."""
+        return f"data:{self.source.media_type};base64,{self.source.data}"
 
 
 class ToolReferenceBlock(TolerantModel):
@@ -152,7 +173,7 @@ def _check_kinds(blocks: Sequence[Any], allowed: Sequence[str], where: str) -> N
             continue
         place = f"content[{index}].type"
         if block.type == "image":
-            raise refusal("unsupported", "images are not supported: models here read text", place)
+            raise refusal("unsupported", f"images are not supported in {where}", place)
         raise refusal("value", f"blocks of type {shown(block.type)} do not belong into {where}", place)
 
 

@@ -24,6 +24,7 @@ from freehold.server.responses.wire_items import (
     InputMessage,
     ReasoningInput,
 )
+from freehold.server.visual_parts import placed_parts
 
 Message = dict[str, Any]
 
@@ -42,7 +43,7 @@ def messages_of(instructions: str | None, items: Sequence[InputItem]) -> list[Me
     same id, and where there is no message at all.
     """
     first = next((n for n, item in enumerate(items) if not _is_system(item)), len(items))
-    system = [instructions or "", *(item.content for item in items[:first] if isinstance(item, InputMessage))]
+    system = [instructions or "", *(str(item.content) for item in items[:first] if isinstance(item, InputMessage))]
     history = _History()
     for number, item in enumerate(items[first:], first):
         history.add(item, f"input[{number}]")
@@ -66,7 +67,7 @@ class _Answer:
     content: str = ""
     called: CalledTools = field(default_factory=CalledTools)
     calls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
     behind: list[Message] = field(default_factory=list)
     last: Literal["reasoning", "text", "call"] | None = None
 
@@ -108,7 +109,7 @@ class _History:
         if isinstance(item, CallOutputInput):
             self._output(item, where)
         elif isinstance(item, InputMessage) and item.role != "assistant":
-            self._say(_user_message(item))
+            self._say(_user_message(item, where))
         else:
             if self._answer is None or not self._answer.takes(item):
                 self._answer = _Answer()
@@ -120,7 +121,7 @@ class _History:
             answer.reasoning += item.text()
             answer.last = "reasoning"
         elif isinstance(item, InputMessage):
-            answer.content += item.content
+            answer.content += str(item.content)
             answer.last = "text"
         elif isinstance(item, (FunctionCallInput, CustomCallInput)):
             answer.called.call(item.call_id, f"{where}.call_id")
@@ -134,7 +135,7 @@ class _History:
         if answer is None:
             raise no_call(item.call_id, f"{where}.call_id")
         answer.called.result(item.call_id, f"{where}.call_id")
-        answer.outputs[item.call_id] = item.output
+        answer.outputs[item.call_id] = placed_parts(item.output, f"{where}.output")
 
     def _say(self, message: Message) -> None:
         if self._answer is not None and self._answer.called.waits:
@@ -144,13 +145,13 @@ class _History:
             self._said.append(message)
 
 
-def _tool_message(call_id: str, output: str) -> Message:
+def _tool_message(call_id: str, output: Any) -> Message:
     return {"role": "tool", "tool_call_id": call_id, "content": output}
 
 
-def _user_message(item: InputMessage) -> Message:
+def _user_message(item: InputMessage, where: str) -> Message:
     if item.role == "user":
-        return {"role": "user", "content": item.content}
+        return {"role": "user", "content": placed_parts(item.content, f"{where}.content")}
     return {"role": "user", "content": f"<{item.role}>\n{item.content}\n</{item.role}>"}
 
 

@@ -1,8 +1,8 @@
 """The input items of OpenAI's Responses API.
 
 Fields that only say where an item came from, such as ids and states, are accepted and have no effect; so has every
-field that is null. Images, files and audio are refused by name, as are items that stand for what this server does not
-have: references to stored items, and the calls of tools that OpenAI runs itself.
+field that is null. Files and audio are refused by name, as are items that stand for what this server does not have:
+references to stored items, and the calls of tools that OpenAI runs itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, model_validator
 
 from freehold.core.errors import RequestError
 from freehold.server.sealed_reasoning import open_reasoning
+from freehold.server.visual_parts import check_detail, joined
 from freehold.server.wire import WireModel, refusal, shown
 
 _LABELS = ("annotations", "logprobs")
@@ -39,6 +40,26 @@ def _texts(value: Any) -> Any:
     return "".join(_text_of(part, index) for index, part in enumerate(value))
 
 
+def _content(value: Any) -> Any:
+    """As `_texts`; with images among the parts, the list of parts as a conversation has it."""
+    if not isinstance(value, list):
+        return value
+    return joined([_part(part, index) for index, part in enumerate(value)])
+
+
+def _part(part: Any, index: int) -> dict[str, Any]:
+    if not isinstance(part, dict) or part.get("type") != "input_image":
+        return {"type": "text", "text": _text_of(part, index)}
+    for other in part:
+        if other not in ("type", "image_url", "detail") and part[other] is not None:
+            kind: Any = "unsupported" if other == "file_id" else "unknown"
+            raise refusal(kind, f"{shown(other)} is not supported; send a data URL", f"[{index}].{other[:80]}")
+    if not isinstance(part.get("image_url"), str):
+        raise refusal("value", f"content part {index} has no string 'image_url'", f"[{index}].image_url")
+    check_detail(part.get("detail"), f"[{index}].detail")
+    return {"type": "image", "image": part["image_url"]}
+
+
 def _text_of(part: Any, index: int) -> str:
     if not isinstance(part, dict):
         raise refusal("value", f"content part {index} is not an object", f"[{index}]")
@@ -58,6 +79,11 @@ def _text_of(part: Any, index: int) -> str:
 TextContent = Annotated[str, BeforeValidator(_texts, json_schema_input_type=str | list[dict[str, Any]])]
 """A string or a list of text parts; as one string."""
 
+SeenContent = Annotated[
+    str | list[dict[str, Any]], BeforeValidator(_content, json_schema_input_type=str | list[dict[str, Any]])
+]
+"""The same, or parts with images among them."""
+
 
 class _Item(ResponsesModel):
     id: str | None = None
@@ -72,9 +98,15 @@ class InputMessage(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "system", "developer", "assistant"]
-    content: TextContent
+    content: SeenContent
     phase: Literal["commentary", "final_answer"] | None = None
     end_turn: bool | None = None
+
+    @model_validator(mode="after")
+    def _images_of_users(self) -> InputMessage:
+        if self.role != "user" and isinstance(self.content, list):
+            raise refusal("unsupported", f"messages of the role {self.role!r} cannot hold images", "content")
+        return self
 
 
 class _Call(_Item):
@@ -102,7 +134,7 @@ class CallOutputInput(_Item):
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     name: str | None = None
-    output: TextContent
+    output: SeenContent
 
 
 class ReasoningInput(_Item):
