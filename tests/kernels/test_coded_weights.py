@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from freehold import kernels
+from freehold.core.coded import CodedWeight
 from freehold.core.errors import ArgumentError
 from support.instruction_sets import supported
 
@@ -27,7 +28,9 @@ def coded(out: int, inner: int, *, bits: int, group: int, offsets: bool, table=C
     matrix = values * scales.repeat_interleave(group, 1)
     if shift is not None:
         matrix = matrix + shift.repeat_interleave(group, 1)
-    return kernels.pack_codes(codes, scales, bits=bits, offsets=shift, table=table), matrix
+    weight = CodedWeight(bits, codes, scales, shift, table)
+    assert torch.equal(weight.floats(), matrix)
+    return kernels.pack_codes(weight), matrix
 
 
 @pytest.fixture(params=supported())
@@ -66,13 +69,12 @@ def test_a_row_that_does_not_exist_is_refused():
 
 def test_wrong_codes_are_named():
     codes, scales = torch.zeros(4, 64, dtype=torch.uint8), torch.ones(4, 2)
-    with pytest.raises(ArgumentError, match="bits is 5"):
-        kernels.pack_codes(codes, scales, bits=5)
-    with pytest.raises(ArgumentError, match=r"type torch\.uint8; with 8 bits"):
-        kernels.pack_codes(codes, scales, bits=8)
-    with pytest.raises(ArgumentError, match="with 0 values; 4 bits take 16"):
-        kernels.pack_codes(codes, scales, bits=4)
-    with pytest.raises(ArgumentError, match=r"scales have shape \(4, 3\) for 64 inputs"):
-        kernels.pack_codes(codes, torch.ones(4, 3), bits=4, table=COUNTING)
-    with pytest.raises(ArgumentError, match=r"has shape \(5, 2\)"):
-        kernels.pack_codes(codes, torch.ones(5, 2), bits=4, table=COUNTING)
+    for bits, wrong, table, message in (
+        (5, scales, COUNTING, "bits is 5"),
+        (8, scales, (), r"type torch\.uint8; with 8 bits"),
+        (4, scales, (), "with 0 values; 4 bits take 16"),
+        (4, torch.ones(4, 3), COUNTING, r"scales have shape \(4, 3\) for 64 inputs"),
+        (4, torch.ones(5, 2), COUNTING, r"has shape \(5, 2\)"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            kernels.pack_codes(CodedWeight(bits, codes, wrong, None, table))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from freehold import kernels
 from freehold.core.errors import LoadError
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.loading.ggml_blocks import DECODERS
@@ -130,3 +131,34 @@ def test_types_that_gguf_cannot_dequantise_are_named(tmp_path: Path, kind: Kind)
     path = write(tmp_path / "m.gguf", kind, (2, block), np.zeros(2 * block_nbytes, np.uint8))
     with open_checkpoint(path) as checkpoint, pytest.raises(LoadError, match=f"'x' is {kind.name}"):
         checkpoint.tensor("x")
+
+
+CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_NL", "IQ4_XS")
+
+
+@pytest.mark.parametrize("kind", sorted(Kind[name] for name in CODED), ids=lambda kind: kind.name)
+def test_codes_and_scales_stand_for_the_dequantised_weight(tmp_path: Path, kind: Kind) -> None:
+    """As a stack, of which a part is taken; scales that are no finite numbers are left to the test above."""
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
+    shape = (2, 7, 512)
+    blocks = np.random.default_rng(kind).integers(0, 120, (2, 7, 512 // block * block_nbytes), dtype=np.uint8)
+    with open_checkpoint(write(tmp_path / "m.gguf", kind, shape, blocks)) as checkpoint:
+        stored = checkpoint.quantized("x")
+        assert stored is not None
+        assert stored.codes() is None
+        codes = stored.part(1).codes()
+        assert codes is not None
+        assert codes.shape == (7, 512)
+        assert codes.codes.element_size() == 1
+        assert same(codes.floats(), gguf.dequantize(blocks, kind)[1])
+        assert same(codes.map_rows(lambda t: t.flip(0)).floats(), gguf.dequantize(blocks, kind)[1, ::-1].copy())
+        assert torch.equal(kernels.pack_codes(codes).rows(torch.arange(7)), codes.floats())
+
+
+def test_kinds_that_are_no_scaled_codes_are_expanded(tmp_path: Path) -> None:
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[Kind.IQ2_XS]
+    blocks = np.zeros((3, 512 // block * block_nbytes), np.uint8)
+    with open_checkpoint(write(tmp_path / "m.gguf", Kind.IQ2_XS, (3, 512), blocks)) as checkpoint:
+        stored = checkpoint.quantized("x")
+        assert stored is not None
+        assert stored.codes() is None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from freehold.core.axes import ceil_div
+from freehold.core.coded import CodedWeight
 from freehold.core.errors import ArgumentError
 from freehold.core.memory import large_empty
 from freehold.kernels.library import STORAGE, check, native
@@ -86,20 +86,9 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
     return PackedWeight(kind, panels, in_features, out_features)
 
 
-def pack_codes(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    *,
-    bits: int,
-    offsets: torch.Tensor | None = None,
-    table: Sequence[float] = (),
-) -> PackedWeight:
-    """Packs a weight of codes: weight[o, i] = scales[o, i // group] * value + offsets[o, i // group].
-
-    codes: (out_features, in_features); with 8 bits int8, whose values they are; with 4 bits uint8 below 16, and `table`
-    has their 16 values. scales, offsets: (out_features, groups) float32; group = in_features / groups, a multiple of 8.
-    Where there are offsets, scale * value must be exact in float32, so that one rounding is all there is.
-    """
+def pack_codes(weight: CodedWeight) -> PackedWeight:
+    """Packs a weight of codes, whose group must be a multiple of 8. Raises ArgumentError for tensors that disagree."""
+    codes, scales, bits = weight.codes, weight.scales, weight.bits
     kind = f"int{bits}"
     if kind not in _BITS:
         raise ArgumentError(f"bits is {bits}; it must be 8 or 4")
@@ -109,8 +98,8 @@ def pack_codes(
             f"codes have shape {tuple(codes.shape)} and type {codes.dtype}; with {bits} bits they must be "
             f"(out_features, in_features) {dtype}"
         )
-    if bits == 4 and (len(table) != 16 or int(codes.max()) > 15):
-        raise ArgumentError(f"codes go up to {int(codes.max())} with {len(table)} values; 4 bits take 16 values")
+    if bits == 4 and (len(weight.table) != 16 or int(codes.max()) > 15):
+        raise ArgumentError(f"codes go up to {int(codes.max())} with {len(weight.table)} values; 4 bits take 16 values")
     out_features, in_features = codes.shape
     groups = scales.shape[1] if scales.ndim == 2 else 0
     if groups < 1 or in_features % groups or in_features // groups % 8:
@@ -121,10 +110,10 @@ def pack_codes(
     codes = codes.contiguous()
     words = large_empty(ceil_div(out_features, PANEL), in_features * bits // 32, PANEL, dtype=torch.int32)
     native().pack_codes(codes.data_ptr(), _KINDS[kind], out_features, in_features, words.data_ptr())
+    offsets = None if weight.offsets is None else _panels(weight.offsets, out_features)
     return PackedWeight(
-        kind, words, in_features, out_features, _panels(scales, out_features),
-        None if offsets is None else _panels(offsets, out_features), tuple(table),
-    )  # fmt: skip
+        kind, words, in_features, out_features, _panels(scales, out_features), offsets, tuple(weight.table)
+    )
 
 
 def _panels(values: torch.Tensor, out_features: int) -> torch.Tensor:
@@ -132,7 +121,8 @@ def _panels(values: torch.Tensor, out_features: int) -> torch.Tensor:
     check("scales or offsets", values.contiguous(), torch.float32, out_features, None)
     groups, panels = values.shape[1], ceil_div(out_features, PANEL)
     padded = torch.nn.functional.pad(values, (0, 0, 0, panels * PANEL - out_features))
-    return padded.view(panels, PANEL, groups).transpose(1, 2).contiguous()
+    to = large_empty(panels, groups, PANEL)
+    return to.copy_(padded.view(panels, PANEL, groups).transpose(1, 2))
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from freehold.core.axes import ceil_div
+from freehold.core.coded import CodedWeight
 from freehold.core.errors import ArgumentError, LoadError
 from freehold.loading import ggml_blocks, scaled_floats
+from freehold.loading.ggml_codes import ggml_codes
 from freehold.loading.quoting import quoted
 
 # Elements that a thread expands at a time: a megabyte of float32, which stays in the processor's cache while NumPy's
@@ -63,6 +65,10 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def lossless_dtype(self) -> torch.dtype:
         """bfloat16 if it holds every value of this tensor exactly, and float32 otherwise."""
+
+    def codes(self) -> CodedWeight | None:
+        """The matrix as codes with scales, which kernels compute with; None if it is better expanded."""
+        return None
 
     @abstractmethod
     def part(self, index: int) -> QuantizedTensor:
@@ -113,6 +119,10 @@ class GgmlTensor(QuantizedTensor):
     def lossless_dtype(self) -> torch.dtype:
         """See `QuantizedTensor.lossless_dtype`: of GGML's types only MXFP4 has so few bits."""
         return torch.bfloat16 if self.kind == "MXFP4" else torch.float32
+
+    def codes(self) -> CodedWeight | None:
+        """See `QuantizedTensor.codes`."""
+        return ggml_codes(self.kind, self.shape, self.data)
 
     def part(self, index: int) -> GgmlTensor:
         """See `QuantizedTensor.part`."""

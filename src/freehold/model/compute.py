@@ -15,6 +15,7 @@ from torch import Tensor
 
 from freehold import kernels
 from freehold.attention.blocks import BlockAttention, NativeBlockAttention, ReferenceBlockAttention
+from freehold.core.coded import CodedWeight
 from freehold.kernels import Gate, PackedWeight
 
 
@@ -37,7 +38,7 @@ class Compute(Protocol):
     name: str
     attention: BlockAttention
 
-    def prepare(self, weight: Tensor) -> Tensor | PackedWeight:
+    def prepare(self, weight: Tensor | CodedWeight) -> Tensor | PackedWeight:
         """A (out_features, in_features) weight in the form that `linear` takes; `weight` may be a memory map."""
 
     def linear(self, x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
@@ -81,8 +82,10 @@ class NativeCompute:
     def __init__(self) -> None:
         self.attention: BlockAttention = NativeBlockAttention()
 
-    def prepare(self, weight: Tensor) -> Tensor | PackedWeight:
+    def prepare(self, weight: Tensor | CodedWeight) -> Tensor | PackedWeight:
         """Packs the weight into panels; the copy is the only one that stays in memory."""
+        if isinstance(weight, CodedWeight):
+            return kernels.pack_codes(weight)
         return kernels.pack_weight(weight.detach())
 
     def linear(self, x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
@@ -146,9 +149,9 @@ class ReferenceCompute:
     def __init__(self) -> None:
         self.attention: BlockAttention = ReferenceBlockAttention()
 
-    def prepare(self, weight: Tensor) -> Tensor | PackedWeight:
+    def prepare(self, weight: Tensor | CodedWeight) -> Tensor | PackedWeight:
         """float32; a float32 weight stays the tensor it is."""
-        return weight.float()
+        return weight.floats() if isinstance(weight, CodedWeight) else weight.float()
 
     def linear(self, x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         """See `Compute.linear`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from freehold.core.coded import CodedWeight
 from freehold.kernels import Gate, PackedWeight
 from freehold.model.compute import Compute, Network
 
@@ -20,7 +21,7 @@ class Linear(nn.Module):
         self.compute = compute
         self.bias: Tensor | None = None
 
-    def load(self, weight: Tensor) -> None:
+    def load(self, weight: Tensor | CodedWeight) -> None:
         """Takes W (out_features, in_features), which may be a memory map."""
         prepared = self.compute.prepare(weight)
         self.weight = nn.Parameter(prepared, requires_grad=False) if isinstance(prepared, Tensor) else prepared

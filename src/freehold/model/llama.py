@@ -207,17 +207,17 @@ class Llama(nn.Module):
         c = self.config
         hidden, ff, q, kv = c.hidden_size, c.intermediate_size, c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
         sources = [
-            Source(names["embedding"] + ".weight", (c.vocab_size, hidden), self.embedding.load),
+            Source(names["embedding"] + ".weight", (c.vocab_size, hidden), self.embedding.load, matrix=True),
             Source(names["norm"] + ".weight", (hidden,), self.norm.load),
         ]
         if not c.tie_embeddings:
-            sources.append(Source(names["head"], (c.vocab_size, hidden), self.head.load))
+            sources.append(Source(names["head"], (c.vocab_size, hidden), self.head.load, matrix=True))
 
         def add(name: str, module: Linear, shape: tuple[int, int], biased: bool, heads: int | None = None) -> None:
-            adapt = None if heads is None or not interleaved else lambda w: _deinterleave(w, heads)
-            sources.append(Source(name + ".weight", shape, module.load, adapt))
+            rows = None if heads is None or not interleaved else lambda w: _deinterleave(w, heads)
+            sources.append(Source(name + ".weight", shape, module.load, rows=rows, matrix=True))
             if biased:
-                sources.append(Source(name + ".bias", shape[:1], module.load_bias, adapt))
+                sources.append(Source(name + ".bias", shape[:1], module.load_bias, rows=rows))
 
         for i, layer in enumerate(self.layers):
             n = {key: name.format(i) for key, name in names.items()}

@@ -23,11 +23,11 @@ def sources(model: MiniMaxM3, checkpoint: Checkpoint) -> tuple[list[Source], Cal
     names = _Gguf() if checkpoint.format == "gguf" else _Release(checkpoint)
     c = model.config
     found = [
-        Source(names.embedding, (c.vocab_size, c.hidden_size), model.embedding.load),
+        Source(names.embedding, (c.vocab_size, c.hidden_size), model.embedding.load, matrix=True),
         Source(names.norm, (c.hidden_size,), model.norm.load, names.norm_factor),
     ]
     if not c.tie_embeddings:
-        found.append(Source(names.head, (c.vocab_size, c.hidden_size), model.head.load))
+        found.append(Source(names.head, (c.vocab_size, c.hidden_size), model.head.load, matrix=True))
     for i, layer in enumerate(model.layers):
         before, after = names.layer_norms(i)
         found.append(Source(before, (c.hidden_size,), layer.attention_norm.load, names.norm_factor))  # type: ignore[union-attr, arg-type]
@@ -41,10 +41,10 @@ def _attention(names: _Release | _Gguf, model: MiniMaxM3, attention: Attention, 
     c = model.config
     q, kv = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
     found = [
-        Source(names.attention(i, "q"), (q, c.hidden_size), attention.q_proj.load),
-        Source(names.attention(i, "k"), (kv, c.hidden_size), attention.k_proj.load),
-        Source(names.attention(i, "v"), (kv, c.hidden_size), attention.v_proj.load),
-        Source(names.attention(i, "o"), (c.hidden_size, q), attention.o_proj.load),
+        Source(names.attention(i, "q"), (q, c.hidden_size), attention.q_proj.load, matrix=True),
+        Source(names.attention(i, "k"), (kv, c.hidden_size), attention.k_proj.load, matrix=True),
+        Source(names.attention(i, "v"), (kv, c.hidden_size), attention.v_proj.load, matrix=True),
+        Source(names.attention(i, "o"), (c.hidden_size, q), attention.o_proj.load, matrix=True),
         Source(names.attention(i, "q_norm"), (c.head_dim,), attention.q_norm.load, names.norm_factor),
         Source(names.attention(i, "k_norm"), (c.head_dim,), attention.k_norm.load, names.norm_factor),
     ]
@@ -52,8 +52,8 @@ def _attention(names: _Release | _Gguf, model: MiniMaxM3, attention: Attention, 
     if index is not None:
         heads = c.num_index_heads * c.index_dim
         found += [
-            Source(names.attention(i, "index_q"), (heads, c.hidden_size), index.q_proj.load),
-            Source(names.attention(i, "index_k"), (c.index_dim, c.hidden_size), index.k_proj.load),
+            Source(names.attention(i, "index_q"), (heads, c.hidden_size), index.q_proj.load, matrix=True),
+            Source(names.attention(i, "index_k"), (c.index_dim, c.hidden_size), index.k_proj.load, matrix=True),
             Source(names.attention(i, "index_q_norm"), (c.index_dim,), index.q_norm.load, names.norm_factor),
             Source(names.attention(i, "index_k_norm"), (c.index_dim,), index.k_norm.load, names.norm_factor),
         ]
@@ -62,9 +62,9 @@ def _attention(names: _Release | _Gguf, model: MiniMaxM3, attention: Attention, 
 
 def _mlp(mlp: GatedMLP, gate: str, up: str, down: str, width: int, hidden: int) -> list[Source]:
     return [
-        Source(gate, (width, hidden), mlp.gate_proj.load),
-        Source(up, (width, hidden), mlp.up_proj.load),
-        Source(down, (hidden, width), mlp.down_proj.load),
+        Source(gate, (width, hidden), mlp.gate_proj.load, matrix=True),
+        Source(up, (width, hidden), mlp.up_proj.load, matrix=True),
+        Source(down, (hidden, width), mlp.down_proj.load, matrix=True),
     ]
 
 
@@ -178,7 +178,9 @@ class _Gguf:
         e, inner, hidden = c.num_experts, c.expert_intermediate_size, c.hidden_size
         stacks = (("gate", (e, inner, hidden)), ("up", (e, inner, hidden)), ("down", (e, hidden, inner)))
         return [
-            Source(f"blk.{i}.ffn_{part}_exps.weight", shape, getattr(expert, f"{part}_proj").load, select=n)
+            Source(
+                f"blk.{i}.ffn_{part}_exps.weight", shape, getattr(expert, f"{part}_proj").load, select=n, matrix=True
+            )
             for part, shape in stacks
             for n, expert in enumerate(moe.experts)
         ]

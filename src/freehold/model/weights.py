@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from freehold.core.coded import CodedWeight
 from freehold.core.errors import TensorMismatchError
 from freehold.loading.checkpoint import TensorInfo
 from freehold.loading.quantized import QuantizedTensor
@@ -38,15 +39,17 @@ class TensorSource(Protocol):
 class Source:
     """Where a weight comes from: the tensor's name and shape on disk, and who takes it.
 
-    adapt: changes the tensor first (a norm's 1 + w, a row order). `select` takes one part along the first axis
-    (an expert out of a stack).
+    adapt: changes the tensor first (a norm's 1 + w). rows: puts the rows of a matrix into another order. `select` takes
+    one part along the first axis (an expert out of a stack). matrix: a quantised tensor may come as codes.
     """
 
     name: str
     shape: tuple[int, ...]
-    take: Callable[[torch.Tensor], None]
+    take: Callable[[Any], None]
     adapt: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rows: Callable[[torch.Tensor], torch.Tensor] | None = None
     select: int | None = None
+    matrix: bool = False
 
 
 def load_weights(
@@ -54,7 +57,8 @@ def load_weights(
 ) -> None:
     """Hands every source its tensor, one at a time, so that only one unpacked weight is in memory.
 
-    Quantised weights come as bfloat16 where that holds them exactly, and as float32 otherwise.
+    Quantised matrices come as codes if there are kernels for them; else as bfloat16 where that holds them exactly, and
+    as float32 otherwise.
 
     Raises TensorMismatchError that lists all missing, unexpected, misshapen and mistyped tensors. `ignored`
     says which unused tensors are known and harmless.
@@ -62,20 +66,24 @@ def load_weights(
     infos = checkpoint.tensors
     _check(str(checkpoint.path), infos, sources, ignored)
     for source in sources:
-        tensor = _read(checkpoint, source)
-        source.take(tensor if source.adapt is None else source.adapt(tensor))
-        del tensor
+        source.take(_read(checkpoint, source))
 
 
-def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor:
+def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor | CodedWeight:
     """The tensor, or the wanted part of it: of a stack of experts only one is expanded."""
     stored = checkpoint.quantized(source.name)
     if stored is None:
         tensor = checkpoint.tensor(source.name)
-        return tensor if source.select is None else tensor[source.select]
-    if source.select is not None:
-        stored = stored.part(source.select)
-    return stored.dequantize(stored.lossless_dtype)
+        tensor = tensor if source.select is None else tensor[source.select]
+    else:
+        part = stored if source.select is None else stored.part(source.select)
+        codes = part.codes() if source.matrix else None
+        if codes is not None:
+            return codes if source.rows is None else codes.map_rows(source.rows)
+        tensor = part.dequantize(part.lossless_dtype)
+    if source.rows is not None:
+        tensor = source.rows(tensor)
+    return tensor if source.adapt is None else source.adapt(tensor)
 
 
 def _check(where: str, infos: Mapping[str, TensorInfo], sources: list[Source], ignored: Callable[[str], bool]) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freehold.core.coded import CodedWeight
 from freehold.model.compute import Compute
 from freehold.model.layers import Linear
 from freehold.model.vision.config import VisionConfig
@@ -40,8 +41,9 @@ class LayerNorm(nn.Module):
 class PatchEmbedding(Linear):
     """The first layer: a patch's numbers to channels; on the disk a kernel over time, rows and columns."""
 
-    def load(self, weight: Tensor) -> None:
-        """Takes (hidden_size, 3, time, rows, columns)."""
+    def load(self, weight: Tensor | CodedWeight) -> None:
+        """Takes (hidden_size, 3, time, rows, columns), which is no matrix and never comes as codes."""
+        assert isinstance(weight, Tensor)
         super().load(weight.flatten(1).contiguous())
 
 
