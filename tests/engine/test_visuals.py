@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from PIL import Image
 
 import freehold
 from freehold.core.conversation import Conversation
-from freehold.core.errors import RequestError, UnsupportedFieldError
+from freehold.core.errors import ConfigError, RequestError, UnsupportedFieldError
 from freehold.core.events import TokenEvent
 from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Frames, Placed, content_keys
 from freehold.engine.chat import prepare_chat
+from freehold.model import chat_visuals
 from support.engine_runs import logits_of_steps
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
@@ -294,6 +296,39 @@ def test_damaged_sets_of_weights_are_refused_by_name(tmp_path: Path, checkpoint:
         with pytest.raises(TensorMismatchError) as caught:
             freehold.LLM(directory, cache_tokens=4096)
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}, "'image_mean'"),
+        ("preprocessor_config.json", {"max_pixels": 1000}, "'max_pixels'"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 1, "longest_edge": 451584}}, "'size'"),
+        ("video_preprocessor_config.json", {"vision_segment_max_frames": 8}, "'vision_segment_max_frames'"),
+        ("processor_config.json", {"image_processor": {"do_resize": False}}, "'do_resize'"),
+        ("preprocessor_config.json", {"size": [672, 672], "patch_size": 14, "max_image_resolution": 1008}, None),
+    ],
+)
+def test_files_that_ask_for_other_pixels_are_refused(
+    tmp_path: Path, checkpoint: Path, name: str, values: dict[str, Any], said: str | None
+) -> None:
+    directory = _copy(checkpoint, tmp_path / "asking")
+    (directory / name).write_text(json.dumps(values))
+    if said is None:
+        freehold.LLM(directory, cache_tokens=4096).close()
+        return
+    with pytest.raises(ConfigError, match=said):
+        freehold.LLM(directory, cache_tokens=4096)
+
+
+def test_a_conversation_holds_a_most_of_images(llm: freehold.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_visuals, "MAX_VISUALS", 2)
+    with pytest.raises(RequestError, match="holds 3 images"):
+        llm.prompt(_about(*[_image(1)] * 3))
+    monkeypatch.setattr(chat_visuals, "MAX_PIXELS", 84 * 112 + 1)
+    assert llm.prompt(_about(_image(1)))
+    with pytest.raises(RequestError, match="more than 9409 pixels"):
+        llm.prompt(_about(_image(1), _image(2)))
 
 
 def _copy(checkpoint: Path, directory: Path) -> Path:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from torch import Tensor
+
 from freehold.core.errors import ConfigError, RequestError, TemplateError, UnsupportedFieldError
 from freehold.core.visuals import Frames, Placed, VisualKind
 from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO
@@ -34,6 +36,11 @@ MARKER = re.compile("|".join(map(re.escape, _MARKERS.values())))
 _KINDS: dict[str, VisualKind] = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 _SOURCES = ("image", "image_url", "video", "video_url", "url", "path")
 _OWN_KEYS = ("digest", "rows")
+
+MAX_VISUALS = 512
+"""Most images and videos of one conversation."""
+MAX_PIXELS = 2_000_000_000
+"""Most pixels of all its images together, before they are resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,13 @@ def gather_visuals(
 
     Raises RequestError or UnsupportedFieldError, whose `field` is the place, for what cannot be read.
     """
+    count = sum(1 for message in messages for part in _parts(message) if _kind(part))
+    if count > MAX_VISUALS:
+        raise RequestError(
+            f"the conversation holds {count} images and videos; at most {MAX_VISUALS} are taken", field="messages"
+        )
     frames: list[Frames] = []
+    budget = _Budget(MAX_PIXELS)
     copies = []
     for number, message in enumerate(messages):
         content: Any = message.get("content")
@@ -75,7 +88,9 @@ def gather_visuals(
             where = f"messages[{number}].content"
             if message.get("role") == "assistant":
                 raise RequestError("an assistant's message cannot hold images or videos", field=where)
-            content = [_read(part, config, frames, _place(part, number, i), local) for i, part in enumerate(content)]
+            content = [
+                _read(part, config, frames, budget, _place(part, number, i), local) for i, part in enumerate(content)
+            ]
         copies.append({**message, "content": content} if "content" in message else dict(message))
     return copies, frames
 
@@ -96,7 +111,20 @@ def _kind(part: Any) -> VisualKind | None:
     return _KINDS.get(kind) if isinstance(kind, str) else None
 
 
-def _read(part: Any, config: VisionConfig, frames: list[Frames], where: str, local: bool) -> Any:
+@dataclass(slots=True)
+class _Budget:
+    """How many pixels the images of a conversation may still have."""
+
+    left: int
+
+    def take(self, pixels: Tensor) -> Tensor:
+        self.left -= pixels.shape[1] * pixels.shape[2]
+        if self.left < 0:
+            raise RequestError(f"the images of the conversation have more than {MAX_PIXELS} pixels; make them smaller")
+        return pixels
+
+
+def _read(part: Any, config: VisionConfig, frames: list[Frames], budget: _Budget, where: str, local: bool) -> Any:
     """A part as JSON data; what is to be seen is added to `frames`."""
     kind = _kind(part)
     if kind is None:
@@ -104,10 +132,10 @@ def _read(part: Any, config: VisionConfig, frames: list[Frames], where: str, loc
     try:
         source, fps = _source(part, kind)
         if kind == "image":
-            image = image_frames(read_pixels(source, local=local), config)
+            image = image_frames(budget.take(read_pixels(source, local=local)), config)
             frames.append(image)
             return {"type": kind, "digest": image.digest.hex(), "rows": [["", image.num_tokens]]}
-        video = _video(source, fps, config, local)
+        video = _video(source, fps, config, budget, local)
     except UnsupportedFieldError as error:
         raise UnsupportedFieldError(f"{where}: {error}", field=where) from None
     except RequestError as error:
@@ -134,7 +162,7 @@ def _source(part: Mapping[str, Any], kind: VisualKind) -> tuple[Any, Any]:
     return source, part.get("fps")
 
 
-def _video(source: Any, fps: Any, config: VisionConfig, local: bool) -> Video:
+def _video(source: Any, fps: Any, config: VisionConfig, budget: _Budget, local: bool) -> Video:
     if not isinstance(source, (list, tuple)):
         if fps is not None:
             raise RequestError("'fps' is for a list of images; a video file says so itself", field="fps")
@@ -144,7 +172,8 @@ def _video(source: Any, fps: Any, config: VisionConfig, local: bool) -> Video:
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
             raise RequestError(f"'fps' is {fps!r}; it must be a number above 0")
         times = [number / fps for number in range(len(source))]
-    return video_frames((read_pixels(frame, local=local) for frame in source), len(source), times, config)
+    frames = (budget.take(read_pixels(frame, local=local)) for frame in source)
+    return video_frames(frames, len(source), times, config)
 
 
 def _video_rows(video: Video) -> Iterable[tuple[str, int]]:

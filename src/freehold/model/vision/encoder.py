@@ -12,6 +12,7 @@ from freehold.model.compute import Compute
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.names import PARTS, sources
 from freehold.model.vision.patches import patch_rows
+from freehold.model.vision.processor_file import check_processor
 from freehold.model.vision.projector import Projector
 from freehold.model.vision.rope import axis_tables
 from freehold.model.vision.tower import Tower
@@ -38,7 +39,8 @@ class VisionEncoder(nn.Module):
     def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:
         """The encoder of a full checkpoint in the release's layout; None if the checkpoint holds no vision weights.
 
-        Raises ConfigError if there are weights without a configuration, or one that is not supported;
+        Raises ConfigError if there are weights without a configuration, or one that is not supported, or files that ask
+        for images to be prepared in another way;
         TensorMismatchError if some are missing, unknown, misshapen or mistyped.
         """
         if checkpoint.format != "safetensors" or not any(name.startswith(PARTS) for name in checkpoint.tensors):
@@ -46,6 +48,8 @@ class VisionEncoder(nn.Module):
         where = f"{checkpoint.path}/config.json"
         if checkpoint.config.get("vision_config") is None:
             raise ConfigError(f"{where}: 'vision_config' is missing, but the checkpoint holds the weights of a tower")
-        encoder = VisionEncoder(VisionConfig.from_hf(checkpoint.config, where), compute)
+        config = VisionConfig.from_hf(checkpoint.config, where)
+        check_processor(checkpoint.path, config)
+        encoder = VisionEncoder(config, compute)
         load_weights(checkpoint, sources(encoder), ignored=lambda name: not name.startswith(PARTS))
         return encoder

@@ -8,8 +8,8 @@ from freehold.core.errors import ArgumentError
 from freehold.core.visuals import Frames, VisualKind
 from freehold.model.vision.config import VisionConfig
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_frames(kind: VisualKind, pixels: torch.Tensor, config: VisionConfig) -> Frames:
@@ -29,7 +29,7 @@ def patch_rows(frames: Frames, config: VisionConfig) -> torch.Tensor:
     """
     t, h, w = frames.grid
     time, merge, size = config.temporal_patch_size, config.merge_size, config.patch_size
-    mean, std = torch.tensor(_MEAN) * 255.0, torch.tensor(_STD) * 255.0
+    mean, std = torch.tensor(MEAN) * 255.0, torch.tensor(STD) * 255.0
     x = (frames.pixels.float() - mean[:, None, None]) / std[:, None, None]
     missing = t * time - x.shape[0]
     if missing:
