@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,3 +236,12 @@ def test_missing_kernels_are_an_error_with_a_way_out(home: Path, monkeypatch: py
     errors = [one for one in json.loads(done.stdout)["findings"] if one["level"] == "error"]
     assert [(one["topic"], one["fact"]) for one in errors] == [("kernels", "the compiled kernels could not be loaded")]
     assert "C++ compiler" in errors[0]["way_out"]
+
+
+def test_an_instruction_set_that_is_none_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    environment = {**os.environ, "FREEHOLD_ISA": "abacus", "FREEHOLD_HOME": str(tmp_path)}
+    code = "from freehold.cli.main import main; main(['doctor', '--json'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    errors = [one for one in json.loads(done.stdout)["findings"] if one["level"] == "error"]
+    assert [(one["topic"], one["way_out"]) for one in errors] == [("kernels", "unset FREEHOLD_ISA (abacus)")]

@@ -34,8 +34,8 @@ def diagnose() -> tuple[Finding, ...]:
     host = this_host()
     found = [
         *_guarded("versions", _versions),
-        *_guarded("kernels", _kernels, "reinstall Freehold where there is a C++ compiler: pip install ."),
-        *_guarded("threads", lambda: [_threads(host)]),
+        *_guarded("kernels", _kernels, _kernels_way_out()),
+        *_guarded("threads", lambda: _threads(host)),
         *_guarded("memory", lambda: checks.check_memory(host, _bandwidth())),
         checks.check_swap(host),
         checks.check_open_files(host),
@@ -104,16 +104,25 @@ def _kernels() -> list[Finding]:
     ]
 
 
-def _threads(host: Host) -> Finding:
+def _kernels_way_out() -> str:
+    """Of kernels that cannot be used: the library is missing, or it was asked for what the processor lacks."""
+    asked = os.environ.get("FREEHOLD_ISA")
+    return f"unset FREEHOLD_ISA ({asked})" if asked else "reinstall where there is a C++ compiler: pip install ."
+
+
+def _threads(host: Host) -> list[Finding]:
+    """Nothing where the kernels, which another check reports, cannot be used."""
     import torch
 
-    from freehold import kernels
+    with contextlib.suppress(FreeholdError):
+        from freehold import kernels
 
-    return checks.check_threads(host, kernels.threads(), torch.get_num_threads(), os.environ)
+        return [checks.check_threads(host, kernels.threads(), torch.get_num_threads(), os.environ)]
+    return []
 
 
 def _bandwidth() -> float | None:
-    """Of the memory; None where the kernels, which another check reports, are missing."""
+    """Of the memory; None where the kernels, which another check reports, cannot be used."""
     with contextlib.suppress(FreeholdError):
         from freehold import kernels
         from freehold.bench.floors import measure_read

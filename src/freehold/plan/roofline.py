@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from freehold.core.config import EngineConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.lanes import CacheCost
 from freehold.plan.part import Part
@@ -17,7 +18,7 @@ from freehold.plan.weights import WeightCost
 
 Bound = Literal["products", "memory", "disk"]
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = EngineConfig().prefill_chunk
 _OUTSIDE: tuple[Part, ...] = ("embeddings", "head", "routed experts", "vision", "other")
 
 
