@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import MiniMaxM3SparseForConditionalGeneration
 
 import freehold
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.weights import Source, load_weights
 from support.portable_random import portable_tokens
 from support.quantised_m3 import Release, copy_gguf, write_quantised_m3
-from support.tiny_m3 import TinyM3Spec, write_tiny_m3_gguf
+from support.tiny_m3 import TinyM3Spec, quiet_transformers, write_tiny_m3_gguf
 
 LENGTH = 100
+LOGIT_TOLERANCE = 2e-4  # as in the other comparisons with transformers
 # Expert matrices of 48 columns: one and a half blocks of MXFP8, three of NVFP4.
 SPEC = TinyM3Spec("formats", (0, 1), (0, 1), num_experts=4, topk=2, block_tokens=32)
 # Rows of 256 weights, for GGML's large blocks.
@@ -40,6 +43,22 @@ def test_safetensors(directory: Path, impl: str) -> None:
     packed = logits(directory / "packed", impl)
     assert packed.isfinite().all()
     assert torch.equal(packed, logits(directory / "plain", impl))
+
+
+def test_mxfp8_as_transformers_reads_it(tmp_path: Path) -> None:
+    """Its own path for this format, over the same files; it has no blocks that are partly full."""
+    pytest.importorskip("accelerate", reason="transformers needs it to read quantised weights")
+    spec = replace(SPEC, expert_size=64)
+    path = write_quantised_m3(spec, tmp_path, "MXFP8") / "packed"
+    with quiet_transformers():
+        model = MiniMaxM3SparseForConditionalGeneration.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        )
+    model.set_experts_implementation("eager")
+    tokens = torch.tensor([[int(token) for token in portable_tokens(LENGTH, seed=1, name="formats")]])
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tokens, use_cache=False).logits[0]
+    assert float((logits(path, "native") - expected).abs().max()) <= LOGIT_TOLERANCE
 
 
 def test_one_weight_is_expanded_at_a_time(directory: Path) -> None:
