@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from freehold.core.axes import ceil_div
@@ -197,31 +198,27 @@ class Spans:
     @staticmethod
     def pack(spans: Sequence[Span], block_tokens: int) -> Spans:
         """Lays spans out for the kernels. Each needs a slot for every block up to its last token."""
-        row_begin: list[int] = [0]
+        # NumPy: torch wakes its threads for some of these operations, and that costs more than the work.
         table: list[int] = []
-        table_begin: list[int] = []
-        pieces: list[torch.Tensor] = []
+        begins: list[int] = []
         for span in spans:
             blocks = ceil_div(span.start + span.length, block_tokens)
             assert len(span.slots) >= blocks, (span.start, span.length, len(span.slots), block_tokens)
-            row_begin.append(row_begin[-1] + span.length)
-            table_begin.append(len(table))
+            begins.append(len(table))
             table.extend(span.slots[:blocks])
-            pieces.append(torch.arange(span.start, span.start + span.length, dtype=torch.int64))
-        positions = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
-        all_slots = torch.tensor(table, dtype=torch.int32)
-        lengths = torch.tensor([span.length for span in spans], dtype=torch.int64)
-        begins = torch.tensor(table_begin, dtype=torch.int64)
-        blocks_of_rows = torch.repeat_interleave(begins, lengths) + positions // block_tokens
+        lengths = [span.length for span in spans]
+        runs = [np.arange(span.start, span.start + span.length, dtype=np.int64) for span in spans]
+        positions = np.concatenate([np.empty(0, np.int64), *runs])
+        slots, table_begin = np.array(table, np.int32), np.array(begins, np.int64)
         return Spans(
             block_tokens=block_tokens,
-            row_begin=torch.tensor(row_begin, dtype=torch.int32),
+            row_begin=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
             start=torch.tensor([span.start for span in spans], dtype=torch.int64),
-            table=all_slots,
-            table_begin=begins,
-            positions=positions,
-            slot=all_slots[blocks_of_rows],
-            offset=(positions % block_tokens).to(torch.int32),
+            table=torch.from_numpy(slots),
+            table_begin=torch.from_numpy(table_begin),
+            positions=torch.from_numpy(positions),
+            slot=torch.from_numpy(slots[np.repeat(table_begin, lengths) + positions // block_tokens]),
+            offset=torch.from_numpy((positions % block_tokens).astype(np.int32)),
         )
 
 
