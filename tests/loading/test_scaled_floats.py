@@ -57,6 +57,16 @@ def test_nvfp4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], tensor_scale
     assert same_bits(scaled("NVFP4", codes, scales, (1, 16), tensor_scale).dequantize(), expected)
 
 
+@given(arrays(np.uint8, (2, 16), elements=CODES), arrays(np.uint8, (2, 2), elements=CODES), SCALES)
+def test_nvfp4_as_codes(codes: NDArray[np.uint8], scales: NDArray[np.uint8], tensor_scale: float) -> None:
+    """What kernels compute with stands for the bits of the dequantised weight."""
+    tensor = scaled("NVFP4", codes, scales, (1, 16), tensor_scale)
+    coded = tensor.codes()
+    assert coded is not None
+    assert (coded.bits, coded.shape, coded.group) == (4, (2, 32), 16)
+    assert same_bits(coded.floats(), tensor.dequantize().numpy())
+
+
 def test_every_code_as_torch_has_it() -> None:
     codes, one = np.arange(256, dtype=np.uint8).reshape(1, 256), np.full((1, 8), 127, np.uint8)
     expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()

@@ -59,13 +59,11 @@ def fp8_values(codes: Bytes, scales: Floats, rows: int, columns: int) -> Floats:
 
 
 def nvfp4_values(codes: Bytes, scales: Bytes, tensor_scale: float) -> Floats:
-    """codes (out, in / 2), scales (out, in / 16)."""
+    """codes (out, in / 2), scales (out, in / 16). The product of both scales is rounded first."""
     fours = [[code >> shift & 15 for code in map(int, row) for shift in (0, 4)] for row in codes]
+    both = as_float32([[e4m3(int(code)) * tensor_scale for code in row] for row in scales])
     return as_float32(
-        [
-            [e2m1(four) * e4m3(int(scales[i, j // 16])) * tensor_scale for j, four in enumerate(row)]
-            for i, row in enumerate(fours)
-        ]
+        [[e2m1(four) * float(both[i, j // 16]) for j, four in enumerate(row)] for i, row in enumerate(fours)]
     )
 
 

@@ -156,7 +156,8 @@ class ScaledTensor(QuantizedTensor):
     data: uint8 (out, in) of FP8 (E4M3) codes; for NVFP4 (out, in / 2), the even column's FP4 (E2M1) code in the low
     bits. scales: (ceil(out / block[0]), ceil(in / block[1])): uint8 exponents (E8M0) of MXFP8, float8_e4m3fn of NVFP4,
     float32 or bfloat16 of FP8. block: rows and columns that share a scale. tensor_scale: NVFP4's second, for all.
-    A value is code * scale * tensor_scale; each product is rounded to float32, and only the last one can need it.
+    A value is code * (scale * tensor_scale), each product rounded to float32, as ModelOpt has it. MXFP8 needs no
+    rounding, FP8 one.
     """
 
     kind: ScaledKind
@@ -170,6 +171,15 @@ class ScaledTensor(QuantizedTensor):
         smallest = scaled_floats.SMALLEST_BFLOAT16_EXPONENT
         exact = self.kind == "MXFP8" and (self.scales.numel() == 0 or int(self.scales.min()) >= smallest)
         return torch.bfloat16 if exact else torch.float32
+
+    def codes(self) -> CodedWeight | None:
+        """See `QuantizedTensor.codes`: those of NVFP4, whose rows are whole blocks. FP8's have no form of their own."""
+        if self.kind != "NVFP4" or self.shape[1] % self.block[1]:
+            return None
+        codes = torch.stack([self.data & 15, self.data >> 4], dim=2).view(self.shape)
+        with np.errstate(all="ignore"):
+            scales = torch.from_numpy(self._scale_values(0, self.shape[0]))
+        return CodedWeight(4, codes, scales, None, tuple(map(float, scaled_floats.E2M1)))
 
     def part(self, index: int) -> ScaledTensor:
         """See `QuantizedTensor.part`. These weights are not stacked: always an ArgumentError."""
@@ -196,8 +206,6 @@ class ScaledTensor(QuantizedTensor):
         else:
             blocks = out.reshape(*scales.shape, num_columns)
             blocks *= scales[:, :, None]
-        if self.tensor_scale != 1.0:
-            out *= np.float32(self.tensor_scale)
 
     def _scale_values(self, first: int, last: int) -> NDArray[np.float32]:
         scales = self.scales[first:last]
@@ -205,7 +213,7 @@ class ScaledTensor(QuantizedTensor):
         if self.kind == "MXFP8":
             values = scaled_floats.E8M0[scales.numpy()]
         elif self.kind == "NVFP4":
-            values = scaled_floats.E4M3[scales.view(torch.uint8).numpy()]
+            values = scaled_floats.E4M3[scales.view(torch.uint8).numpy()] * np.float32(self.tensor_scale)
         else:
             values = scales.float().numpy()
         return values

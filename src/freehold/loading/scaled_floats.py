@@ -27,9 +27,11 @@ E8M0: NDArray[np.float32] = np.array([2.0 ** (code - 127) for code in range(255)
 SMALLEST_BFLOAT16_EXPONENT = 3
 """Smallest E8M0 code whose products with E4M3 bfloat16 holds exactly: E4M3 counts in 2**-9, bfloat16 in 2**-133."""
 
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+E2M1: NDArray[np.float32] = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""The value of each code; 8 is -0."""
+
 # Both values of a byte as one number of 64 bits: the even column is the low code, and comes first.
-_E2M1_PAIRS = np.stack([np.tile(_E2M1, 16), np.repeat(_E2M1, 16)], axis=1).view(np.uint64)[:, 0]
+_E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1).view(np.uint64)[:, 0]
 
 
 def e4m3(codes: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
