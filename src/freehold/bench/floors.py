@@ -132,7 +132,21 @@ def _readers(rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "our one-row product", lambda: kernels.linear(x, weight)
 
 
+def _is_hopeless(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies `dtype` so slowly, for want of instructions, that a try would take a minute in vain."""
+    seconds = []
+    for kind in (torch.float32, dtype):
+        a = torch.ones(256, 256, dtype=kind)
+        torch.mm(a, a)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1] > 16 * seconds[0]
+
+
 def _products(size: int, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    if dtype != torch.float32 and _is_hopeless(dtype):
+        return
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     yield "torch.mm", lambda: torch.mm(a, b)
