@@ -18,9 +18,11 @@ import torch
 import freehold
 from support import m3_oracle
 from support.portable_random import portable_tokens
+from support.proofs import NO_LLAMA_CPP
 from support.tiny_m3 import SHAPES, TinyM3Spec, write_tiny_m3_gguf
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'freehold[rivals]'")
+llama_cpp = pytest.importorskip("llama_cpp", reason=NO_LLAMA_CPP)
+pytestmark = pytest.mark.rivals
 
 TOLERANCE = 3e-3
 NEAR_TIE = 1e-3

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from freehold.model.tokenizer import Tokenizer
+from support.proofs import NO_LLAMA_CPP
 
 LlamaCppEncoder = Callable[[str], Callable[[str, bool], list[int]]]
 
@@ -70,7 +71,7 @@ def smollm_metadata(smollm_file: Path) -> dict[str, Any]:
 @pytest.fixture
 def llama_cpp_encoder(tmp_path: Path, smollm_metadata: dict[str, Any]) -> LlamaCppEncoder:
     """Writes SmolLM2's vocabulary for another pre-tokenizer, and gives llama.cpp's encoder for it."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is the other side of the comparison")
+    llama_cpp = pytest.importorskip("llama_cpp", reason=NO_LLAMA_CPP)
 
     def encoder(pre: str) -> Callable[[str, bool], list[int]]:
         path = tmp_path / f"{pre}.gguf"
@@ -97,6 +98,7 @@ def differences(
 
 # qwen2's normal form C is the release's; llama.cpp has none. The o200k rule counts combining marks as
 # letters; llama.cpp's approximation of it does not. Both differ on marks alone, so those are left out there.
+@pytest.mark.rivals
 @pytest.mark.parametrize(
     ("pre", "marks"),
     [("smollm", True), ("gpt-2", True), ("llama-bpe", True), ("qwen2", False), ("minimax-m2", False)],
@@ -113,6 +115,7 @@ def test_ids_are_those_of_llama_cpp(
     assert differences(tokenizer.encode, lambda text: theirs(text, False), lines) == []
 
 
+@pytest.mark.rivals
 def test_special_tokens_are_those_of_llama_cpp(
     smollm_metadata: dict[str, Any], llama_cpp_encoder: LlamaCppEncoder
 ) -> None:
