@@ -21,6 +21,7 @@ from freehold.attention.impl import reference
 from freehold.core.axes import ceil_div
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 from support.instruction_sets import supported
+from support.proofs import tried
 
 ISAS = supported()
 MOST_TOKENS = 3000
@@ -214,8 +215,7 @@ def parts(p: Problem, stored: Stored) -> Iterator[tuple[slice, Spans]]:
 # ------------------------------------------------------------------------------------------------------ writing
 
 
-@settings(max_examples=50, deadline=None)
-@given(problems())
+@tried(10, 50, problems())
 def test_tokens_are_stored_alike_in_any_pieces(p: Problem) -> None:
     """As the reference stores them; and the sketch of a full block does not tell how the block was filled."""
     p.use()
@@ -250,14 +250,12 @@ def check_selection(p: Problem) -> None:
         assert torch.equal(got[first:end], reference.select_blocks(index_q[first:end], index_k, **where, **p.options))
 
 
-@settings(max_examples=150, deadline=None)
-@given(problems())
+@tried(30, 150, problems())
 def test_selection_is_the_references(p: Problem) -> None:
     check_selection(p)
 
 
-@settings(max_examples=20, deadline=None)
-@given(long_problems())
+@tried(6, 20, long_problems())
 def test_selection_over_many_blocks_is_the_references(p: Problem) -> None:
     check_selection(p)
 
@@ -277,8 +275,7 @@ def test_scores_beyond_float32_are_ordered(isa: str, sizes: tuple[float, float])
     assert torch.equal(got, reference.select_blocks(q, k, **where))
 
 
-@settings(max_examples=50, deadline=None)
-@given(problems(), st.integers(1, 4))
+@tried(10, 50, problems(), st.integers(1, 4))
 def test_selection_does_not_depend_on_company(p: Problem, threads: int) -> None:
     p.use()
     stored = store(p)
@@ -334,8 +331,7 @@ def in_stages(p: Problem, stored: Stored, q: torch.Tensor, ids: torch.Tensor | N
     return out
 
 
-@settings(max_examples=80, deadline=None)
-@given(problems(), st.booleans(), st.sampled_from([0.1, 1.0, 10.0]))
+@tried(16, 80, problems(), st.booleans(), st.sampled_from([0.1, 1.0, 10.0]))
 def test_attention_errs_by_rounding_only(p: Problem, dense: bool, sharpness: float) -> None:
     """A logit may be off by the rounding of its dot product, whose size |q| |k| bounds, and a weighted mean of v by
     twice that; the 8 is for the exponential, the root for the sums over tokens. Over bfloat16 lanes the weights are
@@ -353,8 +349,7 @@ def test_attention_errs_by_rounding_only(p: Problem, dense: bool, sharpness: flo
     assert float(error.abs().max()) <= allowed * v_size
 
 
-@settings(max_examples=50, deadline=None)
-@given(problems(), st.booleans(), st.integers(1, 4))
+@tried(10, 50, problems(), st.booleans(), st.integers(1, 4))
 def test_a_row_of_attention_has_the_same_bits_in_any_company(p: Problem, dense: bool, threads: int) -> None:
     """In smaller calls, over ranges of blocks in turn, with other threads, and beside a row that is no number."""
     p.use()
@@ -373,8 +368,7 @@ def test_a_row_of_attention_has_the_same_bits_in_any_company(p: Problem, dense: 
     assert torch.equal(attend(p, stored, stored.spans, q, ids)[others], together[others])
 
 
-@settings(max_examples=30, deadline=None)
-@given(problems())
+@tried(8, 30, problems())
 def test_a_sparse_step_is_selection_and_attention(p: Problem) -> None:
     p.use()
     stored = store(replace(p, keys="plain"))
@@ -385,8 +379,7 @@ def test_a_sparse_step_is_selection_and_attention(p: Problem) -> None:
     assert torch.equal(out, attend(p, stored, stored.spans, q, ids))
 
 
-@settings(max_examples=40, deadline=None)
-@given(problems(), st.sampled_from([1e4, 1e9, 1e15]), st.booleans())
+@tried(8, 40, problems(), st.sampled_from([1e4, 1e9, 1e15]), st.booleans())
 def test_any_finite_logits_give_a_mean_of_visible_values(p: Problem, size: float, dense: bool) -> None:
     p.use()
     stored = store(replace(p, keys="plain"))
