@@ -32,13 +32,13 @@ class Writers:
         assert server.stdout is not None
         self._orders, self._said = server.stdin, server.stdout
 
-    def run_and_kill(self, directory: Path, blocks: int, seed: int, seconds: float) -> list[bytes]:
-        """The keys that a writer called stored before it was killed."""
+    def run_and_kill(self, directory: Path, blocks: int, seed: int, seconds: float, *, wrote: bool) -> list[bytes]:
+        """The keys that a writer called stored before it was killed. wrote: it is left alone until it stored one."""
         print(directory, blocks, seed, file=self._orders, flush=True)
         pid = int(self._said.readline().removeprefix("pid "))
+        keys = [bytes.fromhex(self._said.readline())] if wrote else []
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
-        keys = []
         while (line := self._said.readline()) != "ended\n":
             keys.append(bytes.fromhex(line))
         return keys
@@ -72,7 +72,7 @@ def kill_writers(tmp_path: Path, kills: int) -> None:
         for number in range(kills):
             blocks = (0, 12)[number % 2]
             directory = tmp_path / f"{number // 20}-{blocks}"
-            keys = started.run_and_kill(directory, blocks, number, chance.uniform(0.0, 0.15))
+            keys = started.run_and_kill(directory, blocks, number, chance.uniform(0.0, 0.15), wrote=number % 4 < 2)
             promised.setdefault(directory, set()).update(keys)
             if number % 20 > 3 and chance.random() < 0.3:
                 continue  # now and then nobody looks between two crashes
@@ -80,7 +80,7 @@ def kill_writers(tmp_path: Path, kills: int) -> None:
                 store.flush()
                 check_after_crash(store, set() if blocks else promised[directory])
                 assert not blocks or store.stats().nbytes <= blocks * RECORD_BYTES
-    assert sum(map(len, promised.values())) > kills  # they did write
+    assert sum(map(len, promised.values())) > kills // 2  # they did write
 
 
 def test_killed_writers_leave_whole_blocks(tmp_path: Path) -> None:

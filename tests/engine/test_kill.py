@@ -4,59 +4,81 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-KILLS = 200 if os.environ.get("FREEHOLD_PROVE") else 3
+import pytest
+
 SESSIONS, TURNS, BLOCK = 3, 6, 16
 TESTS = Path(__file__).parents[1]
 
 
-def child(store: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "support.session_child", str(store), str(SESSIONS), str(TURNS)],
-        cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+class Holders:
+    """Starts processes that hold sessions, and kills them."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self._orders, self._said = server.stdin, server.stdout
+
+    def run(self, store: Path, *, lines: int | None = None, seconds: float = 0.0) -> list[list[str]]:
+        """What a process says that is killed so long after it said so many lines; None: it is left alone."""
+        print(store, SESSIONS, TURNS, file=self._orders, flush=True)
+        pid = int(self._said.readline().removeprefix("pid "))
+        said: list[list[str]] = []
+        while True:
+            if len(said) == lines:
+                time.sleep(seconds)
+                with suppress(ProcessLookupError):  # it was done meanwhile
+                    os.kill(pid, signal.SIGKILL)
+            line = self._said.readline().split()
+            if line[0] == "ended":
+                assert int(line[1]) in (0, -signal.SIGKILL), "a process failed; it says why above"
+                return said
+            said.append(line)
 
 
-def lines_of(process: subprocess.Popen[str]) -> list[list[str]]:
-    out, err = process.communicate(timeout=120)
-    assert "Traceback" not in err, err
-    return [line.split() for line in out.splitlines(keepends=True) if line.endswith("\n")]
+@contextmanager
+def holders() -> Iterator[Holders]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "support.session_child"],
+        cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        yield Holders(server)
+        assert server.stdin is not None
+        server.stdin.close()
 
 
 def samples(lines: list[list[str]]) -> dict[tuple[str, str], tuple[str, str]]:
     return {(a[0], a[1]): (a[2], a[3]) for a in lines if len(a) == 4 and a[0].isdigit()}
 
 
-def test_answers_after_a_kill_have_the_same_bits(tmp_path):
-    began = time.monotonic()
-    whole = lines_of(child(tmp_path / "never killed"))
-    seconds = time.monotonic() - began
-    assert whole[-1] == ["done"]
-    expected = samples(whole)
-    draw = random.Random(0)
-    killed = finished = 0
+@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_answers_after_a_kill_have_the_same_bits(tmp_path, kills):
+    draw = random.Random(kills)
     furthest: dict[str, int] = {}  # tokens of each session that were certainly computed
-    store = tmp_path / "store 0"
-    while killed < KILLS:
-        process = child(store)
-        time.sleep(draw.uniform(0.3, 1.0) * seconds)
-        if process.poll() is None:
-            process.kill()
-            killed += 1
-        lines = lines_of(process)
-        got = samples(lines)
-        assert got.items() <= expected.items(), "an answer differs from that of a run that was never killed"
-        check_found(lines, furthest)
-        for session, position in got:
-            furthest[session] = max(furthest.get(session, 0), int(position))
-        if lines and lines[-1] == ["done"]:
-            finished += 1
-            store, furthest = tmp_path / f"store {finished}", {}
-    last = lines_of(child(store))
+    stores, store = 1, tmp_path / "store 0"
+    with holders() as started:
+        began = time.monotonic()
+        whole = started.run(tmp_path / "never killed")
+        seconds = (time.monotonic() - began) / len(whole)
+        assert whole[-1] == ["done"]
+        expected = samples(whole)
+        for _ in range(kills):
+            lines = started.run(store, lines=draw.randrange(len(whole)), seconds=draw.uniform(0, 2 * seconds))
+            got = samples(lines)
+            assert got.items() <= expected.items(), "an answer differs from that of a run that was never killed"
+            check_found(lines, furthest)
+            for session, position in got:
+                furthest[session] = max(furthest.get(session, 0), int(position))
+            if draw.random() < 0.2:  # what is there soon covers everything
+                store, furthest, stores = tmp_path / f"store {stores}", {}, stores + 1
+        last = started.run(store)
     assert last[-1] == ["done"]
     assert samples(last) == expected
 

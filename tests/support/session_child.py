@@ -1,15 +1,17 @@
-"""A process that holds sessions over a block store, to be killed at any moment.
+"""A process that forks others which hold sessions over a block store, for tests that kill them at any moment.
 
-    python -m support.session_child STORE_DIR SESSIONS TURNS
-
-Prints a line for every sampled token: session, number of tokens before it, the token, a digest of its logits; and a
-line "prompt" for each request: session, tokens of its prompt, how many of them were found.
+Each line on stdin, `STORE_DIR SESSIONS TURNS`, starts one. It prints `pid N`; when it has ended, `ended` and its status
+follow. Forking spares each its imports. In between it prints a line for every sampled token: session, number of tokens
+before it, the token, a digest of its logits; and a line "prompt" for each request: session, tokens of its prompt, how
+many of them were found.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
+import traceback
 
 from freehold.core.events import FinishEvent, TokenEvent
 from freehold.core.sampling import SamplingParams
@@ -18,9 +20,8 @@ from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 NEW_TOKENS, ANSWER_TOKENS = 75, 9
 
 
-def main() -> None:
+def hold_sessions(store_dir: str, sessions: int, turns: int) -> None:
     """Several sessions at once; each turn sends the whole history and some new tokens."""
-    store_dir, sessions, turns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     engine = tiny_engine(tiny_model("m3"), store_dir=store_dir, prefill_chunk=64, cache_tokens=16384)
     original = engine._advance
 
@@ -57,6 +58,24 @@ def main() -> None:
     engine.cache.check_integrity()
     engine.close()
     print("done", flush=True)
+
+
+def main() -> None:
+    """One process after another."""
+    for line in sys.stdin:
+        store_dir, sessions, turns = line.rsplit(" ", 2)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                print("pid", os.getpid(), flush=True)
+                hold_sessions(store_dir, int(sessions), int(turns))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
