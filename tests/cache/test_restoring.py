@@ -1,0 +1,115 @@
+"""Blocks come back from the store beside what is in memory, and none of what they stand on makes room for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from freehold.cache import BlockCache, BlockPool, Sequence
+from support.cached_blocks import BLOCK, LAYOUT, OWNERS, SPECS, SteppedStore, identity_of, read_blocks, write_tokens
+
+OWNER, SLOTS = OWNERS[0], 4
+
+
+def make_cache(directory: Path) -> BlockCache:
+    store = SteppedStore(directory, identity_of(OWNER), LAYOUT, limit_bytes=None)
+    pool = BlockPool(SPECS, num_slots=SLOTS, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=SLOTS)
+    return BlockCache(pool)
+
+
+def blocks(*tokens: int) -> list[int]:
+    """A prompt of whole blocks, each of one token again and again, and a last token that is never computed."""
+    return [token for token in tokens for _ in range(BLOCK)] + [9]
+
+
+def serve(cache: BlockCache, prompt: list[int]) -> Sequence:
+    """Computes all but the last token and closes; the sequence as it was opened tells nothing any more."""
+    sequence = cache.open(prompt)
+    end = len(prompt) - 1
+    assert cache.reserve(sequence, end)
+    write_tokens(cache.pool, OWNER, prompt[:end], sequence.slots, sequence.num_computed)
+    cache.computed(sequence, end)
+    cache.close(sequence)
+    cache.poll()
+    cache.check_integrity()
+    return sequence
+
+
+def test_what_is_restored_does_not_take_the_room_of_what_it_follows(tmp_path: Path) -> None:
+    """The oldest block in memory is the one that the restored ones stand on."""
+    cache = make_cache(tmp_path)
+    serve(cache, blocks(1, 2, 3))
+    serve(cache, blocks(4, 5, 6))  # of the first three, the first stays
+    assert len(cache.tree) == SLOTS
+    sequence = cache.open(blocks(1, 2, 3))
+    assert sequence.num_computed == 3 * BLOCK
+    assert cache.stats().restored_tokens == 2 * BLOCK
+    cache.check_integrity()
+    cache.close(sequence)
+    cache.close_store()
+
+
+def test_of_blocks_that_go_on_alike_the_newest_is_copied(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    alike = [1] * (BLOCK // 2)
+    older, newer = ([*alike, *[last] * (BLOCK // 2), 9] for last in (2, 3))
+    serve(cache, older)
+    serve(cache, newer)
+    child, length = cache.tree.closest_child(cache.tree.root, [*alike, 7])
+    assert (child.tokens, length) == (tuple(newer[:BLOCK]), BLOCK // 2)
+    cache.close_store()
+
+
+def test_a_miss_names_the_first_token_that_differs(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    serve(cache, blocks(1, 2))
+    prompt = [*[1] * BLOCK, *[2] * 5, 7, 8]
+    sequence = cache.open(prompt)
+    miss = cache.miss(sequence)
+    assert miss is not None
+    assert (miss.position, miss.expected, miss.got) == (BLOCK + 5, 2, 7)
+    assert cache.miss(cache.open([*[1] * BLOCK, 2, 2])) is None  # found to its end
+    assert cache.miss(cache.open([5, 5])) is not None
+    cache.clear()
+    cache.close_store()
+
+
+def test_only_a_block_with_a_token_behind_it_may_be_computed_for_others(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    prompt = blocks(1, 2)
+    one, other, short = cache.open(prompt), cache.open(prompt), cache.open(prompt[:BLOCK])
+    assert cache.next_block(one) == cache.next_block(other) is not None
+    assert cache.next_block(short) is None
+    cache.close_store()
+
+
+def test_kept_slots_leave_a_token_to_compute(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    serve(cache, blocks(1, 2))
+    assert len(cache.kept_slots(blocks(1, 2))) == 2
+    assert len(cache.kept_slots(blocks(1, 2)[:-1])) == 1
+    cache.close_store()
+
+
+def test_the_frame_used_longest_ago_is_taken(tmp_path: Path) -> None:
+    """Three frames for four blocks; one that attention has read since is newer than those that were written later."""
+    store = SteppedStore(tmp_path, identity_of(OWNER), LAYOUT, limit_bytes=None)
+    pool = BlockPool(SPECS, num_slots=SLOTS, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=3)
+    cache = BlockCache(pool)
+    (pager,) = pool.disk.pagers.values()
+    slots = []
+    for token in (1, 2, 3):
+        sequence = cache.open(blocks(token))
+        assert cache.reserve(sequence, BLOCK)
+        slots += sequence.slots
+        write_tokens(pool, OWNER, [token] * BLOCK, sequence.slots, 0)
+        cache.computed(sequence, BLOCK)
+    pool.disk.wait()
+    list(read_blocks(pool, OWNER, [((1,) * BLOCK, slots[:1])], None))
+    sequence = cache.open(blocks(4))
+    assert cache.reserve(sequence, BLOCK)
+    write_tokens(pool, OWNER, [4] * BLOCK, sequence.slots, 0)
+    assert [slot for slot in slots if pager._absent[slot]] == [slots[1]]
+    cache.clear()
+    cache.close_store()
