@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.client_side import serving_script
 from support.repository import ROOT
-from support.running import running_server
+from support.running import RunningServer, running_server
 from support.scripted_answers import ScriptedAnswer, ScriptedTalk, call
 from support.small_m3 import write_small_m3
 
@@ -36,17 +37,21 @@ def test_example_generate(default_model: Path) -> None:
     assert said.startswith("The capital of France is Paris")
 
 
+@pytest.fixture(scope="module")
+def server(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(log=tmp_path_factory.mktemp("server") / "log") as running:
+        yield running
+
+
 @pytest.mark.model
-def test_example_openai_client(default_model: Path, tmp_path: Path) -> None:
-    with running_server(log=tmp_path / "server.log") as server:
-        said = run("openai_client.py", server.base_url)
+def test_example_openai_client(server: RunningServer) -> None:
+    said = run("openai_client.py", server.base_url)
     assert len(said.split()) > 5
 
 
 @pytest.mark.model
-def test_example_responses_client(default_model: Path, tmp_path: Path) -> None:
-    with running_server(log=tmp_path / "server.log") as server:
-        said = run("responses_client.py", server.base_url)
+def test_example_responses_client(server: RunningServer) -> None:
+    said = run("responses_client.py", server.base_url)
     counts = [line for line in said.splitlines() if line.endswith("of them known]")]
     assert len(counts) == 2
     # The second prompt is longer than the first, and what was known before is no more computed.
@@ -54,9 +59,8 @@ def test_example_responses_client(default_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_example_anthropic_client(default_model: Path, tmp_path: Path) -> None:
-    with running_server(log=tmp_path / "server.log") as server:
-        said = run("anthropic_client.py", server.base_url.removesuffix("/v1"))
+def test_example_anthropic_client(server: RunningServer) -> None:
+    said = run("anthropic_client.py", server.base_url.removesuffix("/v1"))
     assert said.startswith("[")
     assert len(said.split()) > 5
 
