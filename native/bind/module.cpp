@@ -67,6 +67,7 @@ struct ExpertSet {  // gated networks, of which those that are used must have be
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // what a model holds when the interpreter ends is no leak
   table = &kernels(best_isa());
   const auto release = nb::call_guard<nb::gil_scoped_release>();
 
