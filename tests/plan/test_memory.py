@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,15 +14,17 @@ from freehold.bench.traffic import weight_nbytes
 from freehold.core.blocks import LaneSpec
 from freehold.core.config import EngineConfig, KvDtype
 from freehold.engine.memory import make_pool
-from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.checkpoint import TensorInfo, open_checkpoint
+from freehold.loading.ggml_codes import ggml_codes
 from freehold.model.base import Model
 from freehold.model.compute import compute_for
 from freehold.model.llama import Llama, LlamaConfig
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.minimax_m3_config import MiniMaxM3Config
-from freehold.model.registry import load_model
+from freehold.model.registry import load_model, load_vision
 from freehold.plan.lanes import cache_cost
-from freehold.plan.subject import open_subject
+from freehold.plan.part import part_of
+from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
 from support.tiny_engine import LLAMA, M3
 from support.tiny_llama import LLAMAS, write_tiny_llama
@@ -99,6 +102,19 @@ def test_bf16_is_what_a_checkpoint_in_bfloat16_takes(tmp_path: Path) -> None:
     assert planned.total == loaded_nbytes(tmp_path / "m3")
 
 
+GGML_KINDS = "Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0 TQ1_0 MXFP4 IQ4_NL IQ4_XS IQ3_S".split()
+
+
+@pytest.mark.parametrize("kind", GGML_KINDS)
+def test_each_quantised_type_takes_what_its_codes_take(kind: str) -> None:
+    shape, (block, nbytes) = (64, 512), gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    coded = ggml_codes(kind, shape, torch.zeros(64, 512 // block * nbytes, dtype=torch.uint8))
+    bits = 32.0 if coded is None else coded.bits + 32 / coded.group * (1 if coded.offsets is None else 2)
+    config = LLAMA
+    stored = StoredTensor("x", Kind("attention", TensorInfo(shape, kind), 0, 64 * 512, kind))
+    assert weight_cost(Subject(Path("x"), "files", config, (stored,)), "as-stored").total == 64 * 512 * bits / 8
+
+
 @pytest.mark.model
 def test_default_model_takes_what_was_predicted(default_model: Path) -> None:
     assert weight_cost(open_subject(str(default_model)), "as-stored").total == loaded_nbytes(default_model)
@@ -111,10 +127,10 @@ def unfilled(config: LlamaConfig | MiniMaxM3Config) -> Model:
 
 
 def convert(directory: Path, dtype: torch.dtype) -> None:
-    """Every matrix of the checkpoint in another type; the router stays float32, as in the release."""
+    """Every matrix of the text model in another type; the router stays float32, as in the release."""
     path = directory / "model.safetensors"
     tensors = {
-        name: tensor if tensor.ndim < 2 or ".block_sparse_moe.gate." in name else tensor.to(dtype)
+        name: tensor if tensor.ndim < 2 or part_of(name) in ("router", "vision") else tensor.to(dtype)
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path)
@@ -123,4 +139,7 @@ def convert(directory: Path, dtype: torch.dtype) -> None:
 def loaded_nbytes(path: Path) -> int:
     """Bytes of all tensors of the loaded model."""
     with open_checkpoint(path) as checkpoint:
-        return weight_nbytes(load_model(checkpoint, compute_for("native")[0]))  # type: ignore[arg-type]
+        compute = compute_for("native")[0]
+        vision = load_vision(checkpoint, compute)
+        model = load_model(checkpoint, compute)
+        return weight_nbytes(model) + (0 if vision is None else weight_nbytes(vision))  # type: ignore[arg-type]

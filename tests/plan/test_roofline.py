@@ -41,7 +41,9 @@ LARGER = replace(BENCH_M3, hidden_size=1536, dense_intermediate_size=6144, share
 def subject_like(config: MiniMaxM3Config) -> Subject:
     """Of a model that was made in memory, of float32 weights."""
     infos = m3_tensors(config, {}, "F32", "test")
-    tensors = tuple(StoredTensor(n, Kind(part_of(n), info, 4 * info.numel, info.numel)) for n, info in infos.items())
+    tensors = tuple(
+        StoredTensor(n, Kind(part_of(n), info, 4 * info.numel, info.numel, "F32")) for n, info in infos.items()
+    )
     return Subject(Path("test"), "configuration", config, tensors)
 
 

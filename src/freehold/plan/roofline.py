@@ -114,7 +114,7 @@ class Roofline:
     def _weight_nbytes(self) -> float:
         """Bytes of the weights that every step reads; one row of an embedding is nothing."""
         tied = self.subject.config.tie_embeddings
-        outside = {"routed experts"} if tied else {"routed experts", "embeddings"}
+        outside = {"routed experts", "vision"} if tied else {"routed experts", "vision", "embeddings"}
         return sum(nbytes for part, nbytes in self.weights.memory.items() if part not in outside)
 
     def _inner_parameters(self) -> int:

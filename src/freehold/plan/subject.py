@@ -28,13 +28,17 @@ _WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 class Kind(NamedTuple):
-    """What tensors that cost the same have in common. nbytes: of one in its file. parameters: weights that one stands
-    for; scales stand for none."""
+    """What tensors that cost the same have in common.
+
+    nbytes: of one in its file. parameters: weights that one stands for; scales stand for none. form: how they are
+    stored: the tensor's dtype, or "MXFP8", "FP8" or "NVFP4" of codes with scales beside them, or "scales".
+    """
 
     part: Part
     info: TensorInfo
     nbytes: int
     parameters: int
+    form: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,7 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
     else:
         config, refusals = _read_config(checkpoint.config, f"{where}/config.json")
     tensors = tuple(
-        StoredTensor(name, Kind(part_of(name), info, checkpoint.extent(name).nbytes, _parameters(name, info, names)))
-        for name, info in names.items()
+        StoredTensor(name, _kind(name, info, checkpoint.extent(name).nbytes, names)) for name, info in names.items()
     )
     return Subject(checkpoint.path, "files", config, tensors, refusals)
 
@@ -171,10 +174,7 @@ def _from_config(path: Path) -> Subject:
         infos = llama_tensors(config, _dtype(values, where))
     else:
         infos = m3_tensors(config, values, _dtype(values, where), where)
-    tensors = tuple(
-        StoredTensor(name, Kind(part_of(name), info, _nbytes(info), _parameters(name, info, infos)))
-        for name, info in infos.items()
-    )
+    tensors = tuple(StoredTensor(name, _kind(name, info, _nbytes(info), infos)) for name, info in infos.items())
     return Subject(path, "configuration", config, tensors, refusals)
 
 
@@ -208,8 +208,18 @@ def _nbytes(info: TensorInfo) -> int:
     return info.numel * BITS_PER_ELEMENT[info.dtype] // 8
 
 
-def _parameters(name: str, info: TensorInfo, all_names: Mapping[str, object]) -> int:
+def _kind(name: str, info: TensorInfo, nbytes: int, infos: Mapping[str, TensorInfo]) -> Kind:
+    form = _form(name, info, infos)
+    parameters = {"scales": 0, "NVFP4": 2 * info.numel}.get(form, info.numel)  # NVFP4 has two weights in a byte
+    return Kind(part_of(name), info, nbytes, parameters, form)
+
+
+def _form(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str:
     if name.endswith(_SCALES):
-        return 0
-    packed = info.dtype == "U8" and f"{name}_scale" in all_names  # two 4-bit weights in a byte
-    return 2 * info.numel if packed else info.numel
+        return "scales"
+    scales = infos.get(f"{name}_scale_inv") or infos.get(f"{name}_scale")
+    if scales is None or not info.dtype.startswith(("F8_", "U8")):
+        return info.dtype
+    if info.dtype == "U8":
+        return "NVFP4"
+    return "MXFP8" if scales.dtype in ("U8", "F8_E8M0") else "FP8"

@@ -10,11 +10,16 @@ def why_not(subject: Subject, weights: Format, *, streamed: bool) -> tuple[str, 
     """Why this version does not run the model with such weights, or with experts from the disk; empty if it does."""
     found = [f"these files are not loaded: {refusal}" for refusal in subject.refusals]
     stored = {
-        kind.info.dtype for kind in subject.kinds if len(kind.info.shape) > 1 and kind.part not in (*NOT_LOADED, *KEPT)
+        kind.form
+        for kind in subject.kinds
+        if len(kind.info.shape) > 1 and kind.form != "scales" and kind.part not in (*NOT_LOADED, *KEPT)
     }
     if weights != "as-stored" and not (weights == "bf16" and stored == {"BF16"}):
         types = ", ".join(sorted(stored))
-        found.append(f"weights are not converted to {weights} on loading; they are stored as {types}")
+        found.append(
+            f"weights are not converted to {weights} on loading: they are stored as {types}; files that hold other "
+            "types, such as GGUF, are computed with as they are"
+        )
     if streamed:
         found.append("experts are not read from the disk while it runs; all of them stay in RAM")
     return tuple(found)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from freehold.core.axes import ceil_div
-from freehold.loading.checkpoint import TensorInfo
 from freehold.plan.part import Part
 from freehold.plan.subject import Kind, Subject
 
@@ -18,21 +17,46 @@ _PANEL = 64  # rows of a weight that lie together in memory; the last ones are f
 _GROUP = 32  # weights that share a scale in int8 and int4
 _MEMORY_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 32 / _GROUP, "int4": 4 + 32 / _GROUP}
 _DISK_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 16 / _GROUP, "int4": 4 + 16 / _GROUP}
-_LOADED_BITS = {"BF16": 16, "F32": 32, "F16": 32}
-NOT_LOADED: tuple[Part, ...] = ("vision", "other")
+NOT_LOADED: tuple[Part, ...] = ("other",)
 """Parts that only stand in the files."""
-KEPT: tuple[Part, ...] = ("router", "norms")
-"""Always float32 in memory."""
+KEPT: tuple[Part, ...] = ("router", "norms", "vision")
+"""Parts that no choice of a format changes."""
+
+
+def _codes(bits: int, group: int, *, offsets: bool = False) -> float:
+    """Bits of a weight in memory: a code, and a float32 scale for each group, with an offset or without."""
+    return bits + (64 if offsets else 32) / group
+
+
+# How the loader keeps what is stored; every other type becomes float32.
+_LOADED_BITS: dict[str, float] = {
+    "BF16": 16,
+    "MXFP8": 16,
+    "NVFP4": _codes(4, 16),
+    "Q4_0": _codes(4, 32),
+    "Q4_1": _codes(4, 32, offsets=True),
+    "Q4_K": _codes(4, 32, offsets=True),
+    "Q2_K": _codes(4, 16, offsets=True),
+    "MXFP4": _codes(4, 32),
+    "IQ4_NL": _codes(4, 32),
+    "IQ4_XS": _codes(4, 32),
+    "Q5_0": _codes(8, 32),
+    "Q5_1": _codes(8, 32, offsets=True),
+    "Q5_K": _codes(8, 32, offsets=True),
+    "Q8_0": _codes(8, 32),
+    "Q3_K": _codes(8, 16),
+    "Q6_K": _codes(8, 16),
+}
 
 FORMAT_NOTE = (
     f"int8 and int4: codes with a float32 scale for each {_GROUP} weights in memory, a float16 one on the disk; the "
-    "router and the norms stay float32, the index branch bfloat16"
+    "router and the norms are float32, the index branch bfloat16, the vision tower as it is stored"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class WeightCost:
-    """memory: bytes in memory of each part that is loaded; the vision tower is not. expert, stored_expert: bytes of one
+    """memory: bytes in memory of each part that is loaded. expert, stored_expert: bytes of one
     routed expert of one layer in memory and on the disk; 0 without experts."""
 
     format: Format
@@ -52,8 +76,8 @@ class WeightCost:
 
 
 def weight_cost(subject: Subject, weights: Format) -> WeightCost:
-    """What the weights take in this format. "as-stored" is what loading the checkpoint takes today: safetensors keep
-    bfloat16 and float32, everything else becomes float32."""
+    """What the weights take in this format. "as-stored" is what loading the checkpoint takes: bfloat16 and float32
+    stay, most quantised types are kept as codes with scales, MXFP8 becomes bfloat16 and everything else float32."""
     memory: dict[Part, int] = {}
     stored = 0
     for kind, count in subject.kinds.items():
@@ -73,32 +97,29 @@ def weight_cost(subject: Subject, weights: Format) -> WeightCost:
 
 
 def _in_memory(kind: Kind, weights: Format) -> int:
-    info = kind.info
-    if len(info.shape) < 2:
-        return 0 if kind.parameters == 0 and info.numel else 4 * info.numel
-    if kind.part in KEPT:
-        return _padded(info) * 4
-    if weights != "as-stored":
-        if kind.parameters == 0:
-            return 0  # a scale of the stored form
+    shape = kind.info.shape
+    if kind.form == "scales":
+        return 0  # counted with its codes
+    if len(shape) < 2:
+        return 4 * kind.info.numel
+    if kind.part == "router":
+        bits = 32.0
+    elif weights == "as-stored" or kind.part in KEPT:
+        bits = _LOADED_BITS.get(kind.form, 32.0)
+    else:
         bits = 16.0 if kind.part == "index" else _MEMORY_BITS[weights]
-        return math.ceil(_padded(info) * (kind.parameters // info.numel) * bits / 8)
-    bits = _LOADED_BITS.get(info.dtype, 32)
-    return kind.nbytes if _is_packed(info) else math.ceil(_padded(info) * bits / 8)
-
-
-def _is_packed(info: TensorInfo) -> bool:
-    """Whether it is a tensor of MXFP8 or NVFP4, which would stay as it is."""
-    return info.dtype.startswith(("F8_", "F4", "U8"))
+    return math.ceil(_padded(kind) * bits / 8)
 
 
 def _on_disk(kind: Kind, weights: Format) -> int:
     if weights == "as-stored":
-        return kind.nbytes
+        return kind.nbytes  # of scales, too
     return math.ceil(kind.parameters * _DISK_BITS[weights] / 8)
 
 
-def _padded(info: TensorInfo) -> int:
-    """Elements of a matrix, or of a stack of them, in panels of whole rows."""
-    *stack, rows, columns = info.shape
-    return math.prod(stack) * ceil_div(rows, _PANEL) * _PANEL * columns
+def _padded(kind: Kind) -> int:
+    """Weights of a matrix, of a stack of them or of a kernel, in panels of whole rows."""
+    shape = kind.info.shape
+    stack, rows = (1, shape[0]) if len(shape) != 3 else shape[:2]
+    columns = kind.parameters // (stack * rows)
+    return stack * ceil_div(rows, _PANEL) * _PANEL * columns
