@@ -40,6 +40,9 @@ DEFAULT_OPTIONS = ServerOptions()
 # After the drain, streams are cancelled; so long they may take to say so to their clients.
 _FAREWELL_SECONDS = 3.0
 
+# Connections that may wait until they are accepted; a client whose connection finds no place tries again after seconds.
+_BACKLOG = 4096
+
 logger = logging.getLogger("freehold.server")
 
 
@@ -74,7 +77,7 @@ def reserve_port(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> socket.s
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         # A bound port can still be lost to another process; a listening one cannot.
-        listener.listen()
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -199,6 +202,7 @@ def server_config(
         lifespan="off",
         log_level=log_level,
         access_log=False,
+        backlog=_BACKLOG,
         # Without a proxy, headers that any client can set do not change whom the log names.
         proxy_headers=bool(options.behind_proxy),
         forwarded_allow_ips=list(options.behind_proxy),
