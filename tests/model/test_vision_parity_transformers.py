@@ -248,8 +248,9 @@ def test_prompts_logits_and_answers_agree(
         assert ids == theirs.token_ids
         logits = llm(impl).logits(ids, visuals=visuals)
         assert float((logits - wanted).abs().max()) <= TOLERANCE, impl
-        ours = llm(impl).chat(messages, max_tokens=ANSWER, temperature=0.0, ignore_eos=True)
-        assert list(ours.token_ids) == answer, impl
+        if impl == "native" or name == "all":  # the reference is slow
+            ours = llm(impl).chat(messages, max_tokens=ANSWER, temperature=0.0, ignore_eos=True)
+            assert list(ours.token_ids) == answer, impl
 
 
 def test_eleven_frames_make_two_segments(
