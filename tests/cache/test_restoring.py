@@ -113,3 +113,27 @@ def test_the_frame_used_longest_ago_is_taken(tmp_path: Path) -> None:
     assert [slot for slot in slots if pager._absent[slot]] == [slots[1]]
     cache.clear()
     cache.close_store()
+
+
+def test_a_use_counts_for_what_stood_before_it_when_it_is_gone(tmp_path: Path) -> None:
+    """A block that waits for the disk outlives a newer one; the one before that is then newer than it."""
+    cache = make_cache(tmp_path)
+    store = cache.pool.disk.store
+    serve(cache, blocks(1, 2))
+    store.slow = True
+    serve(cache, blocks(3))
+    serve(cache, blocks(1, 2))
+    serve(cache, blocks(4, 5))  # takes the room of block 2: block 3 is not on the disk yet
+    store.slow = False
+    cache.poll()
+    serve(cache, blocks(6))
+    assert {node.tokens[0] for node in cache.tree} == {1, 4, 5, 6}
+    cache.close_store()
+
+
+def test_unfinished_blocks_that_end_otherwise_are_both_kept(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    serve(cache, [1, 1, 1, 2, 9])
+    serve(cache, [1, 1, 1, 3, 9])
+    assert {node.tokens for node in cache.tree} == {(1, 1, 1, 2), (1, 1, 1, 3)}
+    cache.close_store()
