@@ -12,8 +12,8 @@ from support.cached_blocks import BLOCK, LAYOUT, OWNERS, SPECS, SteppedStore, id
 OWNER, SLOTS = OWNERS[0], 4
 
 
-def make_cache(directory: Path) -> BlockCache:
-    store = SteppedStore(directory, identity_of(OWNER), LAYOUT, limit_bytes=None)
+def make_cache(directory: Path, *, limit: int = 100) -> BlockCache:
+    store = SteppedStore(directory, identity_of(OWNER), LAYOUT, limit_bytes=limit * LAYOUT.record_bytes)
     pool = BlockPool(SPECS, num_slots=SLOTS, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=SLOTS)
     return BlockCache(pool)
 
@@ -136,4 +136,12 @@ def test_unfinished_blocks_that_end_otherwise_are_both_kept(tmp_path: Path) -> N
     serve(cache, [1, 1, 1, 2, 9])
     serve(cache, [1, 1, 1, 3, 9])
     assert {node.tokens for node in cache.tree} == {(1, 1, 1, 2), (1, 1, 1, 3)}
+    cache.close_store()
+
+
+def test_a_use_in_memory_counts_on_the_disk(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, limit=2)
+    for token in (1, 2, 1, 3):
+        serve(cache, blocks(token))
+    assert {record.tokens[0] for record in cache.pool.disk.store.children()} == {1, 3}
     cache.close_store()

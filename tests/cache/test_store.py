@@ -412,6 +412,20 @@ def test_identities_share_the_limit_oldest_first(tmp_path: Path) -> None:
     assert not shelf_path(tmp_path, IDENTITY).exists()  # nothing left of it
 
 
+def test_a_pin_holds_against_younger_blocks_of_another_identity(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        (pinned,) = put_chain(store, 1)
+        assert store.pin(pinned)
+        store.flush()
+    with open_store(tmp_path, identity=OTHER_IDENTITY) as store:
+        put_chain(store, 2)
+    with open_store(tmp_path, identity=OTHER_IDENTITY, blocks=2) as store:
+        put_chain(store, 3)
+        assert list(stored_keys(store)) == keys_of(3)
+    with open_store(tmp_path) as store:
+        assert list(stored_keys(store)) == [pinned]
+
+
 def test_another_layout_under_the_same_digest_is_refused(tmp_path: Path) -> None:
     open_store(tmp_path).close()
     with pytest.raises(ArgumentError, match="another digest or layout"):

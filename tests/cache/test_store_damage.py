@@ -51,6 +51,16 @@ def said(store: BlockStore) -> str:
     return f"{event.where}: {event.what}"
 
 
+@pytest.mark.parametrize("sizes", [(200, 100), (1, 299)])
+def test_the_checksum_covers_all_buffers_that_a_part_fills(directory: Path, sizes: tuple[int, int]) -> None:
+    """The wrong bytes lie in the first of two buffers, or in the second."""
+    with open_store(directory) as store:
+        record = store.find(CHAIN[2])
+        assert record is not None
+        overwrite(directory, record, "0/index")  # bytes 7 to 11
+        assert store.read_many([(record, "0/index", [bytearray(size) for size in sizes])]) == {record.key}
+
+
 @pytest.mark.parametrize("part", [name for name, _ in PARTS])
 def test_wrong_bytes_are_an_error_said_once_and_cost_one_block(
     directory: Path, part: str, caplog: pytest.LogCaptureFixture
