@@ -134,10 +134,14 @@ class CacheMachine(RuleBasedStateMachine):
             wait()
 
         def watched_give_way() -> bool:
-            before = {self.prefix_of(node) for node in self.cache.tree}
+            before = {self.prefix_of(node): node.slot for node in self.cache.tree}
+            unstored = [p for p, slot in before.items() if not disk.is_stored(slot) and self.naive.is_idle(p)]
             gave_way = give_way()
-            gone = before - {self.prefix_of(node) for node in self.cache.tree}
+            gone = before.keys() - {self.prefix_of(node) for node in self.cache.tree}
             assert len(gone) == gave_way
+            for prefix in gone:
+                others = [p for p in unstored if p in self.naive.kept and p not in self.seen.events]
+                assert all(self.naive.kept[prefix] <= self.naive.kept[p] for p in others), "a newer block gave way"
             self.seen.events += ["learn", *gone]
             return gave_way
 

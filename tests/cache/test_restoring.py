@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 
 from freehold.cache import BlockCache, BlockPool, Sequence
+from freehold.core.blocks import Span, Spans
 from support.cached_blocks import BLOCK, LAYOUT, OWNERS, SPECS, SteppedStore, identity_of, read_blocks, write_tokens
 
 OWNER, SLOTS = OWNERS[0], 4
 
 
-def make_cache(directory: Path, *, limit: int = 100) -> BlockCache:
+def make_cache(directory: Path, *, limit: int = 100, slots: int = SLOTS, frames: int = SLOTS) -> BlockCache:
     store = SteppedStore(directory, identity_of(OWNER), LAYOUT, limit_bytes=limit * LAYOUT.record_bytes)
-    pool = BlockPool(SPECS, num_slots=SLOTS, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=SLOTS)
+    pool = BlockPool(SPECS, num_slots=slots, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=frames)
     return BlockCache(pool)
 
 
@@ -94,9 +95,8 @@ def test_kept_slots_leave_a_token_to_compute(tmp_path: Path) -> None:
 
 def test_the_frame_used_longest_ago_is_taken(tmp_path: Path) -> None:
     """Three frames for four blocks; one that attention has read since is newer than those that were written later."""
-    store = SteppedStore(tmp_path, identity_of(OWNER), LAYOUT, limit_bytes=None)
-    pool = BlockPool(SPECS, num_slots=SLOTS, block_tokens=BLOCK, dtype=torch.float32, store=store, num_frames=3)
-    cache = BlockCache(pool)
+    cache = make_cache(tmp_path, frames=3)
+    pool = cache.pool
     (pager,) = pool.disk.pagers.values()
     slots = []
     for token in (1, 2, 3):
@@ -144,4 +144,33 @@ def test_a_use_in_memory_counts_on_the_disk(tmp_path: Path) -> None:
     for token in (1, 2, 1, 3):
         serve(cache, blocks(token))
     assert {record.tokens[0] for record in cache.pool.disk.store.children()} == {1, 3}
+    cache.close_store()
+
+
+def test_a_frame_is_waited_for_while_blocks_are_on_their_way_to_the_disk(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, frames=3)
+    cache.pool.disk.store.slow = True
+    prompt = blocks(1, 2, 3, 4)[:-1]
+    sequence = cache.open(prompt)
+    for end in range(BLOCK, len(prompt) + 1, BLOCK):
+        assert cache.reserve(sequence, end)
+        write_tokens(cache.pool, OWNER, prompt[:end], sequence.slots, sequence.num_computed)
+        cache.computed(sequence, end)
+    assert len(cache.tree) == 4
+    cache.close(sequence)
+    cache.close_store()
+
+
+def test_attention_over_more_blocks_than_frames_comes_in_as_few_parts_as_there_may_be(tmp_path: Path) -> None:
+    prompt = blocks(1, 2, 3, 4, 5, 6)
+    first = make_cache(tmp_path, slots=6, frames=6)
+    serve(first, prompt)
+    first.close_store()
+    cache = make_cache(tmp_path, slots=6, frames=3)
+    sequence = cache.open(prompt)
+    assert sequence.num_computed == 6 * BLOCK
+    (pager,) = cache.pool.disk.pagers.values()
+    assert pager.parts(Spans.pack([Span(6 * BLOCK - 1, 1, sequence.slots)], BLOCK), None)[0] == 2
+    list(read_blocks(cache.pool, OWNER, [(tuple(prompt[:-1]), sequence.slots)], None))
+    cache.close(sequence)
     cache.close_store()

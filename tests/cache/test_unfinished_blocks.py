@@ -61,3 +61,12 @@ def test_blocks_that_cannot_be_read_now_are_computed(tmp_path: Path, monkeypatch
     assert cache.pool.disk is not None
     assert cache.pool.disk.store.damage.events == ()
     cache.close_store()
+
+
+def test_the_unfinished_block_used_longest_ago_gives_way(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    for number in (1, 2, 3, 4):  # a frame each
+        serve(cache, [number] * 9)
+    serve(cache, [5] * 9)
+    assert {node.tokens[0] for node in cache.tree} == {2, 3, 4, 5}
+    cache.close_store()
