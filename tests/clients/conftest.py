@@ -35,7 +35,9 @@ def served(
     request: pytest.FixtureRequest, small_m3: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """One server for all modules whose sessions need none of their own; it follows the `SCRIPT` of each."""
-    modules = {item.module.__name__: item.module for item in request.session.items if isinstance(item, pytest.Function)}
+    here = Path(__file__).parent
+    items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path.parent == here]
+    modules = {item.module.__name__: item.module for item in items}
     script = [talk for name in sorted(modules) for talk in getattr(modules[name], "SCRIPT", ())]
     with serving_script(script, small_m3, tmp_path_factory.mktemp("server")) as served:
         yield served
