@@ -1,7 +1,7 @@
 """MiniMax-M3's text model against transformers: logits, selected blocks and greedy continuations.
 
-The default run takes every length for one shape, and for the others some, with the last one beyond the dense
-window; FREEHOLD_PROVE=1 takes every length for every shape and implementation.
+The default run takes most lengths for one shape and a short and a long one for the others, the long one beyond the
+dense window; FREEHOLD_PROVE=1 takes every length for every shape and implementation.
 """
 
 from __future__ import annotations
