@@ -123,5 +123,10 @@ def test_what_does_not_fit_is_named():
             torch.randn(1, 64), torch.tensor([[0, 1]], dtype=torch.int32), torch.ones(1, 2), Experts([a]), Experts([]),
             gate=Gate(), scale=1.0,
         )  # fmt: skip
+    with pytest.raises(ArgumentError, match=r"^x has shape \(1, 63\); the kernel takes \(\*, 64\)$"):
+        kernels.experts(
+            torch.randn(1, 63), torch.tensor([[0]], dtype=torch.int32), torch.ones(1, 1), Experts([a]), Experts([]),
+            gate=Gate(), scale=1.0,
+        )  # fmt: skip
     with pytest.raises(ArgumentError, match="there are 2 shared networks"):
         kernels.gated_mlp(torch.randn(1, 64), Experts([a, a]), Gate())

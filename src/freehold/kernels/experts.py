@@ -62,7 +62,9 @@ def experts(
     choice = check("ids", ids, torch.int32, rows, None), check("weights", weights, torch.float32, rows, topk), topk
     try:
         return _run(x, *choice, routed, shared, gate, scale)
-    except ValueError as error:
+    except ArgumentError:
+        raise
+    except ValueError as error:  # the kernel's own, which knows no names
         low, high, count = int(ids.min()), int(ids.max()), len(routed.networks)
         raise ArgumentError(f"{error}: ids go from {low} to {high}, there are {count} experts") from error
 
