@@ -370,9 +370,11 @@ class NaiveCache:
         self.keep(whole)
 
     def lose(self, lost: Collection[Prefix]) -> None:
-        """K and V of blocks turned out lost when they were read: where that is damage, it was noticed."""
+        """K and V of blocks turned out lost when they were read, which happens only where the disk had lost them, be
+        it a moment before, for want of space: where that is damage, it was noticed."""
         for prefix in lost:
-            if prefix in self.disk.backed and self.disk.is_damaged(prefix, ["1/kv"]):
+            if prefix in self.disk.backed:
+                assert self.disk.is_damaged(prefix, ["1/kv"]), f"{len(prefix)} tokens lost"
                 self.disk.drop(prefix)
         self.forget(lost)
 
