@@ -82,6 +82,9 @@ NB_MODULE(_native, m) {
   m.def("unpack_rows", [](const Weight& weight, Address rows, int n, Address to) {
     check(unpack_rows(weight, at<const std::int64_t>(rows), n, at<float>(to)));
   }, release);
+  m.def("encode", [](Address x, int rows, int in, int kind, Address to, Address errors, int threads) {
+    check(table->encode(at<const float>(x), rows, in, BlockKind(kind), at<std::uint8_t>(to), at<double>(errors), threads));
+  }, release);
   // Addresses; whoever makes it keeps the memory.
   nb::class_<Weight>(m, "Weight")
       .def("__init__", [](Weight* w, int kind, int out, int in, Address data, Address scales, Address offsets, int group,
@@ -102,12 +105,14 @@ NB_MODULE(_native, m) {
     check(table->linear(at<const float>(x), rows, weights.data(), outputs.data(), static_cast<int>(weights.size()), threads));
   });
   m.def("experts", [](Address x, int rows, int hidden, Address ids, Address weights, int topk, const ExpertSet& routed,
-                      const ExpertSet& shared, float scale, int gate, float alpha, float limit, Address y, int threads) {
+                      const ExpertSet& shared, float scale, int gate, float alpha, float limit, Address y, int threads,
+                      Address wanted, Address results, bool first, bool last) {
     nb::gil_scoped_release unlocked;
     const std::vector<Mlp> experts = routed.mlps(), one = shared.mlps();
     check(table->experts({at<const float>(x), rows, hidden, at<const std::int32_t>(ids), at<const float>(weights), topk,
                           experts.data(), static_cast<int>(experts.size()), one.empty() ? nullptr : one.data(), scale,
-                          Gate(gate), alpha, limit, at<float>(y), threads}));
+                          Gate(gate), alpha, limit, at<float>(y), threads, at<const std::uint8_t>(wanted),
+                          at<float>(results), first, last}));
   });
   m.def("attend", [](Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int topk, int num_q_heads,

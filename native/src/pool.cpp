@@ -1,5 +1,6 @@
 // A small thread pool. Tasks are handed out by a counter; no result may depend on who runs which task.
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -69,10 +70,25 @@ class Pool {
     if (job != nullptr) epoch_.fetch_add(1, std::memory_order_release);
   }
 
+  // The next job of a model's step comes after some ten microseconds, and waking a sleeper takes longer than that: wait
+  // awake for a while, but let others run.
+  void await(unsigned seen) const {
+    const auto changed = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+    for (int spin = 0; spin < 2000; ++spin) {
+      if (changed()) return;
+      FH_PAUSE();
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+    while (!changed() && std::chrono::steady_clock::now() < end) {
+      std::this_thread::yield();
+      for (int spin = 0; spin < 50 && !changed(); ++spin) FH_PAUSE();
+    }
+  }
+
   void work(int id) {
     unsigned seen = 0;
     for (;;) {
-      for (int spin = 0; spin < 4000 && epoch_.load(std::memory_order_acquire) == seen; ++spin) FH_PAUSE();
+      await(seen);
       Job* job = nullptr;
       {
         std::unique_lock<std::mutex> lock(mutex_);

@@ -25,6 +25,7 @@ LEVELS = {
     "server": 5,
     "bench": 5,
     "evaluation": 5,
+    "quantize": 5,
     "plan": 6,
     "cli": 7,
 }

@@ -75,7 +75,8 @@ def test_a_bias_is_added():
 def test_a_mixture_is_the_weighted_sum_of_its_networks_row_by_row(rows, experts, topk, width, shared, threads, seed):
     torch.manual_seed(seed)
     topk, features = min(topk, experts), 72
-    routed = Experts([network(features, width) for _ in range(experts)])
+    networks = [network(features, width) for _ in range(experts)]
+    routed = Experts(networks)
     beside = Experts([network(features, 50)] if shared else [])
     x, weights = torch.randn(rows, features), torch.rand(rows, topk)
     ids = torch.stack([torch.randperm(experts)[:topk].sort().values for _ in range(rows)]).int()
@@ -90,7 +91,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_networks_row_by_row(rows, experts,
     finally:
         kernels.set_threads(before)
     assert torch.equal(alone[0], y[row])
-    each = [kernels.gated_mlp(x, Experts([n]), M3_GATE).double() for n in routed.networks]
+    each = [kernels.gated_mlp(x, Experts([n]), M3_GATE).double() for n in networks]
     exact = torch.zeros(rows, features, dtype=torch.float64)
     for r in range(rows):
         for place in range(topk):

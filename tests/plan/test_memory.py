@@ -21,7 +21,7 @@ from freehold.model.compute import compute_for
 from freehold.model.llama import Llama, LlamaConfig
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.minimax_m3_config import MiniMaxM3Config
-from freehold.model.registry import load_model, load_vision
+from freehold.model.registry import load_model, load_tokenizer, load_vision
 from freehold.plan.lanes import cache_cost
 from freehold.plan.part import part_of
 from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
@@ -140,6 +140,6 @@ def loaded_nbytes(path: Path) -> int:
     """Bytes of all tensors of the loaded model."""
     with open_checkpoint(path) as checkpoint:
         compute = compute_for("native")[0]
-        vision = load_vision(checkpoint, compute)
+        vision = load_vision(checkpoint, compute, load_tokenizer(checkpoint))
         model = load_model(checkpoint, compute)
         return weight_nbytes(model) + (0 if vision is None else weight_nbytes(vision))  # type: ignore[arg-type]

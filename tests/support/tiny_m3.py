@@ -287,9 +287,10 @@ def quiet_transformers() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- GGUF
 
 
-def write_tiny_m3_gguf(spec: TinyM3Spec, path: Path) -> Any:
+def write_tiny_m3_gguf(spec: TinyM3Spec, path: Path, *, special: bool = False) -> Any:
     """Write the same weights as one fp32 GGUF file of architecture "minimax-m3"; return the transformers model.
 
+    special: with the vocabulary of `write_tiny_m3`, which has M3's special tokens.
     The format has no lists for each layer: layers from `leading_dense_block_count` on are sparse and MoE.
     """
     lead = spec.sparse_layers.count(0)
@@ -300,7 +301,10 @@ def write_tiny_m3_gguf(spec: TinyM3Spec, path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "minimax-m3")
     _add_gguf_sizes(writer, spec, lead)
-    _add_gguf_vocabulary(writer)
+    if special:
+        _add_special_vocabulary(writer)
+    else:
+        _add_gguf_vocabulary(writer)
     text = {
         name.removeprefix("model.language_model."): tensor.detach().numpy()
         for name, tensor in model.state_dict().items()
@@ -364,6 +368,23 @@ def _add_gguf_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
+    writer.add_add_bos_token(False)
+
+
+def _add_special_vocabulary(writer: gguf.GGUFWriter) -> None:
+    from support.byte_tokenizer import MERGES, SPECIAL_TOKENS
+
+    tokens = [*map(byte_symbol, range(256)), *(left + right for left, right in MERGES), *SPECIAL_TOKENS]
+    types = [gguf.TokenType.NORMAL] * (256 + len(MERGES)) + [gguf.TokenType.CONTROL] * len(SPECIAL_TOKENS)
+    types += [gguf.TokenType.UNUSED] * (VOCAB_SIZE - len(tokens))
+    tokens += [f"<unused{i}>" for i in range(len(tokens), VOCAB_SIZE)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("minimax-m2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
+    writer.add_bos_token_id(tokens.index("]~!b["))
+    writer.add_eos_token_id(tokens.index("[e~["))
     writer.add_add_bos_token(False)
 
 

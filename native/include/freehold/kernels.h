@@ -46,6 +46,8 @@ struct Weight {
   const float* bias = nullptr;     // (out), added last; or nullptr
 };
 
+enum class BlockKind : int { q8_0 = 0, q4_1 = 1 };  // GGML's blocks of 32 elements: 34 and 20 bytes
+
 enum class Gate : int { silu = 0, clamped = 1 };
 
 struct Mlp {  // down(gate(gate x, up x))
@@ -68,6 +70,12 @@ struct ExpertsArgs {
   float alpha, limit;
   float* y;  // (rows, hidden)
   int threads;
+  // Several calls may share the work, each with experts of its own; the bits are those of one call. wanted (num_experts):
+  // those of this call; nullptr: all. results (rows, topk and one for `shared`, hidden): kept between them; or nullptr.
+  // The first call computes `shared`, the last one y.
+  const std::uint8_t* wanted = nullptr;
+  float* results = nullptr;
+  bool first = true, last = true;
 };
 
 // Sequences of a call. Sequence s owns rows [row_begin[s], row_begin[s + 1]) of the packed query axis, its first
@@ -153,6 +161,9 @@ struct Kernels {  // one table for each instruction set
   Status (*rms_norm)(const float* x, int rows, int dim, const float* weight, float eps, float* y, int threads);
   // in place on x (rows, heads, head_dim): pairs (i, i + half) turned by cos/sin (rows, half)
   Status (*rope)(float* x, int rows, int heads, int head_dim, int half, const float* cos, const float* sin);
+  // Rows of x (rows, in) as GGML's blocks, in a multiple of 32; errors (rows): what they are off by, squared and summed.
+  // The blocks are the same with every instruction set.
+  Status (*encode)(const float* x, int rows, int in, BlockKind kind, std::uint8_t* to, double* errors, int threads);
 };
 
 // Packs a row-major (out, in) weight into panels; the tail of the last panel is zero.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ Say = Callable[[str], None]
 _NOTES = (
     "tokens/s: of all streams together, while all of them write",
     "gap: between two tokens of one stream, over all streams; 95 of 100 are shorter than p95",
-    "beside the prompt: from the prompt's submission to its first token",
+    "beside the prompt: from the prompt's submission to its first token; undisturbed: the same tokens without it",
 )
 
 
@@ -128,18 +127,29 @@ def _room(engine: Engine, settings: StreamSettings) -> int:
 
 
 def _disturbed(engine: Engine, settings: StreamSettings) -> tuple[list[float], list[float], float, float]:
-    """Gaps before and beside the long prompt, its seconds to the first token, and the longest gap beside it."""
+    """Gaps undisturbed and beside the long prompt, its seconds to the first token, and the longest gap beside it.
+
+    Both are gaps between the same tokens: while a prompt is read, answers grow longer, and so do their steps.
+    """
     timeline = Timeline(engine)
     streams = _submit(timeline, settings, settings.streams, _room(engine, settings), 7000)
     timeline.run(lambda: all(len(s.tokens) > settings.answer for s in streams))
-    begin = max(s.tokens[0] for s in streams)
-    now = time.perf_counter()
-    quiet = _gaps(streams, begin, now)
+    first = [len(s.tokens) for s in streams]
     long = timeline.submit(random_prefix(9000, engine.model.vocab_size, settings.long_prompt), 1, client="long")
     timeline.run(lambda: bool(long.tokens))
     if not all(s.tokens[-1] >= long.submitted for s in streams) or any(s.ended for s in streams):
         raise ArgumentError("a stream came to its end while the long prompt was read; take a shorter --long-prompt")
     beside = _gaps(streams, long.submitted, long.tokens[0])
+    last = [len(s.tokens) for s in streams]
+    timeline.cancel_all()
+    timeline = Timeline(engine)
+    streams = _submit(timeline, settings, settings.streams, _room(engine, settings), 7000)
+    timeline.run(lambda: all(len(s.tokens) >= end for s, end in zip(streams, last, strict=True)))
+    quiet = [
+        gap
+        for s, begin, end in zip(streams, first, last, strict=True)
+        for gap in s.gaps(s.tokens[begin - 1], s.tokens[end - 1])
+    ]
     timeline.cancel_all()
     return quiet, beside, long.first_token_seconds, max(beside)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,10 @@ from freehold.core.sampling import SamplingParams
 if TYPE_CHECKING:
     from freehold.engine.llm import LLM
 
-HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+HELP = (
+    "/image FILE goes with the next message, /reset forgets the conversation, /exit or Ctrl-D leaves, "
+    "Ctrl-C stops an answer."
+)
 
 
 class Conversation:
@@ -28,20 +32,32 @@ class Conversation:
         self._llm = llm
         self._params = params
         self._start = [] if system is None else [{"role": "system", "content": system}]
-        self.messages = list(self._start)
+        self.messages: list[dict[str, Any]] = list(self._start)
+        self._images: list[str] = []
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self._start)
+        self._images.clear()
+
+    def attach(self, path: str) -> None:
+        """Show an image with the next message. Raises RequestError if the model sees nothing, or nothing is there."""
+        if self._llm.visual_chat is None:
+            raise RequestError("this model takes no images; it has no vision tower")
+        if not os.path.isfile(os.path.expanduser(path)):
+            raise RequestError(f"{path!r} is no file")
+        self._images.append(os.path.expanduser(path))
 
     def say(self, text: str) -> None:
-        """Answer one message on stdout. A request that fails leaves the conversation as it was."""
+        """Answer one message on stdout. A request that fails leaves the conversation as it was, without the images."""
         from freehold.cli.answer import follow, interruptible, show_speed
 
-        asked = [*self.messages, {"role": "user", "content": text}]
+        parts = [*({"type": "image", "path": path} for path in self._images), {"type": "text", "text": text}]
+        asked = [*self.messages, {"role": "user", "content": parts if self._images else text}]
+        self._images.clear()
         with interruptible() as interrupt:
-            prompt_ids = self._llm.render_chat(asked)
-            events = self._llm.events(prompt_ids, self._params)
+            prompt_ids, visuals = self._llm.prompt(asked)
+            events = self._llm.events(prompt_ids, self._params, visuals=visuals)
             answer = follow(events, lambda piece: click.echo(piece, nl=False), interrupt)
         click.echo()
         show_speed(answer)
@@ -57,8 +73,8 @@ def chat(model: str | None, system: str | None, sampling: dict[str, Any], engine
     """Talk with a model in the terminal.
 
     MODEL is a pulled name, a directory or a .gguf file; without it, the default model is taken, and
-    fetched if it is missing. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
-    From a pipe, each line is one message.
+    fetched if it is missing. /image FILE goes with the next message, /reset forgets the conversation, /exit or
+    Ctrl-D leaves, Ctrl-C stops an answer. From a pipe, each line is one message.
     """
     build(SamplingParams, sampling)  # what is wrong with it is said before the model is loaded
     with opened(model, engine) as llm:
@@ -73,6 +89,8 @@ def chat(model: str | None, system: str | None, sampling: dict[str, Any], engine
                     return
                 if line.strip() == "/reset":
                     conversation.reset()
+                elif line.startswith("/image "):
+                    conversation.attach(line.removeprefix("/image ").strip())
                 elif line.strip():
                     conversation.say(line.rstrip("\n"))
 
@@ -85,6 +103,8 @@ def converse(conversation: Conversation) -> None:
         if line == "/reset":
             conversation.reset()
             click.echo("[the conversation was forgotten]", err=True)
+        elif line.startswith("/image "):
+            attach(conversation, line.removeprefix("/image ").strip())
         elif line.startswith("/"):
             click.echo(f"[{line.split()[0]} is no command: {HELP}]", err=True)
         elif line:
@@ -92,6 +112,15 @@ def converse(conversation: Conversation) -> None:
                 conversation.say(line)
             except RequestError as error:
                 click.echo(f"error: {error}\n[the message was not kept; /reset makes room]", err=True)
+
+
+def attach(conversation: Conversation, path: str) -> None:
+    """Attach an image, and say what became of it."""
+    try:
+        conversation.attach(path)
+        click.echo("[the image goes with the next message]", err=True)
+    except RequestError as error:
+        click.echo(f"error: {error}", err=True)
 
 
 def typed_lines() -> Iterator[str]:

@@ -24,6 +24,13 @@ from freehold.core.sampling import SamplingParams
     show_default="raw",
 )
 @click.option("--system", help="A system message before the prompt; needs --chat.")
+@click.option(
+    "--image",
+    "images",
+    type=click.Path(exists=True, dir_okay=False),
+    multiple=True,
+    help="An image before the prompt; needs --chat and a model that sees. May be given several times.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @dataclass_options(SamplingParams, into="sampling")
 @engine_options
@@ -33,6 +40,7 @@ def generate(
     file: IO[str] | None,
     chat: bool,
     system: str | None,
+    images: tuple[str, ...],
     as_json: bool,
     sampling: dict[str, Any],
     engine: dict[str, Any],
@@ -44,6 +52,8 @@ def generate(
     """
     if system is not None and not chat:
         raise click.UsageError("--system is part of a conversation; add --chat")
+    if images and not chat:
+        raise click.UsageError("--image is part of a conversation; add --chat")
     build(SamplingParams, sampling)  # what is wrong with it is said before the model is loaded
     text = read_prompt(prompt, file)
 
@@ -53,11 +63,13 @@ def generate(
         params = build(SamplingParams, {**sampling, **llm.sampling_defaults, **given(sampling)})
         if chat:
             messages = [{"role": "system", "content": system}] if system is not None else []
-            prompt_ids = llm.render_chat([*messages, {"role": "user", "content": text}])
+            content = [*({"type": "image", "path": path} for path in images), {"type": "text", "text": text}]
+            user = {"role": "user", "content": content if images else text}
+            prompt_ids, visuals = llm.prompt([*messages, user])
         else:
-            prompt_ids = llm.encode(text)
+            prompt_ids, visuals = llm.encode(text), ()
         answer = follow(
-            llm.events(prompt_ids, params),
+            llm.events(prompt_ids, params, visuals=visuals),
             write=(lambda piece: None) if as_json else (lambda piece: click.echo(piece, nl=False)),
             interrupt=interrupt,
         )

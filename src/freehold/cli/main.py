@@ -36,6 +36,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),
     "plan": LazyCommand("freehold.cli.cmd_plan", "plan", "Say what a model needs, what fits and how fast it may be."),
     "pull": LazyCommand("freehold.cli.cmd_pull", "pull", "Fetch a model and keep it under a name."),
+    "quantize": LazyCommand(
+        "freehold.cli.cmd_quantize", "quantize", "Write a model with its weights as codes of 8 or 4 bits."
+    ),
     "serve": LazyCommand("freehold.cli.cmd_serve", "serve", "Serve a model over the OpenAI-compatible API."),
 }
 

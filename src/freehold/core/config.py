@@ -12,7 +12,17 @@ from freehold.core.typed import is_kind, kind_name
 
 _MOST_THREADS = max(1, os.cpu_count() or 1)
 _OPTIONAL = frozenset(
-    {"context_length", "cache_tokens", "timeout_seconds", "threads", "store_dir", "store_bytes", "ram_budget"}
+    {
+        "context_length",
+        "cache_tokens",
+        "timeout_seconds",
+        "threads",
+        "store_dir",
+        "store_bytes",
+        "ram_budget",
+        "mmproj",
+        "expert_budget",
+    }
 )
 _KINDS: dict[str, type] = {
     "context_length": int,
@@ -30,6 +40,8 @@ _KINDS: dict[str, type] = {
     "store_dir": str,
     "store_bytes": int,
     "ram_budget": int,
+    "mmproj": str,
+    "expert_budget": int,
 }
 
 KvDtype = Literal["float32", "bfloat16"]
@@ -57,6 +69,10 @@ class EngineConfig:
     store_bytes: most bytes of the store; None: half of what is free on its disk when the engine starts.
     ram_budget: most bytes of RAM for K and V of sparse layers; the rest is read from the store when attention
         chooses it. None: all of cache_tokens.
+    expert_budget: most bytes of RAM for routed experts; they are written to a file of their own once, and read from it
+        when a token needs them. None: all of them.
+    mmproj: a GGUF file with the vision part of a model in GGUF, as llama.cpp keeps it; None: what the model's own files
+        hold.
     allow_dense: run a model trained with sparse attention densely. Its answers are then not the model's own.
     """
 
@@ -75,6 +91,8 @@ class EngineConfig:
     store_dir: str | None = None
     store_bytes: int | None = None
     ram_budget: int | None = None
+    mmproj: str | None = None
+    expert_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -94,6 +112,7 @@ class EngineConfig:
             "default_block_tokens",
             "store_bytes",
             "ram_budget",
+            "expert_budget",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Placed
 from freehold.engine.engine import Engine
 from freehold.engine.replies import Replies
-from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.checkpoint import Checkpoint, open_checkpoint
 from freehold.loading.content_digest import content_digest
 from freehold.loading.pull import resolve
 from freehold.model.base import BlockObserver
@@ -30,6 +31,7 @@ from freehold.model.chat import ChatFormat
 from freehold.model.chat_replay import ChatEncoder
 from freehold.model.chat_visuals import VisualChat, has_visuals, take_visuals
 from freehold.model.compute import compute_for
+from freehold.model.minimax_m3_mmproj import Mmproj, open_mmproj
 from freehold.model.registry import load_model, load_tokenizer, load_vision, model_kind
 from freehold.model.sampling_defaults import sampling_defaults
 
@@ -74,9 +76,10 @@ class LLM:
             kind = model_kind(checkpoint)
             self.sampling_defaults = sampling_defaults(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
-            loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense)
-            vision = load_vision(checkpoint, compute)
-            weights = content_digest(checkpoint) if config.store_dir is not None else ""
+            loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense, expert_budget=config.expert_budget)
+            mmproj = None if config.mmproj is None else open_mmproj(config.mmproj)
+            vision = load_vision(checkpoint, compute, self.tokenizer, mmproj)
+            weights = "" if config.store_dir is None else _digest(checkpoint, mmproj)
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
         self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights, vision=vision)
         self.visual_chat = None if vision is None else VisualChat.of(vision.config, self.tokenizer)
@@ -305,6 +308,14 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _digest(checkpoint: Checkpoint, mmproj: Mmproj | None) -> str:
+    """What blocks in a store were made with: the text model's files, and what makes rows of its images."""
+    text = content_digest(checkpoint)
+    if mmproj is None:
+        return text
+    return hashlib.sha256(f"{text} {content_digest(mmproj.checkpoint)}".encode()).hexdigest()
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

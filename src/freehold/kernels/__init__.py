@@ -6,7 +6,8 @@ falls back: without the library every call raises KernelError.
 
 from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
 from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid
-from freehold.kernels.experts import Experts, Gate, experts, gated_mlp
+from freehold.kernels.encode import encode
+from freehold.kernels.experts import Experts, Gate, experts, experts_in_waves, gated_mlp
 from freehold.kernels.library import isa, set_threads, threads, use_isa
 from freehold.kernels.linear import linear, linears
 from freehold.kernels.weights import PackedWeight, pack_codes, pack_weight
@@ -18,7 +19,9 @@ __all__ = [
     "SelectStats",
     "Stage",
     "attend",
+    "encode",
     "experts",
+    "experts_in_waves",
     "gated_mlp",
     "isa",
     "linear",

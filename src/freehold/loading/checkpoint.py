@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CheckpointFormat = Literal["safetensors", "gguf"]
 
 INDEX_NAME = "model.safetensors.index.json"
+JOURNAL_NAME = "quantize.journal"
+"""Stands in a directory that `freehold quantize` has not finished; of a .gguf file, `<name>.journal` beside it."""
 _SAMPLE_BYTES = 4096
 
 
@@ -191,6 +193,8 @@ def open_checkpoint(path: str | Path, *, raw: bool = False) -> Checkpoint:
     if os.path.isdir(path):
         return _open_directory(path, raw)
     if not os.path.exists(path):
+        if os.path.exists(f"{path}.journal"):
+            raise _unfinished(path)
         raise ModelNotFoundError(f"{path}: no such file or directory")
     if path.suffix.lower() == ".gguf":
         from freehold.loading.gguf import GgufCheckpoint
@@ -203,11 +207,19 @@ def open_checkpoint(path: str | Path, *, raw: bool = False) -> Checkpoint:
     raise LoadError(f"{path}: is neither a directory nor a .gguf file; only safetensors and GGUF are read")
 
 
+def _unfinished(path: Path) -> LoadError:
+    return LoadError(
+        f"{path}: its quantisation was interrupted; give the same `freehold quantize` again to go on with it"
+    )
+
+
 def _open_directory(directory: Path, raw: bool) -> Checkpoint:
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
         raise LoadError(f"{directory}: cannot be listed: {error.strerror}") from error
+    if JOURNAL_NAME in names:
+        raise _unfinished(directory)
     tensor_files = [name for name in names if name.endswith(".safetensors")]
     gguf_files = [name for name in names if name.lower().endswith(".gguf")]
     if tensor_files or INDEX_NAME in names:

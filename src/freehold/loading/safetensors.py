@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from freehold.core.errors import ConfigError, CorruptFileError, LoadError
+from freehold.loading.block_config import find_blocks, is_block_config
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, Extent, TensorInfo
 from freehold.loading.json_object import read_json_object
 from freehold.loading.mapping import MappedFile
 from freehold.loading.quantization_config import read_quantization
-from freehold.loading.quantized import ScaledTensor
+from freehold.loading.quantized import GgmlTensor, QuantizedTensor, ScaledTensor
 from freehold.loading.quoting import listed, quoted
 from freehold.loading.safetensors_header import read_header
 from freehold.loading.scaled_layout import ScaledLayout, find_scaled
@@ -50,13 +51,14 @@ if hasattr(torch, "float8_e8m0fnu"):  # Newer than the oldest torch that is supp
 class SafetensorsCheckpoint(Checkpoint):
     """`Checkpoint` over safetensors: tensors are views of the mapped file in their stored dtype.
 
-    With a quantization_config, codes and scales of a quantised matrix make one tensor; see `scaled_layout`.
+    With a quantization_config, codes and scales of a quantised matrix make one tensor; see `scaled_layout` and
+    `block_config`.
     """
 
     format = "safetensors"
 
-    def __init__(self, *, headers: list[bytes], layouts: dict[str, ScaledLayout], **checkpoint: Any) -> None:
-        super().__init__(**checkpoint)
+    def __init__(self, *, headers: list[bytes], layouts: Mapping[str, ScaledLayout | TensorInfo], **rest: Any) -> None:
+        super().__init__(**rest)
         self._headers = headers
         self._layouts = layouts
 
@@ -86,7 +88,7 @@ class SafetensorsCheckpoint(Checkpoint):
             headers.append(file.buffer[:header_nbytes])
         if weight_map is not None:
             _check_index(directory, shards, weight_map, tensors)
-        seen, layouts = _find_scaled(directory, None if raw else config.get("quantization_config"), tensors)
+        seen, layouts = _find_quantized(directory, None if raw else config.get("quantization_config"), tensors)
         return cls(
             path=directory,
             config=config,
@@ -100,15 +102,16 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """See `Checkpoint.tensor`. A type that torch does not have is a LoadError."""
-        self._seen(name)
-        if name in self._layouts:
-            return self._scaled(name, self._layouts[name]).dequantize()
-        return self._stored_tensor(name)
+        stored = self.quantized(name)
+        return self._stored_tensor(name) if stored is None else stored.dequantize()
 
-    def quantized(self, name: str) -> ScaledTensor | None:
+    def quantized(self, name: str) -> QuantizedTensor | None:
         """See `Checkpoint.quantized`."""
         self._seen(name)
-        return self._scaled(name, self._layouts[name]) if name in self._layouts else None
+        layout = self._layouts.get(name)
+        if isinstance(layout, TensorInfo):
+            return GgmlTensor(str(self.path), name, layout.dtype, layout.shape, self._bytes(name))
+        return None if layout is None else self._scaled(name, layout)
 
     def _scaled(self, name: str, layout: ScaledLayout) -> ScaledTensor:
         # Exponents are handed out as bytes: not every torch that is supported has E8M0.
@@ -163,14 +166,18 @@ def _with_quantization(directory: Path, config: dict[str, Any]) -> dict[str, Any
     return config if nested is None else {**config, "quantization_config": nested}
 
 
-def _find_scaled(
+def _find_quantized(
     directory: Path, values: Any, tensors: dict[str, tuple[TensorInfo, Extent]]
-) -> tuple[dict[str, TensorInfo], dict[str, ScaledLayout]]:
+) -> tuple[Mapping[str, TensorInfo], Mapping[str, ScaledLayout | TensorInfo]]:
+    """The tensors as a model sees them, and how the quantised ones are stored: as codes with scales, or as blocks."""
     stored = {name: info for name, (info, _) in tensors.items()}
     if values is None:
         return stored, {}
-    quantization = read_quantization(values, f"{directory / 'config.json'}: quantization_config")
-    return find_scaled(stored, quantization, str(directory))
+    where = f"{directory / 'config.json'}: quantization_config"
+    if is_block_config(values):
+        blocks = find_blocks(values, stored, where)
+        return {**stored, **blocks}, blocks
+    return find_scaled(stored, read_quantization(values, where), str(directory))
 
 
 def _read_index(directory: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ reference is differentiable and as readable as torch allows, but torch's product
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,15 @@ class Projection(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, in_features) -> (rows, out_features)."""
+
+
+class Streamed(Protocol):
+    """Experts of which only some are in memory at a time."""
+
+    networks: kernels.Experts
+
+    def waves(self, ids: Tensor) -> Iterator[list[int]]:
+        """Which experts of `ids` are in their places of `networks`, until the next ones are asked for."""
 
 
 Network = tuple[Projection, Projection, Projection]
@@ -127,14 +136,17 @@ class NativeCompute:
         x: Tensor,
         ids: Tensor,
         weights: Tensor,
-        routed: kernels.Experts,
+        routed: kernels.Experts | Streamed,
         shared: kernels.Experts,
         *,
         gate: Gate,
         scale: float,
     ) -> Tensor:
         """See `Compute.experts`."""
-        return kernels.experts(x, ids, weights, routed, shared, gate=gate, scale=scale)
+        if isinstance(routed, kernels.Experts):
+            return kernels.experts(x, ids, weights, routed, shared, gate=gate, scale=scale)
+        waves = routed.waves(ids)
+        return kernels.experts_in_waves(x, ids, weights, waves, routed.networks, shared, gate=gate, scale=scale)
 
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """See `Compute.route_sigmoid`."""

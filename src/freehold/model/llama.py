@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,23 +187,29 @@ class Llama(nn.Module):
     @staticmethod
     def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> Llama:
         """Builds and fills the model. Raises ConfigError or TensorMismatchError."""
-        where, gguf = str(checkpoint.path), checkpoint.format == "gguf"
-        if gguf:
-            config = LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, where)
-        else:
-            config = LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json")
-        model = Llama(config, compute)
-        names = _GGUF_NAMES if gguf else _HF_NAMES
-        tied_copy = {names["head"]} if config.tie_embeddings else set()
-        load_weights(
-            checkpoint,
-            model._sources(names, interleaved=gguf),
-            ignored=lambda name: name in tied_copy or name.endswith("rotary_emb.inv_freq"),
-        )
+        model = Llama.empty(checkpoint, compute)
+        wanted, ignored = model.sources(checkpoint)
+        load_weights(checkpoint, wanted, ignored=ignored)
         return model
 
+    @staticmethod
+    def empty(checkpoint: Checkpoint, compute: Compute) -> Llama:
+        """The model without its weights. Raises ConfigError."""
+        where = str(checkpoint.path)
+        if checkpoint.format == "gguf":
+            return Llama(LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, where), compute)
+        return Llama(LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json"), compute)
+
+    def sources(self, checkpoint: Checkpoint) -> tuple[list[Source], Callable[[str], bool]]:
+        """Every weight of the model and where it comes from; and which unused names are known."""
+        gguf = checkpoint.format == "gguf"
+        names = _GGUF_NAMES if gguf else _HF_NAMES
+        tied_copy = {names["head"]} if self.config.tie_embeddings else set()
+        wanted = self._sources(names, interleaved=gguf)
+        return wanted, lambda name: name in tied_copy or name.endswith("rotary_emb.inv_freq")
+
     def _sources(self, names: Mapping[str, str], *, interleaved: bool) -> list[Source]:
-        """All weights. GGUF stores q and k rows for interleaved rotation; they are put back in halves."""
+        """GGUF stores q and k rows for interleaved rotation; they are put back in halves."""
         c = self.config
         hidden, ff, q, kv = c.hidden_size, c.intermediate_size, c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
         sources = [

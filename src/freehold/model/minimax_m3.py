@@ -6,7 +6,7 @@ Read from the top: attention, feed-forward, layer, model, names. The configurati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,7 +22,8 @@ from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_names import sources
 from freehold.model.rope import make_rope
-from freehold.model.weights import load_weights
+from freehold.model.streamed_experts import ExpertCache, ExpertLoading, StreamedExperts
+from freehold.model.weights import Source, load_weights
 
 
 class IndexBranch(nn.Module):
@@ -91,6 +92,8 @@ class MixtureOfExperts(nn.Module):
         self.gate = _gate(config)
         self.experts = nn.ModuleList(GatedMLP(compute, self.gate) for _ in range(config.num_experts))
         self.shared = GatedMLP(compute, self.gate)
+        self.streamed: StreamedExperts | None = None
+        """The routed experts where they stay on the disk; `experts` then have no weights."""
         self._networks: Any = None
 
     def load_bias(self, bias: Tensor) -> None:
@@ -102,8 +105,8 @@ class MixtureOfExperts(nn.Module):
         c = self.config
         if self._networks is None:  # the weights are there by now
             networks = self.compute.networks
-            routed = [cast(GatedMLP, expert).parts for expert in self.experts]
-            self._networks = networks(routed), networks([self.shared.parts])
+            routed = self.streamed or networks([cast(GatedMLP, expert).parts for expert in self.experts])
+            self._networks = routed, networks([self.shared.parts])
         ids, weights = self.compute.route_sigmoid(self.router(x), self.bias, c.num_experts_per_token)
         return self.compute.experts(x, ids, weights, *self._networks, gate=self.gate, scale=c.routed_scaling_factor)
 
@@ -152,6 +155,7 @@ class MiniMaxM3(nn.Module):
         self.layers = nn.ModuleList(Layer(config, compute, i) for i in range(config.num_layers))
         self.norm = RMSNorm(compute, config.rms_norm_eps)
         self.head = self.embedding if config.tie_embeddings else Linear(compute)
+        self.expert_cache: ExpertCache | None = None
 
     @torch.no_grad()
     def forward(
@@ -176,14 +180,37 @@ class MiniMaxM3(nn.Module):
         return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]
 
     @staticmethod
-    def from_checkpoint(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False) -> MiniMaxM3:
-        """Builds and fills the model. Raises ConfigError or TensorMismatchError."""
+    def from_checkpoint(
+        checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False, expert_budget: int | None = None
+    ) -> MiniMaxM3:
+        """Builds and fills the model. expert_budget: bytes of memory for routed experts, which then stay on the disk;
+        None: all are in memory. Raises ConfigError or TensorMismatchError."""
+        model = MiniMaxM3.empty(checkpoint, compute, allow_dense=allow_dense)
+        wanted, ignored = model.sources(checkpoint)
+        if expert_budget is None:
+            load_weights(checkpoint, wanted, ignored=ignored)
+        else:
+            loading = ExpertLoading(checkpoint, compute, model.config.num_experts)
+            load_weights(checkpoint, loading.divert(wanted), ignored=ignored)
+            model._stream(loading.cache(expert_budget))
+        return model
+
+    def _stream(self, cache: ExpertCache) -> None:
+        self.expert_cache = cache
+        for i, layer in enumerate(self.layers):
+            if self.config.moe[i]:
+                layer.feed_forward.streamed = StreamedExperts(cache, i, self.config.hidden_size)  # type: ignore[union-attr]
+
+    @staticmethod
+    def empty(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False) -> MiniMaxM3:
+        """The model without its weights. Raises ConfigError."""
         where = str(checkpoint.path)
         if checkpoint.format == "gguf":
             config = MiniMaxM3Config.from_gguf(checkpoint.config, where)
         else:
             config = MiniMaxM3Config.from_hf(checkpoint.config, f"{where}/config.json")
-        model = MiniMaxM3(config, compute, allow_dense=allow_dense)
-        wanted, ignored = sources(model, checkpoint)
-        load_weights(checkpoint, wanted, ignored=ignored)
-        return model
+        return MiniMaxM3(config, compute, allow_dense=allow_dense)
+
+    def sources(self, checkpoint: Checkpoint) -> tuple[list[Source], Callable[[str], bool]]:
+        """Every weight of the model and where it comes from; and which unused names are known."""
+        return sources(self, checkpoint)

@@ -54,7 +54,7 @@ _LAYER = re.compile(r"v\.blk\.(?P<number>\d+)\.(?P<part>\w+)\.(?P<kind>weight|bi
 class Mmproj:
     """The vision weights of a GGUF file, as `load_weights` asks for them.
 
-    path: the file. config: what config.json would say of the vision part, for `VisionConfig.from_hf`.
+    path, checkpoint: the file. config: what config.json would say of the vision part, for `VisionConfig.from_hf`.
     tensors: release name -> shape and stored type; names that are no part of a tower stay as they are, so that loading
     refuses them.
     """
@@ -66,7 +66,7 @@ class Mmproj:
         self.config = _config(checkpoint)
         vision = self.config["vision_config"]
         self._head_dim: int = vision["hidden_size"] // vision["num_attention_heads"]
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._stored = _stored_names(checkpoint)
         infos = {name: checkpoint.tensors[stored] for name, stored in self._stored.items()}
         rows, channels, height, width = infos[_PATCH].shape
@@ -78,8 +78,8 @@ class Mmproj:
         if name not in self._stored:
             raise TensorMismatchError(str(self.path), missing=[name])
         if name == _PATCH:
-            return torch.stack([self._checkpoint.tensor(frame) for frame in _PATCH_FRAMES], dim=2)
-        tensor = self._checkpoint.tensor(self._stored[name])
+            return torch.stack([self.checkpoint.tensor(frame) for frame in _PATCH_FRAMES], dim=2)
+        tensor = self.checkpoint.tensor(self._stored[name])
         is_rotated = re.search(r"self_attn\.[qk]_proj\.", name) is not None
         return in_halves(tensor, self._head_dim) if is_rotated else tensor
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from freehold.loading.checkpoint import Checkpoint
-from freehold.model.weights import Source
+from freehold.model.weights import ExpertMatrix, Source
 
 if TYPE_CHECKING:
     from freehold.model.layers import GatedMLP
@@ -134,7 +135,11 @@ class _Release:
         for e, expert in enumerate(moe.experts):
             root = f"{self._root}layers.{i}.block_sparse_moe.experts.{e}."
             names = (f"{root}w1.weight", f"{root}w3.weight", f"{root}w2.weight")
-            found += _mlp(expert, *names, c.expert_intermediate_size, c.hidden_size)  # type: ignore[arg-type]
+            matrices = _mlp(expert, *names, c.expert_intermediate_size, c.hidden_size)  # type: ignore[arg-type]
+            found += [
+                replace(source, expert=ExpertMatrix(i, e, part))
+                for source, part in zip(matrices, ("gate", "up", "down"), strict=True)
+            ]
         return found
 
 
@@ -179,7 +184,12 @@ class _Gguf:
         stacks = (("gate", (e, inner, hidden)), ("up", (e, inner, hidden)), ("down", (e, hidden, inner)))
         return [
             Source(
-                f"blk.{i}.ffn_{part}_exps.weight", shape, getattr(expert, f"{part}_proj").load, select=n, matrix=True
+                f"blk.{i}.ffn_{part}_exps.weight",
+                shape,
+                getattr(expert, f"{part}_proj").load,
+                select=n,
+                matrix=True,
+                expert=ExpertMatrix(i, n, part),
             )
             for part, shape in stacks
             for n, expert in enumerate(moe.experts)

@@ -9,9 +9,12 @@ from typing import Any, Literal
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint, CheckpointFormat
 from freehold.model.base import Model
-from freehold.model.compute import Compute
+from freehold.model.compute import Compute, ReferenceCompute
 from freehold.model.llama import Llama
+from freehold.model.m3_tokens import IMAGE, VIDEO
 from freehold.model.minimax_m3 import MiniMaxM3
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.minimax_m3_mmproj import Mmproj
 from freehold.model.tokenizer import Tokenizer
 from freehold.model.vision.encoder import VisionEncoder
 
@@ -26,11 +29,23 @@ _HF_KINDS: dict[str, Family] = {
 }
 
 
-def load_model(checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False) -> Model:
+def load_model(
+    checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False, expert_budget: int | None = None
+) -> Model:
     """Builds the model that the checkpoint's configuration names. Raises ConfigError for an unknown one."""
     if family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "llama":
+        if expert_budget is not None:
+            raise ConfigError(f"expert_budget is {expert_budget}; {checkpoint.path} has no experts. Leave it out")
         return Llama.from_checkpoint(checkpoint, compute)
-    return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense)
+    return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense, expert_budget=expert_budget)
+
+
+def matrix_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """The tensors that the model takes as matrices to multiply with, which may be codes. Raises as `load_model`."""
+    family = family_of(checkpoint.config, checkpoint.format, str(checkpoint.path))
+    kind = Llama if family == "llama" else MiniMaxM3
+    sources, _ = kind.empty(checkpoint, ReferenceCompute()).sources(checkpoint)
+    return frozenset(source.name for source in sources if source.matrix)
 
 
 def family_of(config: Mapping[str, Any], checkpoint_format: CheckpointFormat, where: str) -> Family:
@@ -42,10 +57,34 @@ def family_of(config: Mapping[str, Any], checkpoint_format: CheckpointFormat, wh
     return known[kind]
 
 
-def load_vision(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:
-    """The part of the checkpoint that sees; None if there is none. Raises ConfigError or TensorMismatchError."""
-    is_m3 = checkpoint.format == "safetensors" and _HF_KINDS.get(model_kind(checkpoint)) == "m3"
-    return VisionEncoder.from_checkpoint(checkpoint, compute) if is_m3 else None
+def load_vision(
+    checkpoint: Checkpoint, compute: Compute, tokenizer: Tokenizer, mmproj: Mmproj | None = None
+) -> VisionEncoder | None:
+    """The part of the checkpoint that sees; None if there is none.
+
+    mmproj: where it is in a file of its own. Raises ConfigError or TensorMismatchError.
+    """
+    is_m3 = family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
+    if mmproj is None:
+        return VisionEncoder.from_checkpoint(checkpoint, compute) if is_m3 else None
+    if not is_m3 or checkpoint.format != "gguf":
+        raise ConfigError(
+            f"mmproj is {str(mmproj.path)!r}, which goes with a GGUF file of minimax-m3; {checkpoint.path} is"
+            f" {model_kind(checkpoint)!r} in {checkpoint.format}. Leave mmproj out"
+        )
+    width = MiniMaxM3Config.from_gguf(checkpoint.config, str(checkpoint.path)).hidden_size
+    return VisionEncoder.from_mmproj(mmproj, compute, _row_tokens(tokenizer, checkpoint), width)
+
+
+def _row_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> dict[str, int]:
+    """The tokens that stand for rows, as config.json of the release names them."""
+    found = {}
+    for kind, text in (("image", IMAGE), ("video", VIDEO)):
+        ids = tokenizer.encode(text, allow_special=True, add_bos=False)
+        if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
+            raise ConfigError(f"{checkpoint.path}: its vocabulary has no token {text!r}, so that it takes no images")
+        found[f"{kind}_token_index"] = ids[0]
+    return found
 
 
 def model_kind(checkpoint: Checkpoint) -> str:

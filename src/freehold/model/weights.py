@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -35,12 +35,21 @@ class TensorSource(Protocol):
         """The tensor `name` as it is stored, or None if it is not quantised."""
 
 
+class ExpertMatrix(NamedTuple):
+    """Which matrix of which expert a source is: part is "gate", "up" or "down"."""
+
+    layer: int
+    expert: int
+    part: str
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a weight comes from: the tensor's name and shape on disk, and who takes it.
 
     adapt: changes the tensor first (a norm's 1 + w). rows: puts the rows of a matrix into another order. `select` takes
     one part along the first axis (an expert out of a stack). matrix: a quantised tensor may come as codes.
+    expert: of a routed expert's matrix, which one it is. read: False: it must be there, and is not needed.
     """
 
     name: str
@@ -50,6 +59,8 @@ class Source:
     rows: Callable[[torch.Tensor], torch.Tensor] | None = None
     select: int | None = None
     matrix: bool = False
+    expert: ExpertMatrix | None = None
+    read: bool = True
 
 
 def load_weights(
@@ -66,7 +77,8 @@ def load_weights(
     infos = checkpoint.tensors
     _check(str(checkpoint.path), infos, sources, ignored)
     for source in sources:
-        source.take(_read(checkpoint, source))
+        if source.read:
+            source.take(_read(checkpoint, source))
 
 
 def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor | CodedWeight:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from freehold.core.blocks import LaneSpec
 from freehold.core.errors import ConfigError
+from freehold.loading.block_config import find_blocks, is_block_config
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open_checkpoint
 from freehold.loading.json_object import read_json_object
 from freehold.loading.pull import resolve
@@ -161,6 +162,9 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
             config = MiniMaxM3Config.from_gguf(checkpoint.config, where)
     else:
         config, refusals = _read_config(checkpoint.config, f"{where}/config.json")
+    quantization: Any = checkpoint.config.get("quantization_config")
+    if checkpoint.format == "safetensors" and is_block_config(quantization):
+        names = {**names, **find_blocks(quantization, names, f"{where}/config.json: quantization_config")}
     tensors = tuple(
         StoredTensor(name, _kind(name, info, checkpoint.extent(name).nbytes, names)) for name, info in names.items()
     )
@@ -183,7 +187,7 @@ def _read_config(values: Mapping[str, Any], where: str) -> tuple[LlamaConfig | M
     if family_of(values, "safetensors", where) == "llama":
         return LlamaConfig.from_hf(values, where), ()
     config = MiniMaxM3Config.from_hf(values, where)
-    if values.get("quantization_config") is None:
+    if values.get("quantization_config") is None or is_block_config(values["quantization_config"]):
         return config, ()
     try:
         read_quantization(values["quantization_config"], f"{where}: quantization_config")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from freehold.core.errors import ConfigError
 from freehold.core.visuals import Frames
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.compute import Compute
+from freehold.model.minimax_m3_mmproj import Mmproj
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.names import PARTS, sources
 from freehold.model.vision.patches import patch_rows
@@ -52,4 +55,22 @@ class VisionEncoder(nn.Module):
         check_processor(checkpoint.path, config)
         encoder = VisionEncoder(config, compute)
         load_weights(checkpoint, sources(encoder), ignored=lambda name: not name.startswith(PARTS))
+        return encoder
+
+    @staticmethod
+    def from_mmproj(mmproj: Mmproj, compute: Compute, tokens: Mapping[str, int], width: int) -> VisionEncoder:
+        """The encoder of a file of its own. tokens: `image_token_index` and `video_token_index`; width: of the text
+        model.
+
+        Raises ConfigError if the file belongs to a text model of another width or is not supported, TensorMismatchError
+        as `from_checkpoint`.
+        """
+        config = VisionConfig.from_hf({**mmproj.config, **tokens}, str(mmproj.path))
+        if config.out_size != width:
+            raise ConfigError(
+                f"{mmproj.path}: makes rows of {config.out_size} numbers, and the text model takes {width}; it belongs"
+                " to another model"
+            )
+        encoder = VisionEncoder(config, compute)
+        load_weights(mmproj, sources(encoder))
         return encoder

@@ -1,0 +1,166 @@
+"""A file of experts, each a few long stretches, so that one can be read into memory as it is computed with.
+
+A region holds one matrix of all experts of a layer, each at a multiple of 4096 bytes for direct reads. The regions are
+listed in a JSON file beside it, which is written last: without it the file is not whole and is made anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from freehold.core.axes import ceil_div
+from freehold.core.errors import CorruptFileError, LoadError
+
+ALIGNMENT = 4096
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One matrix of all experts of a layer. form: what its reader needs to know of it, as JSON has it.
+
+    nbytes: of one expert, a multiple of 4096.
+    """
+
+    layer: int
+    part: str
+    form: dict[str, Any]
+    offset: int
+    nbytes: int
+
+
+class ExpertWriter:
+    """Writes a new file. Each matrix is handed over once, in any order."""
+
+    def __init__(self, path: Path, num_experts: int, identity: str) -> None:
+        """identity: of what the experts were made from. Raises LoadError if the disk refuses."""
+        self._path, self._num_experts, self._identity = path, num_experts, identity
+        self._regions: dict[tuple[int, str], Region] = {}
+        self._end = 0
+        with _refused(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            listing(path).unlink(missing_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def write(self, layer: int, part: str, expert: int, form: dict[str, Any], data: Sequence[memoryview]) -> None:
+        """The bytes of a matrix. Raises LoadError if another expert's has another form, or if the disk refuses."""
+        nbytes = sum(piece.nbytes for piece in data)
+        region = self._regions.get((layer, part))
+        if region is None:
+            size = ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
+            region = self._regions[layer, part] = Region(layer, part, form, self._end, size)
+            self._end += size * self._num_experts
+        if region.form != form or nbytes > region.nbytes:
+            raise LoadError(
+                f"{self._path}: {part} of expert {expert} in layer {layer} is {form}, and that of others {region.form};"
+                " experts that are stored in different ways cannot be read from the disk"
+            )
+        with _refused(self._path):
+            at = region.offset + expert * region.nbytes
+            for piece in data:
+                at += _write_all(self._file, piece, at)
+
+    def close(self) -> None:
+        """Everything is there."""
+        with _refused(self._path):
+            os.ftruncate(self._file, self._end)
+            os.fsync(self._file)
+            os.close(self._file)
+            text = json.dumps(
+                {
+                    "version": _VERSION,
+                    "identity": self._identity,
+                    "num_experts": self._num_experts,
+                    "nbytes": self._end,
+                    "regions": [asdict(region) for region in self._regions.values()],
+                }
+            )
+            partial = listing(self._path).with_suffix(".partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(listing(self._path))
+
+
+class ExpertFile:
+    """A finished file. regions: by layer and part. Reading from several threads is safe."""
+
+    def __init__(self, path: Path, regions: Mapping[tuple[int, str], Region], num_experts: int) -> None:
+        self.path, self.regions, self.num_experts = path, regions, num_experts
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        try:
+            # What is read is kept here, under a budget: a second copy in the system's cache would only take memory.
+            self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0))
+        except OSError:
+            self._file = os.open(path, flags)
+
+    @staticmethod
+    def find(path: Path, identity: str) -> ExpertFile | None:
+        """The file at `path` if it is whole and made from `identity`; None otherwise.
+
+        Raises CorruptFileError if the listing is there and says what cannot be.
+        """
+        try:
+            values = json.loads(listing(path).read_bytes())
+            if values["version"] != _VERSION or values["identity"] != identity:
+                return None
+            regions = [Region(**region) for region in values["regions"]]
+            num_experts, nbytes = int(values["num_experts"]), int(values["nbytes"])
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"{listing(path)}: {error!r}; remove it, and the experts are written anew"
+            ) from error
+        if size != nbytes:
+            raise CorruptFileError(
+                f"{path}: has {size} bytes, and was written with {nbytes}; remove it, and the experts are written anew"
+            )
+        return ExpertFile(path, {(r.layer, r.part): r for r in regions}, num_experts)
+
+    def read(self, layer: int, part: str, expert: int, into: memoryview) -> None:
+        """Fills `into`, which begins at a multiple of 4096 and has the region's nbytes. Raises LoadError."""
+        region = self.regions[layer, part]
+        at, done = region.offset + expert * region.nbytes, 0
+        with _refused(self.path):
+            while done < region.nbytes:
+                got = os.preadv(self._file, [into[done : region.nbytes]], at + done)
+                if got == 0:
+                    raise LoadError(f"{self.path}: ends at byte {at + done}; it was cut short while it was in use")
+                done += got
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        os.close(self._file)
+
+
+def listing(path: Path) -> Path:
+    """The file that lists the regions of `path`."""
+    return path.with_suffix(".json")
+
+
+def _write_all(file: int, data: memoryview, at: int) -> int:
+    done = 0
+    flat = data.cast("B")
+    while done < flat.nbytes:
+        done += os.pwrite(file, flat[done:], at + done)
+    return done
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about a file into a LoadError."""
+    try:
+        yield
+    except OSError as error:
+        raise LoadError(
+            f"{path}: {error.strerror or error}; free some space, or set FREEHOLD_HOME to another disk"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"{path}: {error.strerror or error}"
+        ) from error

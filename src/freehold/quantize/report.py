@@ -1,0 +1,84 @@
+"""What a quantisation costs: errors of the weights, and what a text says of the whole model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from freehold.core.errors import ArgumentError
+from freehold.engine.llm import LLM
+from freehold.model.base import BlockObserver
+from freehold.quantize.journal import Done
+from freehold.quantize.values import Error
+
+_LAYER = re.compile(r"(?:layers|blk)\.(\d+)\.")
+_REST = "outside the layers"
+
+
+def layer_errors(done: Sequence[Done]) -> dict[str, Error]:
+    """The error of each layer's codes, "layer N" or the rest, in order; layers without codes are left out."""
+    found: dict[tuple[int, str], Error] = {}
+    for one in done:
+        if one.energy == 0.0:
+            continue
+        match = _LAYER.search(one.name)
+        key = (int(match[1]), f"layer {match[1]}") if match else (-1, _REST)
+        error = found.setdefault(key, Error())
+        error.squared += one.squared
+        error.energy += one.energy
+    return {name: found[number, name] for number, name in sorted(found)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model makes of a text.
+
+    log_likelihoods: (tokens - 1,) of each token after the first. blocks: of each sparse layer the chosen blocks,
+    (tokens, num_index_heads, topk).
+    """
+
+    log_likelihoods: torch.Tensor
+    blocks: dict[int, torch.Tensor]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood."""
+        return math.exp(-float(self.log_likelihoods.double().mean()))
+
+
+def read_text(model: Path, text: str, most_tokens: int) -> Reading:
+    """Reads the text's first tokens with a model, loaded for it. Raises ArgumentError if there are not two tokens."""
+    with LLM(model) as llm:
+        ids = llm.tokenizer.encode(text)[:most_tokens]
+        if len(ids) < 2:
+            raise ArgumentError(f"the text has {len(ids)} tokens; it needs two or more to be predicted")
+        blocks: dict[int, list[torch.Tensor]] = {}
+
+        def watch(_start: int) -> BlockObserver:
+            def note(layer: int, chosen: torch.Tensor) -> None:
+                blocks.setdefault(layer, []).append(chosen.clone())
+
+            return note
+
+        logits = llm.engine.score(ids, observer=watch)
+    likely = torch.log_softmax(logits[:-1].double(), dim=-1)
+    wanted = torch.tensor(ids[1:])
+    chosen = {layer: torch.cat(parts) for layer, parts in blocks.items()}
+    return Reading(likely.gather(1, wanted[:, None])[:, 0].float(), chosen)
+
+
+def agreement(some: Reading, others: Reading) -> float | None:
+    """Of the blocks that `some` chose, the part that `others` chose for the same token and head too; None without
+    sparse layers."""
+    same = total = 0
+    for layer, chosen in some.blocks.items():
+        other = others.blocks[layer]
+        there = chosen >= 0
+        found = (chosen[..., :, None] == other[..., None, :]).any(-1) & there
+        same, total = same + int(found.sum()), total + int(there.sum())
+    return same / total if total else None

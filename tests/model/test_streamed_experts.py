@@ -1,0 +1,174 @@
+"""Experts that stay on the disk: the same bits as in memory, within a budget, from a file that is written once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import freehold
+from freehold import kernels
+from freehold.core.errors import ConfigError, CorruptFileError, LoadError
+from freehold.kernels import Experts, Gate, pack_weight
+from freehold.loading import expert_file
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.loading.expert_file import ExpertFile
+from freehold.model.minimax_m3 import MiniMaxM3
+from freehold.quantize.job import quantize
+from support.portable_random import portable_tokens
+from support.tiny_llama import LLAMAS, write_tiny_llama
+from support.tiny_m3 import TinyM3Spec, write_tiny_m3, write_tiny_m3_gguf
+
+SPEC = TinyM3Spec("streamed", (0, 1, 1), (0, 1, 1), num_experts=6, topk=2, block_tokens=32, expert_size=64)
+TOKENS = [int(token) for token in portable_tokens(150, seed=1, name="streamed")]
+GATE = Gate(clamped=True, alpha=1.702, limit=7.0)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FREEHOLD_HOME, where the files of experts are."""
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module", params=["floats", "gguf", "int4"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streamed")
+    if request.param == "gguf":
+        write_tiny_m3_gguf(SPEC, folder / "model.gguf")
+        return folder / "model.gguf"
+    write_tiny_m3(SPEC, folder / "floats")
+    if request.param == "floats":
+        return folder / "floats"
+    with open_checkpoint(folder / "floats") as checkpoint:
+        return quantize(checkpoint, folder / "int4", 4).path
+
+
+def cache_of(llm: freehold.LLM) -> Any:
+    assert isinstance(llm.engine.model, MiniMaxM3)
+    return llm.engine.model.expert_cache
+
+
+def expert_nbytes(home: Path) -> int:
+    """The places' size, of the file that was written."""
+    (path,) = (home / "experts").glob("*.experts")
+    identity = __import__("json").loads(expert_file.listing(path).read_text())["identity"]
+    found = ExpertFile.find(path, identity)
+    assert found is not None
+    return sum(max(r.nbytes for r in found.regions.values() if r.part == part) for part in ("gate", "up", "down"))
+
+
+def test_the_same_bits_at_every_budget(model: Path, home: Path) -> None:
+    with freehold.LLM(model) as llm:
+        expected = llm.logits(TOKENS)
+        answer = llm.generate("abc", max_tokens=12, temperature=0.0, ignore_eos=True).token_ids
+        assert cache_of(llm) is None
+    with freehold.LLM(model, expert_budget=2**30) as llm:
+        assert torch.equal(llm.logits(TOKENS), expected)
+    size = expert_nbytes(home)
+    for places in (2, 3, 5, 7, 12):
+        with freehold.LLM(model, expert_budget=size * places + 1, prefill_chunk=64) as llm:
+            assert torch.equal(llm.logits(TOKENS), expected)
+            assert llm.generate("abc", max_tokens=12, temperature=0.0, ignore_eos=True).token_ids == answer
+            cache = cache_of(llm)
+            assert cache.num_places == places
+            stats = cache.stats
+            assert stats.nbytes == stats.misses * size
+            if places == 12:  # room for all: each was read once
+                assert stats.misses <= 12
+                assert stats.hits > 50
+
+
+def test_experts_are_written_once(model: Path, home: Path) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    (path,) = (home / "experts").glob("*.experts")
+    before = path.stat().st_mtime_ns
+    with freehold.LLM(model, expert_budget=2**30) as llm:
+        assert path.stat().st_mtime_ns == before
+        first = llm.logits(TOKENS)
+    expert_file.listing(path).unlink()  # as if it had been interrupted
+    with freehold.LLM(model, expert_budget=2**30) as llm:
+        assert path.stat().st_mtime_ns > before
+        assert torch.equal(llm.logits(TOKENS), first)
+
+
+def test_a_file_that_was_cut_short(model: Path, home: Path) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    (path,) = (home / "experts").glob("*.experts")
+    os.truncate(path, path.stat().st_size - 4096)
+    with pytest.raises(CorruptFileError, match=r"has \d+ bytes, and was written with \d+; remove it"):
+        freehold.LLM(model, expert_budget=2**30)
+
+
+def test_a_read_that_fails_ends_the_answer_and_nothing_else(
+    model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with freehold.LLM(model) as llm:
+        expected = llm.logits(TOKENS)
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    read, count = ExpertFile.read, 0
+
+    def failing(self: ExpertFile, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count >= 4:
+            raise LoadError("the disk is gone")
+        read(self, *arguments)
+
+    with freehold.LLM(model, expert_budget=expert_nbytes(home) * 3) as llm:
+        with monkeypatch.context() as patch:
+            patch.setattr(ExpertFile, "read", failing)
+            with pytest.raises(LoadError, match="the disk is gone"):
+                llm.logits(TOKENS)
+        assert torch.equal(llm.logits(TOKENS), expected)
+        cache = cache_of(llm)
+        assert len(cache._free) + len(cache._places) == 3
+
+
+def test_refusals(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expert_budget is 4096 bytes; two experts of this model take"):
+        freehold.LLM(model, expert_budget=4096)
+    with pytest.raises(ConfigError, match="goes with the native kernels"):
+        freehold.LLM(model, expert_budget=2**30, impl="reference")
+    write_tiny_llama(next(iter(LLAMAS.values())), tmp_path / "llama")
+    with pytest.raises(ConfigError, match="has no experts"):
+        freehold.LLM(tmp_path / "llama", expert_budget=2**30)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), rows=st.integers(1, 9), count=st.integers(2, 7), shared=st.booleans())
+def test_waves_have_the_bits_of_one_call(data: st.DataObject, rows: int, count: int, shared: bool) -> None:
+    generator = torch.Generator().manual_seed(rows * 100 + count)
+    topk = data.draw(st.integers(1, count))
+
+    def network() -> Any:
+        shapes = ((48, 32), (48, 32), (32, 48))
+        return tuple(pack_weight(torch.randn(shape, generator=generator)) for shape in shapes)
+
+    networks = [network() for _ in range(count)]
+    routed, one = Experts(networks), Experts([network()] if shared else [])
+    x = torch.randn(rows, 32, generator=generator)
+    ids = torch.stack([torch.randperm(count, generator=generator)[:topk].sort().values for _ in range(rows)]).int()
+    weights = torch.rand(rows, topk, generator=generator)
+    order = data.draw(st.permutations(sorted(set(ids.flatten().tolist()))))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(order)))))
+    waves = [order[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+    places = Experts.vacant(count, 32)
+
+    def coming() -> Any:
+        for wave in waves:
+            for expert in wave:
+                places.set(expert, networks[expert])
+            yield wave
+
+    expected = kernels.experts(x, ids, weights, routed, one, gate=GATE, scale=2.0)
+    got = kernels.experts_in_waves(x, ids, weights, coming(), places, one, gate=GATE, scale=2.0)
+    assert torch.equal(got, expected)

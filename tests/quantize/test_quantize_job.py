@@ -1,0 +1,239 @@
+"""Packed checkpoints: what stands in them, what a model makes of them, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import freehold
+from freehold.core.errors import ArgumentError, LoadError
+from freehold.loading.checkpoint import JOURNAL_NAME, open_checkpoint
+from freehold.quantize import target as targets
+from freehold.quantize.job import Written, quantize
+from freehold.quantize.recipe import Bits
+from support.portable_random import portable_tokens
+from support.quantised_m3 import copy_gguf, write_quantised_m3
+from support.tiny_llama import LLAMAS, write_tiny_llama
+from support.tiny_m3 import TinyM3Spec, write_tiny_m3, write_tiny_m3_gguf
+
+SPEC = TinyM3Spec("packed", (0, 1), (0, 1), num_experts=4, topk=2, block_tokens=32, expert_size=64)
+TOKENS = [int(token) for token in portable_tokens(100, seed=1, name="packed")]
+
+
+class StopHereError(Exception):
+    """What interrupts a quantisation."""
+
+
+def logits(path: Path, impl: str = "native") -> torch.Tensor:
+    with freehold.LLM(path, impl=impl) as llm:
+        return llm.logits(TOKENS)
+
+
+def pack(source: Path, out: Path, bits: Bits = 4, *, stop_after: int | None = None) -> Written:
+    """stop_after: pieces, after which it is interrupted."""
+    count = 0
+
+    def progress(_what: str, _done: int, _total: int | None) -> None:
+        nonlocal count
+        count += 1
+        if count == stop_after:
+            raise StopHereError
+
+    with open_checkpoint(source) as checkpoint:
+        return quantize(checkpoint, out, bits, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "source"
+    write_tiny_m3(SPEC, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "source.gguf"
+    write_tiny_m3_gguf(SPEC, path)
+    return path
+
+
+def floats_of(packed: Path, out: Path) -> Path:
+    """The checkpoint with what its blocks stand for as floats, by the gguf package."""
+    config = json.loads((packed / "config.json").read_text())
+    quantization = config.pop("quantization_config")
+    kinds = {name: kind for kind, names in quantization["tensors"].items() for name in names}
+    tensors = {}
+    for file in sorted(packed.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            if tensor.dtype == torch.uint8:
+                kind = gguf.GGMLQuantizationType[kinds.get(name, quantization["default"])]
+                tensor = torch.from_numpy(gguf.dequantize(tensor.numpy(), kind))
+            tensors[name] = tensor
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (out / name).write_bytes((packed / name).read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_directory_means_its_blocks(directory: Path, tmp_path: Path, bits: Bits) -> None:
+    packed = tmp_path / "out"
+    pack(directory, packed, bits)
+    plain = floats_of(packed, tmp_path / "plain")
+    for impl in ("native", "reference"):
+        assert torch.equal(logits(packed, impl), logits(plain, impl))
+    off = logits(packed) - logits(directory)
+    assert 0 < off.abs().mean() < (0.1 if bits == 8 else 1.0)
+
+
+def test_what_is_no_matrix_is_copied(directory: Path, tmp_path: Path) -> None:
+    pack(directory, tmp_path / "out")
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    copied = [name for name in before if after[name].dtype != torch.uint8]
+    assert any("vision_tower" in name for name in copied)
+    assert any(".gate.weight" in name for name in copied)  # a router
+    for name in copied:
+        assert torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8)), name
+    quantization = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert quantization["default"] == "Q4_1"
+    delicate = quantization["tensors"]["Q8_0"]
+    language = {name for name in before if name.startswith("language_model.")}
+    assert {name for name in language if "self_attn" in name and name.endswith("proj.weight")} <= set(delicate)
+    assert not any("experts" in name or "mlp" in name for name in delicate)
+    assert any("lm_head" in name for name in delicate)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_gguf_file_means_its_blocks(gguf_file: Path, tmp_path: Path, bits: Bits) -> None:
+    packed, plain = tmp_path / "out.gguf", tmp_path / "plain.gguf"
+    pack(gguf_file, packed, bits)
+    copy_gguf(packed, plain)
+    assert torch.equal(logits(packed), logits(plain))
+    before, after = gguf.GGUFReader(gguf_file), gguf.GGUFReader(packed)
+    ours = {"GGUF.kv_count", "GGUF.tensor_count", "GGUF.version", "general.file_type"}
+    for name in before.fields.keys() - ours:
+        assert before.fields[name].contents() == after.fields[name].contents(), name
+    for one, other in zip(before.tensors, after.tensors, strict=True):
+        assert (one.name, list(one.shape)) == (other.name, list(other.shape))
+
+
+def test_a_llama_and_a_release_with_scales(tmp_path: Path) -> None:
+    """A matrix of 48 columns has no whole blocks and stays; MXFP8 is expanded before it is encoded."""
+    write_tiny_llama(next(iter(LLAMAS.values())), tmp_path / "llama")
+    pack(tmp_path / "llama", tmp_path / "llama8", 8)
+    assert (logits(tmp_path / "llama8") - logits(tmp_path / "llama")).abs().mean() < 0.1
+    release = write_quantised_m3(replace(SPEC, expert_size=48), tmp_path / "release", "MXFP8")
+    pack(release / "packed", tmp_path / "from_scales", 8)
+    pack(release / "plain", tmp_path / "from_floats", 8)
+    assert torch.equal(logits(tmp_path / "from_scales"), logits(tmp_path / "from_floats"))
+    config = json.loads((tmp_path / "from_scales" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "freehold"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name.replace(path.stem, "out"): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_an_interrupted_one_goes_on(
+    form: str, directory: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "SHARD_BYTES", 250_000)
+    monkeypatch.setattr("freehold.quantize.job.SYNC_BYTES", 50_000)
+    source, end = (directory, "") if form == "directory" else (gguf_file, ".gguf")
+    whole = pack(source, tmp_path / f"whole{end}")
+    out = tmp_path / f"out{end}"
+    for number, stop in enumerate((1, 12, 9, 4)):
+        with pytest.raises(StopHereError):
+            pack(source, out, stop_after=stop)
+        with pytest.raises(LoadError, match="interrupted; give the same `freehold quantize` again"):
+            open_checkpoint(out)
+        if number == 1:  # a torn last line, as a power cut leaves it
+            journal = out / JOURNAL_NAME if form == "directory" else Path(f"{out}.journal")
+            with journal.open("ab") as file:
+                file.write(b'{"name": "torn')
+    done = pack(source, out)
+    assert 0 < done.resumed < len(done.done)
+    assert done.done == whole.done
+    assert content(out) == content(tmp_path / f"whole{end}")
+    if form == "directory":
+        assert len(list(out.glob("*.safetensors"))) > 2
+
+
+def test_a_killed_one_goes_on(directory: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a tensor."""
+    program = (
+        "import sys, time\nfrom pathlib import Path\nimport freehold.quantize.job as job\n"
+        "from freehold.loading.checkpoint import open_checkpoint\njob.SYNC_BYTES = 10000\ncount = 0\n"
+        "def progress(*_):\n    global count\n    count += 1\n"
+        "    if count == 40:\n        print('now', flush=True)\n        time.sleep(60)\n"
+        "job.quantize(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), 4, progress=progress)\n"
+    )
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", program, directory, out], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "now\n"
+        os.kill(child.pid, signal.SIGKILL)
+    done = pack(directory, out)
+    assert done.resumed > 10
+    pack(directory, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_another_task_in_the_same_place(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopHereError):
+        pack(directory, tmp_path / "out", 4, stop_after=3)
+    with pytest.raises(ArgumentError, match=r"another quantisation was begun here, with another bits"):
+        pack(directory, tmp_path / "out", 8)
+
+
+def test_places_that_are_taken(directory: Path, gguf_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("")
+    for source, out, message in (
+        (directory, tmp_path / "taken", "is there already"),
+        (directory, directory, "is the model itself"),
+        (gguf_file, gguf_file, "is the model itself"),
+        (gguf_file, tmp_path / "name", "end its name in .gguf"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            pack(source, out)
+    assert (tmp_path / "taken" / "mine").exists()
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    write_tiny_m3(SPEC, tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("layers.1.self_attn.o_proj.weight"))
+    tensors[name][3, 4] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(LoadError, match=rf"tensor '{name}' has values that are not finite"):
+        pack(tmp_path / "source", tmp_path / "out")
+
+
+def test_a_full_disk_says_how_to_go_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("freehold.quantize.job.os.fsync", fsync)
+        with pytest.raises(LoadError, match=r"No space left on device; .*the same command goes on from it"):
+            pack(directory, tmp_path / "out")
+    pack(directory, tmp_path / "out")
+    assert np.isfinite(logits(tmp_path / "out").numpy()).all()

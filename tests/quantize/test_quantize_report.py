@@ -1,0 +1,96 @@
+"""What a quantisation says of itself: errors by layer, perplexity and chosen blocks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import freehold
+from freehold.cli.main import main
+from freehold.core.errors import ArgumentError
+from freehold.quantize.journal import Done
+from freehold.quantize.report import Reading, agreement, layer_errors, read_text
+from support.tiny_m3 import TinyM3Spec, write_tiny_m3
+
+SPEC = TinyM3Spec("report", (0, 1), (0, 1), num_experts=4, topk=2, block_tokens=32, expert_size=64)
+TEXT = "The block is the atom. " * 40
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "source"
+    write_tiny_m3(SPEC, path)
+    return path
+
+
+def test_errors_are_summed_by_layer() -> None:
+    done = [
+        Done("model.embed_tokens.weight", "Q8_0", 1.0, 100.0),
+        Done("model.layers.10.mlp.up_proj.weight", "Q4_1", 9.0, 100.0),
+        Done("model.layers.2.mlp.up_proj.weight", "Q4_1", 3.0, 50.0),
+        Done("model.layers.2.mlp.down_proj.weight", "Q4_1", 1.0, 50.0),
+        Done("model.layers.3.input_layernorm.weight", "F32", 0.0, 0.0),
+        Done("blk.4.attn_q.weight", "Q4_1", 0.0, 0.0),
+    ]
+    assert {name: error.relative for name, error in layer_errors(done).items()} == pytest.approx(
+        {"outside the layers": 0.1, "layer 2": 0.2, "layer 10": 0.3}
+    )
+    assert list(layer_errors(done)) == ["outside the layers", "layer 2", "layer 10"]
+
+
+def test_perplexity_is_that_of_the_logits(directory: Path) -> None:
+    reading = read_text(directory, TEXT, 300)
+    with freehold.LLM(directory) as llm:
+        ids = llm.tokenizer.encode(TEXT)[:300]
+        logits = llm.logits(ids)
+    loss = torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:]))
+    assert reading.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-6)
+    assert reading.blocks[1].shape[0] == len(ids) == 300
+
+
+def test_a_text_without_a_next_token(directory: Path) -> None:
+    with pytest.raises(ArgumentError, match="the text has 1 tokens"):
+        read_text(directory, "a", 10)
+
+
+def test_agreement_counts_blocks_that_both_chose() -> None:
+    likely = torch.zeros(1)
+    some = Reading(likely, {1: torch.tensor([[[0, 1, 2]], [[0, 3, -1]]])})
+    others = Reading(likely, {1: torch.tensor([[[0, 2, 5]], [[1, 3, -1]]])})
+    assert agreement(some, others) == 3 / 5
+    assert agreement(some, some) == 1.0
+    assert agreement(Reading(likely, {}), Reading(likely, {})) is None
+
+
+def test_the_command(directory: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    arguments = ["quantize", str(directory), str(tmp_path / "out"), "--bits", "8", "--text", str(text)]
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["bytes"] < result["bytes_before"] / 2
+    assert set(result["relative_errors"]) == {"outside the layers", "layer 0", "layer 1"}
+    assert all(0 < error < 0.01 for error in result["relative_errors"].values())
+    assert abs(result["perplexity_change"]) < 0.02
+    assert result["perplexity"] == read_text(tmp_path / "out", TEXT, 4096).perplexity
+    assert 0.9 < result["block_agreement"] <= 1.0
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 1
+    assert "is there already" in again.output
+
+
+def test_the_command_for_people(directory: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    done = CliRunner().invoke(
+        main, ["quantize", str(directory), str(tmp_path / "out"), "--bits", "4", "--text", str(text)]
+    )
+    assert done.exit_code == 0, done.output
+    for part in ("before", "layer 1: 0.", "perplexity over", "blocks chosen as before: "):
+        assert part in done.output
