@@ -53,6 +53,8 @@ Status unpack_rows(const Weight& w, const std::int64_t* rows, int n, float* to) 
       if (w.kind == WeightKind::f32) return static_cast<const float*>(w.data)[(panel * w.in + k) * kPanel + lane];
       if (w.kind == WeightKind::bf16)
         return bf16_to_f32(static_cast<const std::uint16_t*>(w.data)[(panel * w.in + k) * kPanel + lane]);
+      if (w.kind == WeightKind::f16)
+        return f16_to_f32(static_cast<const std::uint16_t*>(w.data)[(panel * w.in + k) * kPanel + lane]);
       const std::size_t at = (panel * (w.in / w.group) + k / w.group) * kPanel + lane;
       const float number = w.kind == WeightKind::int4 ? w.table[word(k) >> (4 * (k % 8)) & 15]
                                                       : static_cast<float>(static_cast<std::int8_t>(word(k) >> (8 * (k % 4))));

@@ -97,7 +97,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
 ) -> None:
     real = llm.events
 
-    def events(prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+    def events(prompt_ids: Sequence[int], params: SamplingParams, **_: object) -> Generator[Event, None, None]:
         for event in real(prompt_ids, params):
             if isinstance(event, TokenEvent) and event.text == "S" and len(llm.prompts) == 1:
                 os.kill(os.getpid(), signal.SIGINT)

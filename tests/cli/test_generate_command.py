@@ -117,7 +117,7 @@ def test_a_request_that_is_too_long_ends_with_status_1(llm: FakeLLM) -> None:
 
 
 def test_an_answer_that_fails_ends_with_status_1(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+    def broken(prompt_ids: Sequence[int], params: SamplingParams, **_: object) -> Generator[Event, None, None]:
         yield TokenEvent("r", 1, "so far")
         yield FinishEvent("r", "error", Usage(1), error="the disk is gone")
 
@@ -132,7 +132,7 @@ def stopping(llm: FakeLLM, at: type[Event], monkeypatch: pytest.MonkeyPatch) -> 
     """Press Ctrl-C when the first event of a kind comes."""
     real = llm.events
 
-    def events(prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+    def events(prompt_ids: Sequence[int], params: SamplingParams, **_: object) -> Generator[Event, None, None]:
         inner = real(prompt_ids, params)
         pressed = False
         try:

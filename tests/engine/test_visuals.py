@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from freehold.core.events import TokenEvent
 from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Frames, Placed, content_keys
 from freehold.engine.chat import prepare_chat
+from freehold.engine.request import Request
+from freehold.engine.sight import Sight
 from freehold.model import chat_visuals
 from support.engine_runs import logits_of_steps
 from support.tiny_m3 import SHAPES, write_tiny_m3
@@ -105,6 +107,40 @@ def test_company_and_cache_hits_change_no_bit(llm: freehold.LLM, monkeypatch: py
     mine = [row for _, tokens, row in seen if list(tokens) == keys]
     assert len(mine) == 2
     assert all(torch.equal(row, alone[-1]) for row in mine)
+
+
+def test_answers_go_on_while_an_image_is_looked_at(llm: freehold.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment of looking in each step: the tower of a real model takes seconds for an image."""
+    ids, visuals = llm.prompt(_about(_image(1), _image(2)))
+    expected = _answer(llm, ids, visuals)
+    engine, params = llm.engine, SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
+    engine.sight = Sight(engine.sight._vision)
+    look, moments = engine.sight.look, 0
+
+    def short_look(requests: Iterable[Request], _seconds: float) -> None:
+        nonlocal moments
+        moments += engine.sight._begun is not None
+        look(requests, 0.0)
+
+    monkeypatch.setattr(engine.sight, "look", short_look)
+    monkeypatch.setattr(engine.scheduler, "_ready", engine.sight.ready_tokens)
+    engine.cache.clear()
+    text = engine.submit(llm.prompt([{"role": "user", "content": "Text alone."}])[0], params)
+    while not any(isinstance(event, TokenEvent) for event in engine.step()):
+        pass
+    seeing = engine.submit(ids, SamplingParams(**ANSWER), visuals=visuals)
+    meanwhile, answer = 0, []
+    while len(answer) < len(expected):
+        for event in engine.step():
+            if isinstance(event, TokenEvent) and event.request_id == seeing:
+                answer.append(event.token_id)
+            meanwhile += isinstance(event, TokenEvent) and event.request_id == text and not answer
+    assert answer == expected
+    assert engine.sight.num_encoded == 2
+    assert meanwhile > moments >= 6  # a token of the text with every moment of looking
+    for request_id in (text, seeing):
+        engine.cancel(request_id)
+    engine.step()
 
 
 def test_an_image_counts_whatever_it_shows(shared: freehold.LLM) -> None:

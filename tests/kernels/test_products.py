@@ -65,6 +65,18 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_float16_has_the_bits_of_its_values_as_float32(rows):
+    torch.manual_seed(rows)
+    x, w = torch.randn(rows, 200), (torch.randn(130, 200) * torch.logspace(-8, 4, 200)).half()
+    w[0, :6] = torch.tensor([0.0, -0.0, 6e-8, -3e-6, 65504.0, 6.1e-5]).half()
+    packed, wide = kernels.pack_weight(w), kernels.pack_weight(w.float())
+    assert packed.nbytes * 2 == wide.nbytes
+    assert torch.equal(kernels.linear(x, packed), kernels.linear(x, wide))
+    ids = torch.arange(130)
+    assert torch.equal(packed.rows(ids), w.float())
+
+
 def test_packing_keeps_every_value():
     w = torch.randn(70, 9)
     packed = kernels.pack_weight(w)

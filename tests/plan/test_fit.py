@@ -18,7 +18,7 @@ from freehold.engine.memory import LEAST_FRAMES
 from freehold.plan.calibration import Calibration, Identity
 from freehold.plan.fit import RESERVED_NBYTES, Fit, Task
 from freehold.plan.lanes import cache_cost
-from freehold.plan.plan import PlanSettings, make_plan
+from freehold.plan.plan import PlanSettings, make_plan, start_line
 from freehold.plan.subject import Subject, open_subject
 from freehold.plan.tables import reports
 from freehold.plan.verdict import gb, verdict
@@ -144,11 +144,17 @@ def test_paged_rates_are_a_range() -> None:
 
 def test_what_this_version_does_not_do_is_named() -> None:
     plan = make_plan(m3(), PlanSettings(weights="int4"))
-    assert all(any("not converted to int4" in reason for reason in row.why_not) for row in plan.rows)
-    plan = make_plan(m3(), PlanSettings(weights="bf16"))
-    assert [row.way.streamed for row in plan.rows if row.why_not] == [
-        row.way.streamed for row in plan.rows if row.way.streamed
-    ]
+    assert all(any("freehold quantize" in reason for reason in row.why_not) for row in plan.rows)
+    assert all(not row.why_not for row in make_plan(m3(), PlanSettings(weights="bf16")).rows)
+
+
+def test_the_command_of_a_streamed_way_gives_experts_their_budget() -> None:
+    plan = make_plan(m3(), PlanSettings(context=2**17, ram=64 * GB, kv_dtype="bfloat16"))
+    (row,) = (row for row in plan.rows if row.way.streamed and not row.way.paged)
+    words = start_line(plan, row).split()
+    budget = int(words[words.index("--expert-budget") + 1])
+    assert budget + row.way.need <= 64 * GB + 2 * plan.weights.expert
+    assert budget == pytest.approx(row.way.cached_experts * plan.weights.routed, abs=1)
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:

@@ -18,6 +18,7 @@ class FakeLLM:
     description = "fake: no weights at all"
     context_length = 200
     sampling_defaults: Mapping[str, Any] = {}
+    visual_chat = None
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -29,11 +30,13 @@ class FakeLLM:
         """The text's bytes."""
         return list(text.encode())
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], tuple[()]]:
         """The bytes of one line for each message: `role: content`."""
-        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: ")
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "), ()
 
-    def events(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Event, None, None]:
+    def events(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, visuals: Sequence[Any] = ()
+    ) -> Generator[Event, None, None]:
         """Prefill in chunks of 8, then the prompt in capitals, one byte a token."""
         total = len(prompt_ids)
         if total > self.context_length:

@@ -26,10 +26,10 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 constexpr int kPanel = 64;  // outputs in one panel of a packed weight
 
-enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, f16 = 4 };
 
 // A packed (out, in) matrix: panels of 64 outputs, the input index slow; lanes of outputs beyond `out` are zero.
-//   f32, bf16   (panels, in, 64) numbers
+//   f32, bf16, f16  (panels, in, 64) numbers
 //   int8        (panels, in / 4, 64) words of four signed codes, the first in the low byte
 //   int4        (panels, in / 8, 64) words of eight codes, the first in the low bits
 // A code stands for scale * value + offset; the value of an int8 code is the code itself, of an int4 code `table[code]`.

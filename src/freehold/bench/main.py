@@ -93,7 +93,8 @@ def model(
 ) -> None:
     """Prefill, decoding, memory and loading of one model file, beside llama.cpp.
 
-    MODEL is a pulled name, a directory or a .gguf file; without it, the default model, fetched if it is missing.
+    MODEL is a pulled name, a directory, a .gguf file or `m3-bench`, a small MiniMax-M3 with random weights in F16;
+    without it, the default model, fetched if it is missing.
     """
     from freehold.bench.report import show
     from freehold.bench.suite_model import ModelSettings, run
@@ -299,6 +300,46 @@ def restart(
 
     settings = RestartSettings(
         context=context or (4096 if quick else 150_000), threads=threads or _cores(), ram_budget=ram_budget
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command(name="slice")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False),
+    help="Where the checkpoint is written and kept; 10 GB. Left out: removed.",
+)
+@click.option("--prompt", type=click.IntRange(min=1), help="Tokens of the prompt; 2048, with --quick 256.")
+@click.option("--new-tokens", type=click.IntRange(min=2), help="Tokens of the answer; 32, with --quick 4.")
+@click.option(
+    "--expert-budget", type=click.IntRange(min=1), help="Bytes of RAM for experts; 2000000000, with --quick 200000."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Left out: all cores this process may use.")
+@quick_option
+@json_option
+@markdown_option
+def slice_(
+    directory: str | None,
+    prompt: int | None,
+    new_tokens: int | None,
+    expert_budget: int | None,
+    threads: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Three layers of MiniMax-M3 in its true sizes, all in RAM and with experts from the disk. Random weights."""
+    from freehold.bench.report import show
+    from freehold.bench.suite_slice import SliceSettings, run
+
+    settings = SliceSettings(
+        directory=directory,
+        prompt=prompt or (256 if quick else 2048),
+        new_tokens=new_tokens or (4 if quick else 32),
+        expert_budget=expert_budget or (200_000 if quick else 2_000_000_000),
+        threads=threads or _cores(),
+        small=quick,
     )
     show(run(settings, _say), as_json=as_json, markdown=markdown)
 

@@ -49,7 +49,7 @@ BENCH_M3 = MiniMaxM3Config(
 """M3's blocks, index and context; widths and layers that a laptop computes in milliseconds."""
 
 
-class _Letters:
+class Letters:
     """A tokenizer's place: every token is the same letter."""
 
     eos_ids: frozenset[int] = frozenset()
@@ -110,4 +110,4 @@ def _shape(config: MiniMaxM3Config, name: str) -> tuple[int, int]:
 def random_engine(config: EngineConfig, model: MiniMaxM3Config = BENCH_M3) -> Engine:
     """An engine over `random_m3(model)`. Its block store knows the weights by how they were made."""
     digest = hashlib.sha256(f"{model} seed 0 torch {torch.__version__}".encode()).hexdigest()
-    return Engine(random_m3(model), cast(Tokenizer, _Letters()), config, weights=digest)
+    return Engine(random_m3(model), cast(Tokenizer, Letters()), config, weights=digest)

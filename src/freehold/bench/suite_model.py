@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from freehold.bench.floors import Floors, measure_floors
 from freehold.bench.harness import Comparison, Samples, alternate, check_rounds, round_figures
 from freehold.bench.machine import Machine, this_machine
+from freehold.bench.random_gguf import NAME, write_random_gguf
 from freehold.bench.report import Report
 from freehold.bench.rival import Obstacle, RivalSettings, Trial, candidates, obstacle, try_candidates
 from freehold.bench.traffic import file_nbytes_read
@@ -78,21 +80,25 @@ class Row:
 def run(settings: ModelSettings, say: Say) -> Report:
     """Runs the suite. say: gets a line for each stage. Raises FreeholdError of the kind that fits."""
     machine = this_machine()
-    path = _path_of(settings.model, say)
-    with open_checkpoint(path) as checkpoint:
-        missing = obstacle(settings.rival, checkpoint)
-        architecture = str(checkpoint.config.get("general.architecture"))
-        their_weights = file_nbytes_read(checkpoint) if missing is None else 0
-    if missing is not None and settings.rival != "none":
-        say(missing.reason)
-    say("measuring what the machine allows")
-    floors = measure_floors(settings.threads, quick=settings.quick)
-    bench = _Bench(settings, path, missing, say, floors, their_weights)
     with ExitStack() as stack:
+        path = _path_of(settings.model, say, stack)
+        with open_checkpoint(path) as checkpoint:
+            missing = obstacle(settings.rival, checkpoint)
+            architecture = str(checkpoint.config.get("general.architecture"))
+            their_weights = file_nbytes_read(checkpoint) if missing is None else 0
+        if missing is not None and settings.rival != "none":
+            say(missing.reason)
+        say("measuring what the machine allows")
+        floors = measure_floors(settings.threads, quick=settings.quick)
+        bench = _Bench(settings, path, missing, say, floors, their_weights)
         return bench.measure(stack, machine, architecture)
 
 
-def _path_of(model: str | None, say: Say) -> Path:
+def _path_of(model: str | None, say: Say, stack: ExitStack) -> Path:
+    if model == NAME:
+        path = Path(stack.enter_context(TemporaryDirectory(prefix="freehold-bench-"))) / f"{NAME}.gguf"
+        write_random_gguf(path)
+        return path
     if model is not None and model != DEFAULT_MODEL:
         return resolve(model)
 

@@ -40,6 +40,8 @@ from freehold.model.grammar import Grammars
 from freehold.model.tokenizer import Tokenizer
 
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1.0, 600.0
+_LEAST_LOOK_SECONDS = 0.01
+"""Of a step, for images: as long as the answers' own part of it, if that is longer."""
 _NOT_FINITE = "the model's logits are not finite; the weights may be damaged"
 
 
@@ -71,7 +73,7 @@ class Engine:
         self.cache = BlockCache(make_pool(model, config, self.context_length, weights))
         self.runner = Runner(model, self.cache)
         self.sight = Sight(vision)
-        self.scheduler = Scheduler(config, self.cache)
+        self.scheduler = Scheduler(config, self.cache, self.sight.ready_tokens)
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._requests: dict[str, Request] = {}
 
@@ -206,12 +208,12 @@ class Engine:
         began = self._clock()
         events: list[Event] = self._end_early(began)
         self.cache.poll()
+        self.sight.look(self.scheduler.running, max(self.scheduler.pace.decode_seconds, _LEAST_LOOK_SECONDS))
         plan = self.scheduler.plan()
         if not plan:
             return events
         overlay = self.sight.overlay(plan)
-        if overlay is not None:
-            began = self._clock()  # what it takes to look says nothing about the pace of tokens
+        began = self._clock()  # what it takes to look says nothing about the pace of tokens
         try:
             logits = self._forward(plan, overlay)
         except LostBlocksError as lost:

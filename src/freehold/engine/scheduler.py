@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from freehold.cache import BlockCache
@@ -56,9 +56,13 @@ class Scheduler:
     prefix tree as long as they can.
     """
 
-    def __init__(self, config: EngineConfig, cache: BlockCache) -> None:
+    def __init__(
+        self, config: EngineConfig, cache: BlockCache, ready: Callable[[Request], int] = lambda r: r.num_uncomputed
+    ) -> None:
+        """ready: how many of a running request's next tokens can be computed now."""
         self.config = config
         self.cache = cache
+        self._ready = ready
         self.pace = Pace(config.prefill_chunk)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -97,7 +101,7 @@ class Scheduler:
                 request.found(self.cache.adopt(request.sequence))
         plan: list[Work] = []
         for request in sorted(self.running, key=_importance):
-            if request.sequence is not None and request.num_uncomputed == 1:
+            if request.sequence is not None and request.num_uncomputed == 1 and self._ready(request):
                 self._put(plan, request, 1)
         for request, length in self._share(decoding=bool(plan)).items():
             self._put(plan, request, length)
@@ -208,7 +212,7 @@ class Scheduler:
         lengths: dict[Request, int] = {}
         for request, most in [(fair.leader, ceil_div(left, 2)), *((p.leader, left) for p in shortest_first)]:
             got = lengths.get(request, 0)
-            length = min(most, left, request.num_uncomputed - got)
+            length = min(most, left, self._ready(request) - got)
             if length > 0:
                 lengths[request] = got + length
                 left -= length
@@ -217,7 +221,7 @@ class Scheduler:
     def _prompts(self) -> list[_Prompt]:
         groups: dict[Hashable, list[Request]] = {}
         for request in self.running:
-            if request.num_uncomputed > 1:
+            if request.num_uncomputed > 1 and self._ready(request):
                 assert request.sequence is not None
                 block = self.cache.next_block(request.sequence) if request.shares else None
                 groups.setdefault(block or request, []).append(request)

@@ -1,16 +1,18 @@
-"""What a model sees: the features of frames, made when a step first needs them, and laid over the step's rows."""
+"""What a model sees: the features of frames, made between the steps that need them, and laid over a step's rows."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from freehold.core.errors import RequestError, UnsupportedFieldError
 from freehold.core.visuals import Frames, Overlay, Placed
+from freehold.engine.request import Request
 from freehold.engine.scheduler import Work
-from freehold.model.base import Vision
+from freehold.model.base import Vision, last_of
 
 FEATURE_BYTES = 256 << 20
 """Most bytes of features that are kept for prompts that are still to be computed, or come again."""
@@ -24,6 +26,7 @@ class Sight:
         self._max_bytes = max_bytes
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._nbytes = 0
+        self._begun: tuple[Frames, Iterator[torch.Tensor | None]] | None = None
         self.num_encoded = 0
         """How many frames were encoded since the start."""
 
@@ -82,10 +85,52 @@ class Sight:
             self._features.move_to_end(frames.digest)
             return known
         assert self._vision is not None
-        features = self._vision(frames)
+        features = last_of(self._vision.steps(frames))
+        self._keep(frames, features)
+        return features
+
+    def _keep(self, frames: Frames, features: torch.Tensor) -> None:
         self.num_encoded += 1
         self._features[frames.digest] = features
         self._nbytes += features.nbytes
         while self._nbytes > self._max_bytes and len(self._features) > 1:
             self._nbytes -= self._features.popitem(last=False)[1].nbytes
-        return features
+
+    # --- looking while others answer ------------------------------------------------------------------------
+
+    def ready_tokens(self, request: Request) -> int:
+        """How many of a running request's next tokens can be computed: those before frames that were not looked at."""
+        sequence = request.sequence
+        assert sequence is not None
+        waited_for = self._next_run(request)
+        end = len(request.tokens) if waited_for is None else waited_for[1].start
+        return max(0, end - sequence.num_computed)
+
+    def look(self, requests: Iterable[Request], seconds: float) -> None:
+        """Looks at what the first of the requests that waits for frames waits for, for about so long. What was begun is
+        brought to its end, whoever asked for it: it is likely to be asked for again."""
+        if self._begun is None:
+            waited_for = next((found for request in requests if (found := self._next_run(request))), None)
+            if waited_for is None:
+                return
+            assert self._vision is not None
+            self._begun = waited_for[0], self._vision.steps(waited_for[0])
+        frames, steps = self._begun
+        end = time.perf_counter() + seconds
+        for features in steps:
+            if features is not None:
+                self._keep(frames, features)
+                self._begun = None
+                return
+            if time.perf_counter() >= end:
+                return
+
+    def _next_run(self, request: Request) -> tuple[Frames, range] | None:
+        """The first run of rows that a running request needs, and that cannot be computed yet."""
+        assert request.sequence is not None
+        for placed in request.visuals:
+            if placed.frames.digest not in self._features:
+                for run in placed.runs:
+                    if run.stop > request.sequence.num_computed:
+                        return placed.frames, run
+        return None

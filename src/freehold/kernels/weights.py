@@ -15,7 +15,8 @@ from freehold.kernels.library import STORAGE, check, native
 
 PANEL = 64
 
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float16": 4}
+_STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _BITS = {"int8": 8, "int4": 4}
 
 
@@ -23,9 +24,9 @@ _BITS = {"int8": 8, "int4": 4}
 class PackedWeight:
     """A weight (out_features, in_features) laid out for `linear` and `experts`.
 
-    data: (ceil(out_features / 64), in_features, 64) float32 or bfloat16; of codes (panels, in_features / 4 or 8, 64)
-    int32 words. scales, offsets: (panels, in_features / group, 64) float32 of codes. bias: (out_features,) float32 that
-    is added to the product.
+    data: (ceil(out_features / 64), in_features, 64) float32, bfloat16 or float16; of codes (panels, in_features / 4 or
+    8, 64) int32 words. scales, offsets: (panels, in_features / group, 64) float32 of codes. bias: (out_features,)
+    float32 that is added to the product.
     """
 
     kind: str
@@ -67,23 +68,20 @@ class PackedWeight:
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight:
-    """Packs a (out_features, in_features) float32, bfloat16 or float16 weight; float16 becomes float32.
+    """Packs a (out_features, in_features) float32, bfloat16 or float16 weight.
 
     The values stay the same to the bit. The source is only read, so it may be a memory map.
     """
     if weight.ndim != 2 or 0 in weight.shape:
         raise ArgumentError(f"weight has shape {tuple(weight.shape)}; it must be (out_features, in_features)")
-    if weight.dtype == torch.float16:
-        weight = weight.float()
-    if weight.dtype not in STORAGE:
+    if weight.dtype not in _STORED:
         raise ArgumentError(f"weight has type {weight.dtype}; it must be float32, bfloat16 or float16")
     weight = weight.contiguous()
     out_features, in_features = weight.shape
     panels = large_empty(ceil_div(out_features, PANEL), in_features, PANEL, dtype=weight.dtype)
-    storage = STORAGE[weight.dtype]
+    storage = STORAGE.get(weight.dtype, STORAGE[torch.bfloat16])  # of float16 the bits are moved like those of bfloat16
     native().pack_weight(weight.data_ptr(), storage, out_features, in_features, panels.data_ptr(), storage)
-    kind = "float32" if weight.dtype == torch.float32 else "bfloat16"
-    return PackedWeight(kind, panels, in_features, out_features)
+    return PackedWeight(_STORED[weight.dtype], panels, in_features, out_features)
 
 
 def pack_codes(weight: CodedWeight) -> PackedWeight:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -42,8 +42,15 @@ class Model(Protocol):
 class Vision(Protocol):
     """What makes frames into rows of a prompt."""
 
-    def __call__(self, frames: Frames) -> Tensor:
-        """(frames.num_tokens, hidden_size of the text model) float32; the same bits whatever was seen before."""
+    def steps(self, frames: Frames) -> Iterator[Tensor | None]:
+        """None whenever there is a moment to pause, and last the (frames.num_tokens, hidden_size of the text model)
+        float32; the same bits whatever was seen before."""
+
+
+def last_of(steps: Iterator[Tensor | None]) -> Tensor:
+    """The features, without a pause."""
+    (features,) = (step for step in steps if step is not None)
+    return features
 
 
 class SeeingModel(Model, Protocol):

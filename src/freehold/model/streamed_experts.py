@@ -71,6 +71,7 @@ def weight_in(memory: torch.Tensor, form: dict[str, Any]) -> PackedWeight:
     dtype, columns = {
         "float32": (torch.float32, inputs),
         "bfloat16": (torch.bfloat16, inputs),
+        "float16": (torch.float16, inputs),
         "int8": (torch.int32, inputs // 4),
         "int4": (torch.int32, inputs // 8),
     }[kind]

@@ -139,7 +139,7 @@ def make_plan(
     for task in tasks:
         for way in fit.ways(task):
             pace = _pace(fit, task, way, rates) if rates is not None and way.fits else None
-            rows.append(Row(task, way, pace, why_not(subject, settings.weights, streamed=way.streamed)))
+            rows.append(Row(task, way, pace, why_not(subject, settings.weights)))
     return Plan(
         subject=subject,
         settings=settings,
@@ -236,6 +236,7 @@ def start_line(plan: Plan, row: Row) -> str:
         "cache-tokens": row.task.users * plan.cache.blocks(row.task.context) * plan.cache.block_tokens,
         "kv-dtype": plan.cache.kv_dtype,
         "ram-budget": row.way.frames_given if row.way.paged else None,
+        "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
     }
     given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
     return f"freehold serve {plan.subject.path} {given}"

@@ -6,8 +6,8 @@ from freehold.plan.subject import Subject
 from freehold.plan.weights import KEPT, NOT_LOADED, Format
 
 
-def why_not(subject: Subject, weights: Format, *, streamed: bool) -> tuple[str, ...]:
-    """Why this version does not run the model with such weights, or with experts from the disk; empty if it does."""
+def why_not(subject: Subject, weights: Format) -> tuple[str, ...]:
+    """Why this version does not run the model with such weights; empty if it does."""
     found = [f"these files are not loaded: {refusal}" for refusal in subject.refusals]
     stored = {
         kind.form
@@ -16,10 +16,11 @@ def why_not(subject: Subject, weights: Format, *, streamed: bool) -> tuple[str, 
     }
     if weights != "as-stored" and not (weights == "bf16" and stored == {"BF16"}):
         types = ", ".join(sorted(stored))
-        found.append(
-            f"weights are not converted to {weights} on loading: they are stored as {types}; files that hold other "
-            "types, such as GGUF, are computed with as they are"
+        bits = weights.removeprefix("int")
+        how = (
+            f"write them first: freehold quantize {subject.path} OUT --bits {bits}"
+            if bits in ("4", "8")
+            else "they stay"
         )
-    if streamed:
-        found.append("experts are not read from the disk while it runs; all of them stay in RAM")
+        found.append(f"weights are not converted to {weights} on loading, and are stored as {types}; {how}")
     return tuple(found)

@@ -14,9 +14,11 @@ Format = Literal["as-stored", "bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _PANEL = 64  # rows of a weight that lie together in memory; the last ones are filled up
-_GROUP = 32  # weights that share a scale in int8 and int4
-_MEMORY_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 32 / _GROUP, "int4": 4 + 32 / _GROUP}
-_DISK_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 16 / _GROUP, "int4": 4 + 16 / _GROUP}
+# As `freehold quantize` writes them and the loader keeps them: a scale for 32 weights, in int4 with an offset.
+_MEMORY_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 32 / 32, "int4": 4 + 64 / 32}
+_DISK_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 16 / 32, "int4": 4 + 32 / 32}
+_DELICATE: tuple[Part, ...] = ("embeddings", "head", "attention", "index")
+"""Parts that keep 8 bits where others have 4."""
 NOT_LOADED: tuple[Part, ...] = ("other",)
 """Parts that only stand in the files."""
 KEPT: tuple[Part, ...] = ("router", "norms", "vision")
@@ -31,6 +33,7 @@ def _codes(bits: int, group: int, *, offsets: bool = False) -> float:
 # How the loader keeps what is stored; every other type becomes float32.
 _LOADED_BITS: dict[str, float] = {
     "BF16": 16,
+    "F16": 16,
     "MXFP8": 16,
     "NVFP4": _codes(4, 16),
     "Q4_0": _codes(4, 32),
@@ -49,8 +52,9 @@ _LOADED_BITS: dict[str, float] = {
 }
 
 FORMAT_NOTE = (
-    f"int8 and int4: codes with a float32 scale for each {_GROUP} weights in memory, a float16 one on the disk; the "
-    "router and the norms are float32, the index branch bfloat16, the vision tower as it is stored"
+    "int8 and int4: what freehold quantize writes: codes with a scale for 32 weights, with 4 bits an offset, too; "
+    "float32 in memory, float16 on the disk; attention, embeddings and head have 8 bits in any case, the router and "
+    "the norms are float32, the vision tower is as it is stored"
 )
 
 
@@ -76,7 +80,7 @@ class WeightCost:
 
 
 def weight_cost(subject: Subject, weights: Format) -> WeightCost:
-    """What the weights take in this format. "as-stored" is what loading the checkpoint takes: bfloat16 and float32
+    """What the weights take in this format. "as-stored" is what loading the checkpoint takes: floats
     stay, most quantised types are kept as codes with scales, MXFP8 becomes bfloat16 and everything else float32."""
     memory: dict[Part, int] = {}
     stored = 0
@@ -107,14 +111,18 @@ def _in_memory(kind: Kind, weights: Format) -> int:
     elif weights == "as-stored" or kind.part in KEPT:
         bits = _LOADED_BITS.get(kind.form, 32.0)
     else:
-        bits = 16.0 if kind.part == "index" else _MEMORY_BITS[weights]
+        bits = _MEMORY_BITS[_format_of(kind.part, weights)]
     return math.ceil(_padded(kind) * bits / 8)
 
 
 def _on_disk(kind: Kind, weights: Format) -> int:
     if weights == "as-stored":
         return kind.nbytes  # of scales, too
-    return math.ceil(kind.parameters * _DISK_BITS[weights] / 8)
+    return math.ceil(kind.parameters * _DISK_BITS[_format_of(kind.part, weights)] / 8)
+
+
+def _format_of(part: Part, weights: Format) -> Format:
+    return "int8" if weights == "int4" and part in _DELICATE else weights
 
 
 def _padded(kind: Kind) -> int:

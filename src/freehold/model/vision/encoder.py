@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from freehold.core.errors import ConfigError
 from freehold.core.visuals import Frames
 from freehold.loading.checkpoint import Checkpoint
+from freehold.model.base import last_of
 from freehold.model.compute import Compute
 from freehold.model.minimax_m3_mmproj import Mmproj
 from freehold.model.vision.config import VisionConfig
@@ -32,11 +33,26 @@ class VisionEncoder(nn.Module):
         self.tower = Tower(config, compute)
         self.projector = Projector(config, compute)
 
-    @torch.no_grad()
+    def steps(self, frames: Frames) -> Iterator[Tensor | None]:
+        """See `Vision.steps`: a pause after each half of a layer."""
+        with torch.no_grad():
+            cos, sin = axis_tables(self.config, self.compute, frames.grid)
+            h = torch.empty(0)
+            # A generator's body may not keep gradients off between its steps: they would be off for the caller.
+            steps = self.tower.steps(patch_rows(frames, self.config), cos, sin)
+        while True:
+            with torch.no_grad():
+                following = next(steps, None)
+                if following is None:
+                    features: Tensor = self.projector(h)
+                    break
+                h = following
+            yield None
+        yield features
+
     def forward(self, frames: Frames) -> Tensor:
         """(frames.num_tokens, out_size) float32."""
-        cos, sin = axis_tables(self.config, self.compute, frames.grid)
-        return self.projector(self.tower(patch_rows(frames, self.config), cos, sin))  # type: ignore[no-any-return]
+        return last_of(self.steps(frames))
 
     @staticmethod
     def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:

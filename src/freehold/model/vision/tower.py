@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,10 +85,11 @@ class Layer(nn.Module):
         self.attention = Attention(config, compute)
         self.fc1, self.fc2 = Linear(compute), Linear(compute)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """h (patches, hidden_size) -> the same."""
+    def steps(self, h: Tensor, cos: Tensor, sin: Tensor) -> Iterator[Tensor]:
+        """h (patches, hidden_size) after its attention, and after all of it."""
         h = h + self.attention(self.attention_norm(h), cos, sin)
-        return h + self.fc2(F.gelu(self.fc1(self.feed_forward_norm(h))))  # type: ignore[no-any-return]
+        yield h
+        yield h + self.fc2(F.gelu(self.fc1(self.feed_forward_norm(h))))
 
 
 class Tower(nn.Module):
@@ -98,9 +101,11 @@ class Tower(nn.Module):
         self.first_norm = LayerNorm(config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config, compute) for _ in range(config.num_layers))
 
-    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """rows (patches, patch_numbers) -> (patches, hidden_size)."""
+    def steps(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Iterator[Tensor]:
+        """rows (patches, patch_numbers) -> (patches, hidden_size) on the way, the features last."""
         h = self.first_norm(self.patch_embedding(rows))
+        yield h
         for layer in self.layers:
-            h = layer(h, cos, sin)
-        return h  # type: ignore[no-any-return]
+            for half in layer.steps(h, cos, sin):  # type: ignore[operator]
+                yield half
+            h = half

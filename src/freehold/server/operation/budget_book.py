@@ -35,7 +35,9 @@ class BudgetBook:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=1.0)
+            self._db = sqlite3.connect(
+                ":memory:" if path is None else path, isolation_level=None, timeout=1.0, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
