@@ -20,6 +20,11 @@ from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 NEW_TOKENS, ANSWER_TOKENS = 75, 9
 
 
+def say(*words: object) -> None:
+    """A line on stdout, whole or not at all, whenever the process is killed: `print` may need several writes."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def hold_sessions(store_dir: str, sessions: int, turns: int) -> None:
     """Several sessions at once; each turn sends the whole history and some new tokens."""
     engine = tiny_engine(tiny_model("m3"), store_dir=store_dir, prefill_chunk=64, cache_tokens=16384)
@@ -29,7 +34,7 @@ def hold_sessions(store_dir: str, sessions: int, turns: int) -> None:
         digest = hashlib.sha256(logits.tobytes()).hexdigest()[:16]
         events = original(request, logits)
         token = next(e.token_id for e in events if isinstance(e, TokenEvent))
-        print(request.client, len(request.tokens) - 1, token, digest, flush=True)
+        say(request.client, len(request.tokens) - 1, token, digest)
         return events
 
     engine._advance = watched  # type: ignore[method-assign]
@@ -51,13 +56,13 @@ def hold_sessions(store_dir: str, sessions: int, turns: int) -> None:
                 histories[session].append(event.token_id)
             if isinstance(event, FinishEvent):
                 assert event.error is None, event.error
-                print("prompt", session, event.usage.prompt_tokens, event.usage.cached_tokens, flush=True)
+                say("prompt", session, event.usage.prompt_tokens, event.usage.cached_tokens)
                 turn_of[session] += 1
                 if turn_of[session] < turns:
                     send(session)
     engine.cache.check_integrity()
     engine.close()
-    print("done", flush=True)
+    say("done")
 
 
 def main() -> None:
@@ -68,14 +73,14 @@ def main() -> None:
         if pid == 0:
             status = 1
             try:
-                print("pid", os.getpid(), flush=True)
+                say("pid", os.getpid())
                 hold_sessions(store_dir, int(sessions), int(turns))
                 status = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(status)
-        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        say("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 if __name__ == "__main__":
