@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -61,6 +62,46 @@ struct ExpertSet {  // gated networks, of which those that are used must have be
     std::vector<Mlp> all;
     for (const auto& part : parts) all.push_back({&part[0], &part[1], &part[2]});
     return all;
+  }
+};
+
+// A whole layer without a choice: h += attention(norm(h)); h += network(norm(h)). The kernels are those that are also called
+// one by one; together they spare the caller what a call costs, which for one row is much.
+struct DenseLayer {
+  std::array<Weight, 4> attention;  // q, k, v, o
+  std::array<Weight, 3> network;    // gate, up, down
+  std::array<const float*, 4> norms;  // before attention and network (hidden); of q and k (head_dim), or nullptr
+  float eps, scale;
+  int num_q_heads, num_kv_heads, head_dim;
+  Gate gate;
+  float alpha, limit;
+
+  void run(float* h, int rows, const float* cos, const float* sin, int half, void* k_lane, void* v_lane, Storage storage,
+           const Spans& spans, const std::int32_t* slot, const std::int32_t* offset, int block_tokens, int threads) const {
+    const int hidden = attention[0].in, D = head_dim, Hq = num_q_heads, Hkv = num_kv_heads;
+    const std::size_t n = static_cast<std::size_t>(rows), wide = n * Hq * D, narrow = n * Hkv * D, whole = n * hidden;
+    const std::unique_ptr<float[]> room(new float[2 * whole + 2 * wide + 2 * narrow]);
+    float *x = room.get(), *y = x + whole, *q = y + whole, *out = q + wide, *k = out + wide, *v = k + narrow;
+    const auto add = [&] {
+      for (std::size_t i = 0; i < whole; ++i) h[i] += y[i];
+    };
+    check(table->rms_norm(h, rows, hidden, norms[0], eps, x, threads));
+    const std::array<const Weight*, 3> qkv{&attention[0], &attention[1], &attention[2]};
+    const std::array<float*, 3> to{q, k, v};
+    check(table->linear(x, rows, qkv.data(), to.data(), 3, threads));
+    if (norms[2] != nullptr) check(table->rms_norm(q, rows * Hq, D, norms[2], eps, q, threads));
+    if (norms[3] != nullptr) check(table->rms_norm(k, rows * Hkv, D, norms[3], eps, k, threads));
+    check(table->rope(q, rows, Hq, D, half, cos, sin));
+    check(table->rope(k, rows, Hkv, D, half, cos, sin));
+    check(table->write({k, v, nullptr, k_lane, v_lane, {}, storage, slot, slot, offset, rows, Hkv, D, 0, block_tokens, threads}));
+    check(table->attend({q, out, k_lane, v_lane, storage, spans, nullptr, 0, Hq, Hkv, D, block_tokens, scale, threads}));
+    const Weight* o = &attention[3];
+    check(table->linear(out, rows, &o, &y, 1, threads));
+    add();
+    check(table->rms_norm(h, rows, hidden, norms[1], eps, x, threads));
+    const Mlp mlp{&network[0], &network[1], &network[2]};
+    check(table->experts({x, rows, hidden, nullptr, nullptr, 0, nullptr, 0, &mlp, 1.0f, gate, alpha, limit, y, threads}));
+    add();
   }
 };
 
@@ -157,6 +198,22 @@ NB_MODULE(_native, m) {
                         at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
                         index_dim, block_tokens, threads}));
   }, release);
+  nb::class_<DenseLayer>(m, "DenseLayer")
+      .def("__init__", [](DenseLayer* layer, const std::vector<const Weight*>& attention, const std::vector<const Weight*>& network,
+                          const std::vector<Address>& norms, float eps, float scale, int num_q_heads, int num_kv_heads, int head_dim,
+                          int gate, float alpha, float limit) {
+        if (attention.size() != 4 || network.size() != 3 || norms.size() != 4) throw std::invalid_argument("a layer has 4 + 3 weights and 4 norms");
+        new (layer) DenseLayer{{*attention[0], *attention[1], *attention[2], *attention[3]}, {*network[0], *network[1], *network[2]},
+                               {at<const float>(norms[0]), at<const float>(norms[1]), at<const float>(norms[2]), at<const float>(norms[3])},
+                               eps, scale, num_q_heads, num_kv_heads, head_dim, Gate(gate), alpha, limit};
+      })
+      .def("run", [](const DenseLayer& layer, Address h, int rows, Address cos, Address sin, int half, Address k_lane, Address v_lane,
+                     int storage, int num_spans, Address row_begin, Address start, Address blocks, Address table_begin, Address slot,
+                     Address offset, int block_tokens, int threads) {
+        layer.run(at<float>(h), rows, at<const float>(cos), at<const float>(sin), half, at<void>(k_lane), at<void>(v_lane),
+                  Storage(storage), spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(slot),
+                  at<const std::int32_t>(offset), block_tokens, threads);
+      }, release);
   m.def("rms_norm", [](Address x, int rows, int dim, Address weight, float eps, Address y, int threads) {
     check(table->rms_norm(at<const float>(x), rows, dim, at<const float>(weight), eps, at<float>(y), threads));
   }, release);

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from freehold.core.errors import CorruptFileError, LoadError, ModelNotFoundError
+from freehold.core.errors import CorruptFileError, LoadError, ModelNotFoundError, TensorMismatchError
 from freehold.loading.checkpoint import open_checkpoint
 from support.checkpoints_raw import gguf_bytes, safetensors_bytes, write_directory
 
@@ -122,3 +124,26 @@ def test_closing_leaves_no_descriptor_open(tmp_path: Path) -> None:
         with pytest.raises(LoadError):
             open_checkpoint(tmp_path / "model.safetensors")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_released_pages_are_read_again(tmp_path: Path) -> None:
+    """Their memory is the system's until they are touched."""
+    weight = torch.randn(1024, 1024)
+    save_file({"w": weight, "v": weight + 1}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with open_checkpoint(tmp_path) as checkpoint:
+        view = checkpoint.tensor("w")
+        assert torch.equal(view, weight)
+        before = _resident()
+        checkpoint.release("w")
+        assert before - _resident() > 3 * 2**20
+        assert torch.equal(view, weight)
+        assert torch.equal(checkpoint.tensor("v"), weight + 1)
+        with pytest.raises(TensorMismatchError, match="other"):
+            checkpoint.release("other")
+
+
+def _resident() -> int:
+    """Bytes of this process's file pages in memory."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssFile:")[1].split()[0]) * 1024

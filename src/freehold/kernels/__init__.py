@@ -5,6 +5,7 @@ falls back: without the library every call raises KernelError.
 """
 
 from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
+from freehold.kernels.dense_layer import DenseLayer, DenseLayerParts
 from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid
 from freehold.kernels.encode import encode
 from freehold.kernels.experts import Experts, Gate, experts, experts_in_waves, gated_mlp
@@ -13,6 +14,8 @@ from freehold.kernels.linear import linear, linears
 from freehold.kernels.weights import PackedWeight, pack_codes, pack_weight
 
 __all__ = [
+    "DenseLayer",
+    "DenseLayerParts",
     "Experts",
     "Gate",
     "PackedWeight",

@@ -45,12 +45,12 @@ def select_with_stats(
     rows, num_index_heads, index_dim = index_q.shape
     _check_choice(topk, local_blocks, init_blocks)
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
-    _check_spans(spans, rows, lanes.block_tokens)
+    check_spans(spans, rows, lanes.block_tokens)
     work = native().select(
         check("index_q", index_q, torch.float32, rows, None, index.index_dim),
         *_sketch(index),
         STORAGE[index.keys.dtype],
-        *_addresses(spans),
+        *addresses(spans),
         block_ids.data_ptr(),
         num_index_heads,
         index_dim,
@@ -103,14 +103,14 @@ def attend(
     rows, num_q_heads, head_dim = q.shape
     _check_heads(num_q_heads, lanes, scale)
     out = torch.empty_like(q)
-    _check_spans(spans, rows, lanes.block_tokens)
+    check_spans(spans, rows, lanes.block_tokens)
     native().attend(
         check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
         out.data_ptr(),
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
-        _storage(lanes),
-        *_addresses(spans),
+        storage_of(lanes),
+        *addresses(spans),
         0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, lanes.num_kv_heads, None),
         0 if block_ids is None else block_ids.shape[2],
         num_q_heads,
@@ -143,7 +143,7 @@ def sparse(
     rows, num_q_heads, head_dim = q.shape
     _check_choice(topk, local_blocks, init_blocks)
     _check_heads(num_q_heads, lanes, scale)
-    _check_spans(spans, rows, lanes.block_tokens)
+    check_spans(spans, rows, lanes.block_tokens)
     out = torch.empty_like(q)
     block_ids = torch.empty(rows, lanes.num_kv_heads, topk, dtype=torch.int32)
     native().sparse(
@@ -153,8 +153,8 @@ def sparse(
         out.data_ptr(),
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
-        _storage(lanes),
-        *_addresses(spans),
+        storage_of(lanes),
+        *addresses(spans),
         block_ids.data_ptr(),
         num_q_heads,
         lanes.num_kv_heads,
@@ -188,7 +188,7 @@ def write(
     frames = spans.slot if frames is None else frames
     if (index_k is None) != (index is None):
         raise ArgumentError("index_k must be given exactly for layers with index keys; the lanes travel together")
-    _check_spans(spans, rows, lanes.block_tokens)
+    check_spans(spans, rows, lanes.block_tokens)
     native().write(
         check("k", k, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
         check("v", v, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
@@ -196,7 +196,7 @@ def write(
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
         *((0,) * 6 if index is None else _sketch(index)),
-        _storage(lanes),
+        storage_of(lanes),
         check("frames", frames, torch.int32, rows),
         spans.slot.data_ptr(),
         spans.offset.data_ptr(),
@@ -228,13 +228,15 @@ def _sketch(index: IndexLane) -> tuple[int, ...]:
     return index.keys.data_ptr(), *(t.data_ptr() for t in index.sketch())
 
 
-def _storage(lanes: LayerLanes) -> int:
+def storage_of(lanes: LayerLanes) -> int:
+    """The number of the lanes' type. Raises ArgumentError for another than float32 and bfloat16."""
     if lanes.k.dtype not in STORAGE:
         raise ArgumentError(f"the lanes have type {lanes.k.dtype}; they must be float32 or bfloat16")
     return STORAGE[lanes.k.dtype]
 
 
-def _check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
+def check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
+    """Raises ArgumentError if the spans are not those of tensors with so many rows and blocks of so many tokens."""
     if spans.rows != rows or spans.block_tokens != block_tokens:
         raise ArgumentError(
             f"the spans hold {spans.rows} rows in blocks of {spans.block_tokens}; "
@@ -244,7 +246,8 @@ def _check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
         raise ArgumentError(f"block_tokens is {block_tokens}; it must be a multiple of 16")
 
 
-def _addresses(spans: Spans) -> tuple[int, int, int, int, int]:
+def addresses(spans: Spans) -> tuple[int, int, int, int, int]:
+    """The spans as the kernels take them."""
     return (
         spans.num,
         spans.row_begin.data_ptr(),

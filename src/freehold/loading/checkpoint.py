@@ -119,6 +119,12 @@ class Checkpoint(ABC):
         except KeyError:
             raise TensorMismatchError(str(self.path), missing=[name]) from None
 
+    def release(self, name: str) -> None:
+        """The tensor is not needed for now: the memory of its pages goes back to the system. They are read again when
+        they are touched; what was written into views of it is lost. Raises as `tensor` does."""
+        extent = self.extent(name)
+        self._open_files()[extent.file].release(extent.offset, extent.nbytes)
+
     def digest(self) -> str:
         """SHA-256, in hexadecimal, that tells this checkpoint from others without reading all of it.
 

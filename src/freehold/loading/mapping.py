@@ -66,6 +66,13 @@ class MappedFile:
         finally:
             os.close(descriptor)
 
+    def release(self, offset: int, nbytes: int) -> None:
+        """Lets the system have the memory of whole pages in this stretch. They are read from the file again when they
+        are touched; what was written into views of them is lost."""
+        begin, end = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end and hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def view(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """The bytes from `offset` on as a contiguous tensor, without a copy.
 

@@ -6,7 +6,7 @@ reference is differentiable and as readable as torch allows, but torch's product
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from freehold import kernels
 from freehold.attention.blocks import BlockAttention, NativeBlockAttention, ReferenceBlockAttention
 from freehold.core.coded import CodedWeight
-from freehold.kernels import Gate, PackedWeight
+from freehold.kernels import DenseLayerParts, Gate, PackedWeight
 
 
 class Projection(Protocol):
@@ -81,6 +81,9 @@ class Compute(Protocol):
 
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """ids (rows, topk) ascending, weights (rows, topk) with sum 1."""
+
+    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> kernels.DenseLayer | None:
+        """A whole layer in one call, with the same bits; None if it is to be computed step by step."""
 
 
 class NativeCompute:
@@ -151,6 +154,10 @@ class NativeCompute:
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """See `Compute.route_sigmoid`."""
         return kernels.route_sigmoid(logits, bias, topk)
+
+    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> kernels.DenseLayer | None:
+        """See `Compute.dense_layer`."""
+        return kernels.DenseLayer(parts())
 
 
 class ReferenceCompute:
@@ -233,6 +240,9 @@ class ReferenceCompute:
         ids = (scores + bias).sort(dim=-1, descending=True, stable=True).indices[:, :topk].sort(dim=-1).values
         weights = scores.gather(1, ids)
         return ids.to(torch.int32), weights / weights.sum(dim=-1, keepdim=True)
+
+    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> None:
+        """See `Compute.dense_layer`: step by step, so that it can be read and differentiated."""
 
 
 def compute_for(impl: str) -> tuple[Compute, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.errors import ConfigError
-from freehold.kernels import Gate
+from freehold.kernels import DenseLayer, DenseLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
@@ -143,11 +143,26 @@ class LlamaLayer(nn.Module):
         self.attention = LlamaAttention(config, compute)
         self.mlp_norm = RMSNorm(compute, config.rms_norm_eps)
         self.mlp = GatedMLP(compute, Gate())
+        self._whole: DenseLayer | None = None
+        self._asked = False
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
-        """h (rows, hidden_size) -> the same."""
+        """h (rows, hidden_size), which may be overwritten -> the same."""
+        if not self._asked:  # the weights are there by now
+            self._whole, self._asked = self.attention.compute.dense_layer(self._parts), True
+        if self._whole is not None:
+            return self._whole.run(h, cos, sin, spans, lanes)
         h = h + self.attention(self.attention_norm(h), cos, sin, spans, lanes)
         return h + self.mlp(self.mlp_norm(h))  # type: ignore[no-any-return]
+
+    def _parts(self) -> DenseLayerParts:
+        a, m, c = self.attention, self.mlp, self.attention.config
+        weights: Any = [linear.weight for linear in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
+        network: Any = [linear.weight for linear in m.parts]
+        return DenseLayerParts(
+            tuple(weights), tuple(network), (self.attention_norm.weight, self.mlp_norm.weight, None, None),
+            c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, m.gate,
+        )  # fmt: skip
 
 
 class Llama(nn.Module):

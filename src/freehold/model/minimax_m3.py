@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.visuals import Overlay
-from freehold.kernels import Gate
+from freehold.kernels import DenseLayer, DenseLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
@@ -124,14 +124,30 @@ class Layer(nn.Module):
         self.attention = Attention(config, compute, sparse=config.sparse_attention[index])
         self.feed_forward_norm = RMSNorm(compute, config.rms_norm_eps)
         self.feed_forward = MixtureOfExperts(config, compute) if config.moe[index] else GatedMLP(compute, _gate(config))
+        self._whole: DenseLayer | None = None
+        self._asked = config.sparse_attention[index] or config.moe[index]  # then it is no dense layer
 
     def forward(
         self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """h (rows, hidden_size) -> the same, and the block ids of a sparse layer."""
+        """h (rows, hidden_size), which may be overwritten -> the same, and the block ids of a sparse layer."""
+        if not self._asked:  # the weights are there by now
+            self._whole, self._asked = self.attention.compute.dense_layer(self._parts), True
+        if self._whole is not None:
+            return self._whole.run(h, cos, sin, spans, lanes), None
         attended, block_ids = self.attention(self.attention_norm(h), cos, sin, spans, lanes, dense=dense)
         h = h + attended
         return h + self.feed_forward(self.feed_forward_norm(h)), block_ids
+
+    def _parts(self) -> DenseLayerParts:
+        a, c = self.attention, self.attention.config
+        mlp = cast(GatedMLP, self.feed_forward)
+        weights: Any = [linear.weight for linear in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
+        network: Any = [linear.weight for linear in mlp.parts]
+        norms = (self.attention_norm.weight, self.feed_forward_norm.weight, a.q_norm.weight, a.k_norm.weight)
+        return DenseLayerParts(
+            tuple(weights), tuple(network), norms, c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, mlp.gate
+        )
 
 
 class MiniMaxM3(nn.Module):

@@ -83,6 +83,9 @@ class Mmproj:
         is_rotated = re.search(r"self_attn\.[qk]_proj\.", name) is not None
         return in_halves(tensor, self._head_dim) if is_rotated else tensor
 
+    def release(self, name: str) -> None:
+        """A tower is small: its pages stay until the file is closed."""
+
     def quantized(self, name: str) -> None:
         """None: rows change places, so that no weight is handed out as it is stored."""
 

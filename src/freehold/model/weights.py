@@ -34,6 +34,9 @@ class TensorSource(Protocol):
     def quantized(self, name: str) -> QuantizedTensor | None:
         """The tensor `name` as it is stored, or None if it is not quantised."""
 
+    def release(self, name: str) -> None:
+        """The tensor `name` is not needed for now."""
+
 
 class ExpertMatrix(NamedTuple):
     """Which matrix of which expert a source is: part is "gate", "up" or "down"."""
@@ -76,9 +79,11 @@ def load_weights(
     """
     infos = checkpoint.tensors
     _check(str(checkpoint.path), infos, sources, ignored)
-    for source in sources:
+    for source, following in zip(sources, [*sources[1:], None], strict=True):
         if source.read:
             source.take(_read(checkpoint, source))
+            if following is None or following.name != source.name:
+                checkpoint.release(source.name)  # or a large checkpoint's pages would crowd out what was made of them
 
 
 def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor | CodedWeight:

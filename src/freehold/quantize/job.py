@@ -106,6 +106,7 @@ def _write_item(checkpoint: Checkpoint, item: Item, out: IO[bytes]) -> Generator
     for piece in pieces(checkpoint, item, error):
         out.write(piece.numpy().data)
         yield len(piece)
+    checkpoint.release(item.name)
     return Done(item.name, item.kind, error.squared, error.energy)
 
 
