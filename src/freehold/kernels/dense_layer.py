@@ -77,6 +77,7 @@ class DenseLayer:
         self._handle.run(
             check("h", h, torch.float32, rows, self._hidden), rows, check("cos", cos, torch.float32, rows, half),
             check("sin", sin, torch.float32, rows, half), half, lanes.k.data_ptr(), lanes.v.data_ptr(),
-            storage_of(lanes), *addresses(spans), spans.slot.data_ptr(), spans.offset.data_ptr(), lanes.block_tokens, threads(),
+            storage_of(lanes), *addresses(spans), spans.slot.data_ptr(), spans.offset.data_ptr(), lanes.block_tokens,
+            threads(),
         )  # fmt: skip
         return h
