@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,9 +85,7 @@ def test_the_same_bits(
 def test_refusals() -> None:
     p = parts_of(1, 4, 2, 32, 64, True, False)
     with pytest.raises(ArgumentError, match="the weights of a layer are"):
-        DenseLayer(parts_of(1, 4, 2, 32, 64, True, False).__class__(*[
-            p.attention, (p.network[0], p.network[1], p.network[1]), *[getattr(p, n) for n in p.__slots__[2:]]
-        ]))  # fmt: skip
+        DenseLayer(replace(p, network=(p.network[0], p.network[1], p.network[1])))
     layer, cos = DenseLayer(p), torch.ones(1, 8)
     spans = Spans.pack([Span(0, 1, [0])], BLOCK)
     h = torch.zeros(1, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def cache_of(llm: freehold.LLM) -> Any:
 def expert_nbytes(home: Path) -> int:
     """The places' size, of the file that was written."""
     (path,) = (home / "experts").glob("*.experts")
-    identity = __import__("json").loads(expert_file.listing(path).read_text())["identity"]
+    identity = json.loads(expert_file.listing(path).read_text())["identity"]
     found = ExpertFile.find(path, identity)
     assert found is not None
     return sum(max(r.nbytes for r in found.regions.values() if r.part == part) for part in ("gate", "up", "down"))
