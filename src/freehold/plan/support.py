@@ -16,11 +16,7 @@ def why_not(subject: Subject, weights: Format) -> tuple[str, ...]:
     }
     if weights != "as-stored" and not (weights == "bf16" and stored == {"BF16"}):
         types = ", ".join(sorted(stored))
-        bits = weights.removeprefix("int")
-        how = (
-            f"write them first: freehold quantize {subject.path} OUT --bits {bits}"
-            if bits in ("4", "8")
-            else "they stay"
-        )
+        bits, model = weights.removeprefix("int"), subject.path if subject.origin == "files" else "MODEL"
+        how = f"write them first: freehold quantize {model} OUT --bits {bits}" if bits in ("4", "8") else "they stay"
         found.append(f"weights are not converted to {weights} on loading, and are stored as {types}; {how}")
     return tuple(found)
