@@ -18,7 +18,7 @@ from torch import Tensor
 
 from freehold.core.errors import ConfigError, RequestError, TemplateError, UnsupportedFieldError
 from freehold.core.visuals import Frames, Placed, VisualKind
-from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO
+from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO, special_id
 from freehold.model.tokenizer import Tokenizer
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.image import image_frames, read_pixels
@@ -239,10 +239,10 @@ class VisualChat:
         contradict each other."""
         found = {}
         for text in (IMAGE, VIDEO, START_OF_IMAGE, END_OF_IMAGE):
-            ids = tokenizer.encode(text, allow_special=True, add_bos=False)
-            if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
+            token = special_id(tokenizer, text)
+            if token is None:
                 return None
-            found[text] = ids[0]
+            found[text] = token
         tokens = {kind: found[marker] for kind, marker in _MARKERS.items()}
         for kind, token in tokens.items():
             if config.token_ids[kind] != token:

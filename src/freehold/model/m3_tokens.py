@@ -5,6 +5,8 @@ The text decides; small checkpoints number their tokens differently, so look ids
 
 from __future__ import annotations
 
+from freehold.model.tokenizer import Tokenizer
+
 BEGIN_OF_DIALOGUE = "]~!b["
 ROLE_OPENER = "]~b]"
 END_OF_TURN = "[e~["
@@ -28,3 +30,9 @@ RELEASE_IDS: dict[str, int] = {
     THINK_OPEN: 200059,
     THINK_CLOSE: 200060,
 }
+
+
+def special_id(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of a special token by its text; None if the vocabulary has no such token."""
+    ids = tokenizer.encode(text, allow_special=True, add_bos=False)
+    return ids[0] if len(ids) == 1 and ids[0] in tokenizer.special_ids else None

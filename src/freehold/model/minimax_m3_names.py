@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from freehold.model.layers import GatedMLP
     from freehold.model.minimax_m3 import Attention, MiniMaxM3, MixtureOfExperts
 
-# Images are not read yet, and multi-token prediction is not part of the text model.
+# The vision encoder reads its own part, and multi-token prediction is not part of the text model.
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "patch_merge_mlp.", "v.", "mm.")
 
 

@@ -11,7 +11,7 @@ from freehold.loading.checkpoint import Checkpoint, CheckpointFormat
 from freehold.model.base import Model
 from freehold.model.compute import Compute, ReferenceCompute
 from freehold.model.llama import Llama
-from freehold.model.m3_tokens import IMAGE, VIDEO
+from freehold.model.m3_tokens import IMAGE, VIDEO, special_id
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_mmproj import Mmproj
@@ -80,10 +80,10 @@ def _row_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> dict[str, int]:
     """The tokens that stand for rows, as config.json of the release names them."""
     found = {}
     for kind, text in (("image", IMAGE), ("video", VIDEO)):
-        ids = tokenizer.encode(text, allow_special=True, add_bos=False)
-        if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
+        token = special_id(tokenizer, text)
+        if token is None:
             raise ConfigError(f"{checkpoint.path}: its vocabulary has no token {text!r}, so that it takes no images")
-        found[f"{kind}_token_index"] = ids[0]
+        found[f"{kind}_token_index"] = token
     return found
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from freehold.core.axes import ceil_div
 from freehold.core.errors import ConfigError
 from freehold.core.memory import large_empty
 from freehold.kernels import Experts, PackedWeight
+from freehold.kernels.weights import PANEL
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.expert_file import ALIGNMENT, ExpertFile, ExpertWriter
 from freehold.loading.home import freehold_home
@@ -67,7 +69,7 @@ def bytes_of(weight: PackedWeight) -> list[memoryview]:
 def weight_in(memory: torch.Tensor, form: dict[str, Any]) -> PackedWeight:
     """A weight whose bytes are in `memory`, uint8, now or later."""
     kind, inputs, outputs, groups = form["kind"], form["in_features"], form["out_features"], form["groups"]
-    panels = -(-outputs // 64)
+    panels = ceil_div(outputs, PANEL)
     dtype, columns = {
         "float32": (torch.float32, inputs),
         "bfloat16": (torch.bfloat16, inputs),
@@ -79,8 +81,8 @@ def weight_in(memory: torch.Tensor, form: dict[str, Any]) -> PackedWeight:
 
     def take(dtype: torch.dtype, columns: int) -> torch.Tensor:
         nonlocal at
-        nbytes = panels * columns * 64 * dtype.itemsize
-        found = memory[at : at + nbytes].view(dtype).view(panels, columns, 64)
+        nbytes = panels * columns * PANEL * dtype.itemsize
+        found = memory[at : at + nbytes].view(dtype).view(panels, columns, PANEL)
         at += nbytes
         return found
 
