@@ -129,11 +129,13 @@ NB_MODULE(_native, m) {
   // Addresses; whoever makes it keeps the memory.
   nb::class_<Weight>(m, "Weight")
       .def("__init__", [](Weight* w, int kind, int out, int in, Address data, Address scales, Address offsets, int group,
-                          const std::vector<float>& values, Address bias) {
-        new (w) Weight{WeightKind(kind), out, in, at<const void>(data), at<const float>(scales), at<const float>(offsets), group, {}, at<const float>(bias)};
+                          const std::vector<float>& values, Address bias, bool coded_inputs) {
+        new (w) Weight{WeightKind(kind), out, in, at<const void>(data), at<const float>(scales), at<const float>(offsets), group, {}, at<const float>(bias), false};
         if (values.size() > 16) throw std::invalid_argument("a table has at most 16 values");
         std::copy(values.begin(), values.end(), w->table);
-      });
+        w->coded_inputs = coded_inputs && takes_coded_inputs(*w);
+      })
+      .def_ro("coded_inputs", &Weight::coded_inputs);
   nb::class_<ExpertSet>(m, "ExpertSet")
       .def(nb::init<int>())
       .def("set", [](ExpertSet& set, int expert, const Weight& gate, const Weight& up, const Weight& down) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "freehold/kernels.h"
+#include "code_bytes.h"
 #include "storage.h"
 
 namespace freehold {
@@ -36,10 +37,12 @@ Status pack_codes(const std::uint8_t* codes, WeightKind kind, int out_features, 
     std::uint32_t* to = packed + row / kPanel * words * kPanel + row % kPanel;
     const std::uint8_t* from = codes + row * in;
     for (std::size_t k = 0; k < words; ++k, to += kPanel, from += many)
-      for (int i = 0; i < many; ++i) *to |= static_cast<std::uint32_t>(from[i]) << (bits * i);
+      for (int i = 0; i < many; ++i) *to |= static_cast<std::uint32_t>(from[i]) << code_shift(bits, i);
   }
   return Status::ok;
 }
+
+bool takes_coded_inputs(const Weight& w) { return w.kind == WeightKind::int8 || (w.kind == WeightKind::int4 && byte_values(w.table).unit > 0.0f); }
 
 Status unpack_rows(const Weight& w, const std::int64_t* rows, int n, float* to) {
   for (int i = 0; i < n; ++i, to += w.in) {
@@ -56,8 +59,8 @@ Status unpack_rows(const Weight& w, const std::int64_t* rows, int n, float* to) 
       if (w.kind == WeightKind::f16)
         return f16_to_f32(static_cast<const std::uint16_t*>(w.data)[(panel * w.in + k) * kPanel + lane]);
       const std::size_t at = (panel * (w.in / w.group) + k / w.group) * kPanel + lane;
-      const float number = w.kind == WeightKind::int4 ? w.table[word(k) >> (4 * (k % 8)) & 15]
-                                                      : static_cast<float>(static_cast<std::int8_t>(word(k) >> (8 * (k % 4))));
+      const float number = w.kind == WeightKind::int4 ? w.table[word(k) >> code_shift(4, k % 8) & 15]
+                                                      : static_cast<float>(static_cast<std::int8_t>(word(k) >> code_shift(8, k % 4)));
       return w.offsets == nullptr ? number * w.scales[at] : std::fma(number, w.scales[at], w.offsets[at]);
     };
     for (int k = 0; k < w.in; ++k) to[k] = value(k);

@@ -27,6 +27,12 @@ inline vf load(const std::uint16_t* p) {  // bf16
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
+inline vu load_words(const std::uint32_t* p) {
+  vu v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 inline vf maximum(vf a, vf b) { return a > b ? a : b; }

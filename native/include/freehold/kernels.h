@@ -31,10 +31,11 @@ enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, f16 = 4 };
 // A packed (out, in) matrix: panels of 64 outputs, the input index slow; lanes of outputs beyond `out` are zero.
 //   f32, bf16, f16  (panels, in, 64) numbers
 //   int8        (panels, in / 4, 64) words of four signed codes, the first in the low byte
-//   int4        (panels, in / 8, 64) words of eight codes, the first in the low bits
+//   int4        (panels, in / 8, 64) words of eight codes: the first four in the low halves of the bytes, then the others
 // A code stands for scale * value + offset; the value of an int8 code is the code itself, of an int4 code `table[code]`.
 // Where there are offsets, scale * value must be exact in fp32, so that one rounding is all there is. Products are those
-// of the fp32 matrix that the codes stand for, bit for bit.
+// of the fp32 matrix that the codes stand for, bit for bit; with coded_inputs, those of inputs that are rounded to codes of
+// 8 bits, with a scale for 32 of them (integer.inc).
 struct Weight {
   WeightKind kind = WeightKind::f32;
   int out = 0, in = 0;
@@ -44,7 +45,11 @@ struct Weight {
   int group = 0;                   // inputs that share a scale: a multiple of 8 that divides `in`
   float table[16] = {};
   const float* bias = nullptr;     // (out), added last; or nullptr
+  bool coded_inputs = false;       // only where `takes_coded_inputs`
 };
+
+// Whether the values of the codes are small integers, or such over 2 or 4: then products can be sums of integers.
+bool takes_coded_inputs(const Weight&);
 
 enum class BlockKind : int { q8_0 = 0, q4_1 = 1 };  // GGML's blocks of 32 elements: 34 and 20 bytes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class PackedWeight:
 
     data: (ceil(out_features / 64), in_features, 64) float32, bfloat16 or float16; of codes (panels, in_features / 4 or
     8, 64) int32 words. scales, offsets: (panels, in_features / group, 64) float32 of codes. bias: (out_features,)
-    float32 that is added to the product.
+    float32 that is added to the product. coded_inputs: products round inputs to codes of 8 bits, with a scale for 32 of
+    them, and add integers; of codes whose values are no small integers they do not (`handle.coded_inputs` says so).
     """
 
     kind: str
@@ -37,6 +38,7 @@ class PackedWeight:
     offsets: torch.Tensor | None = None
     table: tuple[float, ...] = ()
     bias: torch.Tensor | None = None
+    coded_inputs: bool = False
     handle: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class PackedWeight:
         handle = native().Weight(
             _KINDS[self.kind], self.out_features, self.in_features, self.data.data_ptr(), _address(self.scales),
             _address(self.offsets), self.in_features // groups, list(self.table), _address(self.bias),
+            self.coded_inputs,
         )  # fmt: skip
         object.__setattr__(self, "handle", handle)
 
@@ -56,9 +59,7 @@ class PackedWeight:
         """The same weight with a bias (out_features,)."""
         bias = bias.detach().float().contiguous().clone()
         check("bias", bias, torch.float32, self.out_features)
-        return PackedWeight(
-            self.kind, self.data, self.in_features, self.out_features, self.scales, self.offsets, self.table, bias
-        )
+        return replace(self, bias=bias)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the float32 matrix that the weight stands for: ids (n,) int64 -> (n, in_features)."""
@@ -84,8 +85,11 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
     return PackedWeight(_STORED[weight.dtype], panels, in_features, out_features)
 
 
-def pack_codes(weight: CodedWeight) -> PackedWeight:
-    """Packs a weight of codes, whose group must be a multiple of 8. Raises ArgumentError for tensors that disagree."""
+def pack_codes(weight: CodedWeight, *, coded_inputs: bool = False) -> PackedWeight:
+    """Packs a weight of codes, whose group must be a multiple of 8. coded_inputs: see `PackedWeight`.
+
+    Raises ArgumentError for tensors that disagree.
+    """
     codes, scales, bits = weight.codes, weight.scales, weight.bits
     kind = f"int{bits}"
     if kind not in _BITS:
@@ -109,9 +113,8 @@ def pack_codes(weight: CodedWeight) -> PackedWeight:
     words = large_empty(ceil_div(out_features, PANEL), in_features * bits // 32, PANEL, dtype=torch.int32)
     native().pack_codes(codes.data_ptr(), _KINDS[kind], out_features, in_features, words.data_ptr())
     offsets = None if weight.offsets is None else _panels(weight.offsets, out_features)
-    return PackedWeight(
-        kind, words, in_features, out_features, _panels(scales, out_features), offsets, tuple(weight.table)
-    )
+    scales, table = _panels(scales, out_features), tuple(weight.table)
+    return PackedWeight(kind, words, in_features, out_features, scales, offsets, table, coded_inputs=coded_inputs)
 
 
 def _panels(values: torch.Tensor, out_features: int) -> torch.Tensor:

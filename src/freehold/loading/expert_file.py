@@ -19,7 +19,7 @@ from freehold.core.axes import ceil_div
 from freehold.core.errors import CorruptFileError, LoadError
 
 ALIGNMENT = 4096
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

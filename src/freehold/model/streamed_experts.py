@@ -23,7 +23,7 @@ from freehold.kernels.weights import PANEL
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.expert_file import ALIGNMENT, ExpertFile, ExpertWriter
 from freehold.loading.home import freehold_home
-from freehold.model.compute import Compute
+from freehold.model.compute import Compute, NativeCompute
 from freehold.model.weights import ExpertMatrix, Source
 
 _log = logging.getLogger("freehold.model")
@@ -66,8 +66,8 @@ def bytes_of(weight: PackedWeight) -> list[memoryview]:
     return [memoryview(t.contiguous().view(torch.uint8).numpy()) for t in tensors]  # type: ignore[arg-type]
 
 
-def weight_in(memory: torch.Tensor, form: dict[str, Any]) -> PackedWeight:
-    """A weight whose bytes are in `memory`, uint8, now or later."""
+def weight_in(memory: torch.Tensor, form: dict[str, Any], *, coded_inputs: bool = False) -> PackedWeight:
+    """A weight whose bytes are in `memory`, uint8, now or later. coded_inputs: see `PackedWeight`."""
     kind, inputs, outputs, groups = form["kind"], form["in_features"], form["out_features"], form["groups"]
     panels = ceil_div(outputs, PANEL)
     dtype, columns = {
@@ -89,15 +89,17 @@ def weight_in(memory: torch.Tensor, form: dict[str, Any]) -> PackedWeight:
     data = take(dtype, columns)
     scales = take(torch.float32, groups) if groups else None
     offsets = take(torch.float32, groups) if form["offsets"] else None
-    return PackedWeight(kind, data, inputs, outputs, scales, offsets, tuple(form["table"]))
+    table = tuple(form["table"])
+    return PackedWeight(kind, data, inputs, outputs, scales, offsets, table, coded_inputs=coded_inputs)
 
 
 class ExpertCache:
     """Places for experts of all layers. The one that was used longest ago gives way. Not for several threads."""
 
-    def __init__(self, file: ExpertFile, budget: int) -> None:
-        """budget: bytes of the places. Raises ConfigError if they hold fewer than two experts."""
+    def __init__(self, file: ExpertFile, budget: int, *, coded_inputs: bool = False) -> None:
+        """budget: bytes of the places. coded_inputs: see `PackedWeight`. Raises ConfigError if they hold fewer than two experts."""
         self.file, self.stats = file, StreamStats()
+        self._coded_inputs = coded_inputs
         layers = sorted({layer for layer, _ in file.regions})
         sizes = {part: max(file.regions[layer, part].nbytes for layer in layers) for part in PARTS}
         size = sum(sizes.values())
@@ -176,7 +178,7 @@ class ExpertCache:
         form = self.file.regions[layer, part].form
         key = place, part, repr(form)
         if key not in self._weights:
-            self._weights[key] = weight_in(self._buffers[place][part], form)
+            self._weights[key] = weight_in(self._buffers[place][part], form, coded_inputs=self._coded_inputs)
         return self._weights[key]
 
 
@@ -204,7 +206,7 @@ class ExpertLoading:
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute, num_experts: int) -> None:
         """Raises ConfigError if the compute has no form that could be read from a file."""
-        if compute.name != "native":
+        if not isinstance(compute, NativeCompute):
             raise ConfigError(f"expert_budget goes with the native kernels, not with {compute.name!r}")
         self._compute = compute
         self._identity = f"{checkpoint.digest()} {[os.stat(file).st_size for file in checkpoint.files]}"
@@ -239,4 +241,4 @@ class ExpertLoading:
             self._writer.close()
             self._file = ExpertFile.find(self._path, self._identity)
         assert self._file is not None
-        return ExpertCache(self._file, budget)
+        return ExpertCache(self._file, budget, coded_inputs=self._compute.coded_inputs)
