@@ -179,7 +179,8 @@ def settings(**changes: Any) -> ModelSettings:
         "new_tokens": 64,
         "rounds": 5,
         "threads": 1,
-        "kv_dtype": "float32",
+        "kv_dtype": "bfloat16",
+        "activations": "int8",
         "rival": "none",
         "quick": False,
     }
@@ -272,7 +273,7 @@ def test_both_sides_continue_a_text_alike(default_model: Path) -> None:
     prompt = tokenizer.encode("a b c d e f g h i j k l m n")
     base = {"path": str(default_model), "context": 128, "threads": 1}
     with Worker("freehold") as ours, Worker("llama.cpp") as theirs:
-        ours.call("load", **base, kv_dtype="float32")
+        ours.call("load", **base, kv_dtype="float32", activations="float32")
         theirs.call("load", **base, batch_tokens=512, flash_attention=True)
         answers = [side.call("answer", prompt=prompt, new_tokens=12)["token_ids"] for side in (ours, theirs)]
     assert answers[0] == answers[1]

@@ -106,6 +106,7 @@ def test_the_slowest_resource_bounds() -> None:
     demand = Demand(weights=100.0, attention=100.0, index=400.0, memory=20.0, disk=1.0, half_attention=True)
     assert demand.seconds(rates) == (2.5, "products")
     assert replace(demand, half_attention=False).seconds(rates) == (3.0, "products")
+    assert replace(demand, integer_weights=True).seconds(rates) == (2.0, "memory")
     assert replace(demand, memory=31.0).seconds(rates) == (3.1, "memory")
     assert replace(demand, disk=4.0).seconds(rates) == (4.0, "disk")
 

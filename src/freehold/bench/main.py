@@ -70,9 +70,16 @@ def command() -> None:
 @click.option(
     "--kv-dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
+    default="bfloat16",
     show_default=True,
     help="How our side stores K and V; llama.cpp's are float16.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["float32", "int8"]),
+    default="int8",
+    show_default=True,
+    help="What our side multiplies codes of weights with; llama.cpp rounds to 8 bits.",
 )
 @threads_option
 @rounds_option
@@ -85,6 +92,7 @@ def model(
     new_tokens: int | None,
     rival: str,
     kv_dtype: str,
+    activations: str,
     threads: int | None,
     rounds: int | None,
     quick: bool,
@@ -106,6 +114,7 @@ def model(
         rounds=rounds or (2 if quick else 5),
         threads=threads or _cores(),
         kv_dtype=kv_dtype,
+        activations=activations,
         rival=rival,
         quick=quick,
     )

@@ -19,14 +19,14 @@ from freehold.model.minimax_m3 import MiniMaxM3
 class FreeholdSide:
     """Holds an `LLM`. Messages and answers are JSON values."""
 
-    def load(self, *, path: str, context: int, threads: int, kv_dtype: str) -> dict[str, Any]:
+    def load(self, *, path: str, context: int, threads: int, kv_dtype: str, activations: str) -> dict[str, Any]:
         """Loads the model with room for one sequence of `context` tokens.
 
         Gives the seconds, a description, and what prompts can be made of: the vocabulary and its special tokens.
         """
         torch.set_num_threads(threads)
         start = time.perf_counter()
-        self.llm = LLM(path, threads=threads, kv_dtype=kv_dtype, cache_tokens=context)
+        self.llm = LLM(path, threads=threads, kv_dtype=kv_dtype, activations=activations, cache_tokens=context)
         seconds = time.perf_counter() - start
         model = self.model
         return {

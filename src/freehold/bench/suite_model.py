@@ -41,6 +41,7 @@ class ModelSettings:
     rounds: int
     threads: int
     kv_dtype: str
+    activations: str
     rival: str
     quick: bool
 
@@ -157,7 +158,8 @@ class _Bench:
 
     def _our_load(self, context: int) -> dict[str, Any]:
         s = self.settings
-        return {"path": str(self.path), "context": context, "threads": s.threads, "kv_dtype": s.kv_dtype}
+        rounded = {"kv_dtype": s.kv_dtype, "activations": s.activations}
+        return {"path": str(self.path), "context": context, "threads": s.threads, **rounded}
 
     def _load(self, stack: ExitStack, context: int, chosen: RivalSettings | None) -> dict[str, Samples]:
         """Load times, each in a new process; the processes of the last round stay."""

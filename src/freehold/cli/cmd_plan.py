@@ -32,6 +32,13 @@ from freehold.cli.quantities import Size
     show_default=True,
     help="How K, V and index keys are stored.",
 )
+@click.option(
+    "--activations",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What codes of weights are multiplied with.",
+)
 @click.option("--calibrate", is_flag=True, help="First measure memory, products and disk: about 20 seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 def plan(model: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:

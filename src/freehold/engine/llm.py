@@ -70,7 +70,7 @@ class LLM:
             kernels.set_threads(config.threads)
         self.path = resolve(str(model))
         self.name = Path(model).stem if Path(model).exists() else str(model)
-        compute, reason = compute_for(config.impl)
+        compute, reason = compute_for(config.impl, config.activations)
         with open_checkpoint(self.path) as checkpoint:
             self.tokenizer = load_tokenizer(checkpoint)
             kind = model_kind(checkpoint)
@@ -89,6 +89,8 @@ class LLM:
         self._lock = threading.Lock()
         self._mail: dict[str, deque[Event]] = {}
         isa = f", {kernels.isa()}, {kernels.threads()} threads" if compute.name == "native" else ""
+        if config.activations == "int8":
+            isa += ", activations int8 where weights are codes"
         dense = ", sparse layers run DENSE as asked" if config.allow_dense else ""
         self.description = f"{kind}, weights {'/'.join(stored)}, {compute.name} compute ({reason}{isa}){dense}"
 

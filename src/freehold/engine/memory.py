@@ -111,6 +111,7 @@ def _identity(config: EngineConfig, block_tokens: int, weights: str) -> Identity
         "numerics": str(NUMERICS_VERSION),
         "kv_dtype": config.kv_dtype,
         "block_tokens": str(block_tokens),
+        "activations": config.activations,
         "isa": kernels.isa(),
         "dense": str(config.allow_dense),
     }

@@ -91,13 +91,15 @@ class NativeCompute:
 
     name = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, *, coded_inputs: bool = False) -> None:
+        """coded_inputs: whether products with weights that are codes round their inputs to codes of 8 bits too."""
         self.attention: BlockAttention = NativeBlockAttention()
+        self.coded_inputs = coded_inputs
 
     def prepare(self, weight: Tensor | CodedWeight) -> Tensor | PackedWeight:
         """Packs the weight into panels; the copy is the only one that stays in memory."""
         if isinstance(weight, CodedWeight):
-            return kernels.pack_codes(weight)
+            return kernels.pack_codes(weight, coded_inputs=self.coded_inputs)
         return kernels.pack_weight(weight.detach())
 
     def linear(self, x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
@@ -245,9 +247,14 @@ class ReferenceCompute:
         """See `Compute.dense_layer`: step by step, so that it can be read and differentiated."""
 
 
-def compute_for(impl: str) -> tuple[Compute, str]:
-    """The compute of that name, and why it was chosen. "auto" takes the kernels."""
+def compute_for(impl: str, activations: str = "float32") -> tuple[Compute, str]:
+    """The compute of that name, and why it was chosen. "auto" takes the kernels.
+
+    activations: "int8" for `coded_inputs` of `NativeCompute`; the reference has only "float32".
+    """
     if impl == "reference":
         return ReferenceCompute(), "asked for by name"
     kernels.isa()  # raises KernelError when the library is missing: there is no silent fallback
-    return NativeCompute(), "the default on a CPU" if impl == "auto" else "asked for by name"
+    return NativeCompute(
+        coded_inputs=activations == "int8"
+    ), "the default on a CPU" if impl == "auto" else "asked for by name"

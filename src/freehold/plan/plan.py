@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from freehold.core.axes import DEFAULT_BLOCK_TOKENS
-from freehold.core.config import EngineConfig, KvDtype
+from freehold.core.config import Activations, EngineConfig, KvDtype
 from freehold.core.errors import ArgumentError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.calibration import Calibration
@@ -30,13 +30,15 @@ _LADDER = (8192, 32768, 131072)
 class PlanSettings:
     """context: tokens of each session, prompt and answer; None: a few lengths, up to the model's own. users: sessions
     at the same time. ram: bytes of memory; None: this machine's. weights: the type they are computed from.
-    kv_dtype: how K, V and index keys are stored. disk_bandwidth: bytes a second; None: as calibrated."""
+    kv_dtype: how K, V and index keys are stored. activations: "int8" where products with codes multiply integers.
+    disk_bandwidth: bytes a second; None: as calibrated."""
 
     context: int | None = None
     users: int = 1
     ram: int | None = None
     weights: Format = "as-stored"
     kv_dtype: KvDtype = EngineConfig().kv_dtype
+    activations: Activations = EngineConfig().activations
     disk_bandwidth: int | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +140,7 @@ def make_plan(
     rows = []
     for task in tasks:
         for way in fit.ways(task):
-            pace = _pace(fit, task, way, rates) if rates is not None and way.fits else None
+            pace = _pace(fit, task, way, rates, settings.activations) if rates is not None and way.fits else None
             rows.append(Row(task, way, pace, why_not(subject, settings.weights)))
     return Plan(
         subject=subject,
@@ -175,13 +177,16 @@ def _rates(calibration: Calibration | None, settings: PlanSettings) -> Rates | N
     return Rates(calibration.read, calibration.float32, calibration.bfloat16, float(disk))
 
 
-def _pace(fit: Fit, task: Task, way: Way, rates: Rates) -> Pace:
-    roofline = Roofline(fit.subject, fit.weights, fit.cache, way.cached_experts)
+def _pace(fit: Fit, task: Task, way: Way, rates: Rates, activations: Activations) -> Pace:
+    # Codes take 4 to 13 bits a weight with their scales, floats at least 16.
+    coded = fit.weights.total < 1.7 * sum(fit.subject.parameters.values())
+    integers = activations == "int8" and coded
+    roofline = Roofline(fit.subject, fit.weights, fit.cache, way.cached_experts, integer_weights=integers)
     seconds, bound = roofline.decode(task.users, task.context).seconds(rates)
     slow = seconds
     blocks = task.users * fit.cache.blocks(task.context)
     if way.paged and way.frames_given < blocks * fit.cache.frame:
-        reading = Roofline(fit.subject, fit.weights, fit.cache, way.cached_experts, paged_reads=True)
+        reading = replace(roofline, paged_reads=True)
         slow, _ = reading.decode(task.users, task.context).seconds(rates)
     prompt, prompt_bound = roofline.prefill_seconds(task.context, rates)
     return Pace(task.users / seconds, task.users / slow, bound, task.context / prompt, prompt_bound)

@@ -34,8 +34,9 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A step's work. weights, attention, index: floating-point operations of the products with weights (float32), of
-    attention, and of the index's scores in 8-bit codes. memory, disk: bytes read."""
+    """A step's work. weights, attention, index: operations of the products with weights (float32, or 8-bit codes with
+    integer_weights), of attention (float32, or bfloat16 with half_attention), and of the index's scores (8-bit codes).
+    memory, disk: bytes read."""
 
     weights: float
     attention: float
@@ -43,12 +44,14 @@ class Demand:
     memory: float
     disk: float
     half_attention: bool
+    integer_weights: bool = False
 
     def seconds(self, rates: Rates) -> tuple[float, Bound]:
         """The least time, and what it is bound by. Products, memory and disk may all work at the same time."""
         attention = rates.bfloat16 if self.half_attention else rates.float32
-        # Products of 8-bit codes go at most twice as fast as those of bfloat16.
-        products = self.weights / rates.float32 + self.attention / attention + self.index / (2 * rates.bfloat16)
+        codes = 2 * rates.bfloat16  # the most that products of 8-bit codes reach
+        weights = codes if self.integer_weights else rates.float32
+        products = self.weights / weights + self.attention / attention + self.index / codes
         times: dict[Bound, float] = {
             "products": products,
             "memory": self.memory / rates.read,
@@ -61,13 +64,15 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """What steps of a model demand. cached_experts: the part of all routed experts that lies in memory; the others are
-    read from the disk whenever a token uses them. paged_reads: whether every chosen block of K and V is read, too."""
+    read from the disk whenever a token uses them. paged_reads: whether every chosen block of K and V is read, too.
+    integer_weights: whether products with weights multiply 8-bit codes."""
 
     subject: Subject
     weights: WeightCost
     cache: CacheCost
     cached_experts: float = 1.0
     paged_reads: bool = False
+    integer_weights: bool = False
 
     def decode(self, streams: int, context: int) -> Demand:
         """One token for each of `streams` sequences, of `context` tokens with it."""
@@ -101,6 +106,7 @@ class Roofline:
             memory=memory,
             disk=disk,
             half_attention=self.cache.kv_dtype == "bfloat16",
+            integer_weights=self.integer_weights,
         )
 
     def distinct_experts(self, rows: int) -> float:
