@@ -144,8 +144,8 @@ def attend_blocks(
         tokens = ids[..., None] * block_tokens + torch.arange(block_tokens, device=q.device)
         positions = torch.arange(first, first + n, device=q.device) + query_start
         seen = (ids[..., None] >= 0) & (tokens <= positions[:, None, None, None])
-        seen = seen.view(n, num_kv_heads, 1, width)
-        tokens = tokens.view(n, num_kv_heads, width).clamp(0, total_k - 1)
+        seen = seen.reshape(n, num_kv_heads, 1, width)
+        tokens = tokens.reshape(n, num_kv_heads, width).clamp(0, total_k - 1)
         head = torch.arange(num_kv_heads, device=q.device)[None, :, None]
         queries = q[first : first + n].view(n, num_kv_heads, group, head_dim)
         logits = torch.einsum("nhgd,nhtd->nhgt", queries, k[tokens, head]) * scale

@@ -1,0 +1,28 @@
+"""What the operators take, and what they refuse: by name, and the same with each implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freehold.attention import attend_blocks, dense_attention, select_blocks
+
+IMPLS = ("reference", "native")
+LAST = {"query_start": 296}
+"""Where four queries stand at the end of 300 keys."""
+
+
+def tensors(*, dim: int = 16, heads: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(4, heads, dim), torch.randn(300, 2, dim), torch.randn(300, 2, dim)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_tensors_need_not_be_contiguous(impl):
+    q, k, v = tensors(heads=4)
+    ids = select_blocks(q[:, :2], k[:, 0], block_tokens=16, topk=3, **LAST)
+    *scattered, scattered_ids = (t.permute(2, 1, 0).contiguous().permute(2, 1, 0) for t in (q, k, v, ids))
+    wanted = dense_attention(q, k, v, **LAST, impl=impl)
+    torch.testing.assert_close(dense_attention(*scattered, **LAST, impl=impl), wanted)
+    wanted = attend_blocks(q, k, v, ids, block_tokens=16, **LAST, impl=impl)
+    torch.testing.assert_close(attend_blocks(*scattered, scattered_ids, block_tokens=16, **LAST, impl=impl), wanted)
