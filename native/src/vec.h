@@ -55,10 +55,11 @@ inline float max_lanes(vf v) {
   return a[0];
 }
 
-// exp(x), about 1 ulp for x in [-87, 88]; exactly 0 below that, so a masked score weighs nothing.
+// exp(x), about 1 ulp for x in [-87, 88]; exactly 0 below that, so a masked score weighs nothing. NaN stays NaN: the bounds
+// come first, as a comparison with NaN gives what stands second.
 inline vf exp_v(vf x) {
   const vf low = splat(-87.0f);
-  const vf clamped = minimum(maximum(x, low), splat(88.0f));
+  const vf clamped = minimum(splat(88.0f), maximum(low, x));
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const vf n = (clamped * splat(1.44269504f) + magic) - magic;
   vf r = clamped - n * splat(0.693359375f);
