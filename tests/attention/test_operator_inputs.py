@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from freehold.attention import attend_blocks, dense_attention, select_blocks
+from freehold.core.errors import ArgumentError
 
 IMPLS = ("reference", "native")
 LAST = {"query_start": 296}
@@ -26,3 +27,10 @@ def test_tensors_need_not_be_contiguous(impl):
     torch.testing.assert_close(dense_attention(*scattered, **LAST, impl=impl), wanted)
     wanted = attend_blocks(q, k, v, ids, block_tokens=16, **LAST, impl=impl)
     torch.testing.assert_close(attend_blocks(*scattered, scattered_ids, block_tokens=16, **LAST, impl=impl), wanted)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_block_ids_without_a_place_are_refused(impl):
+    none = torch.zeros(4, 2, 0, dtype=torch.int32)
+    with pytest.raises(ArgumentError, match=r"block_ids has shape \(4, 2, 0\)"):
+        attend_blocks(*tensors(), none, **LAST, impl=impl)

@@ -105,10 +105,10 @@ def attend_blocks(
     _check_block_tokens(block_tokens)
     if block_ids.dtype != torch.int32:
         raise ArgumentError(f"block_ids has type {block_ids.dtype}; it must be torch.int32")
-    if block_ids.ndim != 3 or block_ids.shape[:2] != (q.shape[0], k.shape[1]):
+    if block_ids.ndim != 3 or block_ids.shape[:2] != (q.shape[0], k.shape[1]) or block_ids.shape[2] < 1:
         raise ArgumentError(
             f"block_ids has shape {tuple(block_ids.shape)}; it must be (total_q, num_kv_heads, topk) "
-            f"= ({q.shape[0]}, {k.shape[1]}, *)"
+            f"= ({q.shape[0]}, {k.shape[1]}, at least 1)"
         )
     _check_block_ids(block_ids, query_start, block_tokens)
     return _impl(impl, q, k, v).attend_blocks(  # type: ignore[no-any-return]

@@ -102,6 +102,8 @@ def attend(
     """
     rows, num_q_heads, head_dim = q.shape
     _check_heads(num_q_heads, lanes, scale)
+    if block_ids is not None and block_ids.numel() == 0 and rows > 0:  # its address would say: every block
+        raise ArgumentError(f"block_ids has shape {tuple(block_ids.shape)}; each row needs at least one block")
     out = torch.empty_like(q)
     check_spans(spans, rows, lanes.block_tokens)
     native().attend(

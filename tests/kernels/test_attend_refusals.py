@@ -1,0 +1,32 @@
+"""What attention over blocks refuses, because it would read or write beyond what it was given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freehold import kernels
+from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
+from freehold.core.errors import ArgumentError
+
+BLOCK_TOKENS = 16
+
+
+@pytest.fixture
+def lanes() -> LayerLanes:
+    torch.manual_seed(0)
+    lanes = LayerLanes.allocate(LaneSpec(2, 16), 3, BLOCK_TOKENS, torch.float32)
+    spans = Spans.pack([Span(0, 40, range(3))], BLOCK_TOKENS)
+    kernels.write(lanes, spans, torch.randn(40, 2, 16), torch.randn(40, 2, 16))
+    return lanes
+
+
+def attend(lanes: LayerLanes, block_ids: torch.Tensor | None, **options) -> torch.Tensor:
+    """One query at position 37, in block 2."""
+    spans = Spans.pack([Span(37, 1, range(3))], BLOCK_TOKENS)
+    return kernels.attend(torch.ones(1, 4, 16), lanes, spans, block_ids=block_ids, scale=0.25, **options)
+
+
+def test_block_ids_without_a_place_are_refused(lanes):
+    with pytest.raises(ArgumentError, match=r"block_ids has shape \(1, 2, 0\)"):
+        attend(lanes, torch.zeros(1, 2, 0, dtype=torch.int32))
