@@ -28,6 +28,8 @@ T* at(Address address) {
 
 void check(Status status) {
   if (status == Status::bad_argument) throw std::invalid_argument("the native kernel refused its arguments");
+  if (status == Status::bad_block_ids)
+    throw std::invalid_argument("block_ids must ascend in each row, then be -1, and name no block after the query's own");
   if (status == Status::out_of_memory) throw std::bad_alloc();
 }
 

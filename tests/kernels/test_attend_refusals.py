@@ -30,3 +30,14 @@ def attend(lanes: LayerLanes, block_ids: torch.Tensor | None, **options) -> torc
 def test_block_ids_without_a_place_are_refused(lanes):
     with pytest.raises(ArgumentError, match=r"block_ids has shape \(1, 2, 0\)"):
         attend(lanes, torch.zeros(1, 2, 0, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("ids", [(0, 3), (0, 1_000_000), (1, 1), (2, 0)])
+def test_block_ids_that_are_not_in_the_table_or_in_order_are_refused(lanes, ids):
+    with pytest.raises(ArgumentError, match="block_ids must ascend"):
+        attend(lanes, torch.tensor([[(0, 2), ids]], dtype=torch.int32))
+
+
+def test_block_ids_in_order_are_taken(lanes):
+    every, chosen = attend(lanes, None), attend(lanes, torch.tensor([[(0, 1, 2, -1)] * 2], dtype=torch.int32))
+    assert torch.equal(every, chosen)

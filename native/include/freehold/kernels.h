@@ -19,7 +19,7 @@
 
 namespace freehold {
 
-enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2 };
+enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2, bad_block_ids = 3 };
 enum class Storage : int { f32 = 0, bf16 = 1 };
 // avx512bf16 has VNNI and BF16 besides.
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };

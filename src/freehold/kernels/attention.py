@@ -99,6 +99,8 @@ def attend(
     Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
 
     stage: this call sees a range of the blocks only; the result means something after the last one.
+
+    Raises ArgumentError for ids that do not ascend, or that name a block after the query's own.
     """
     rows, num_q_heads, head_dim = q.shape
     _check_heads(num_q_heads, lanes, scale)
@@ -106,24 +108,27 @@ def attend(
         raise ArgumentError(f"block_ids has shape {tuple(block_ids.shape)}; each row needs at least one block")
     out = torch.empty_like(q)
     check_spans(spans, rows, lanes.block_tokens)
-    native().attend(
-        check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
-        out.data_ptr(),
-        lanes.k.data_ptr(),
-        lanes.v.data_ptr(),
-        storage_of(lanes),
-        *addresses(spans),
-        0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, lanes.num_kv_heads, None),
-        0 if block_ids is None else block_ids.shape[2],
-        num_q_heads,
-        lanes.num_kv_heads,
-        head_dim,
-        lanes.block_tokens,
-        scale,
-        threads(),
-        0 if stage is None else check("carried", stage.carried, torch.float32, rows, num_q_heads, None),
-        *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
-    )
+    try:
+        native().attend(
+            check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
+            out.data_ptr(),
+            lanes.k.data_ptr(),
+            lanes.v.data_ptr(),
+            storage_of(lanes),
+            *addresses(spans),
+            0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, lanes.num_kv_heads, None),
+            0 if block_ids is None else block_ids.shape[2],
+            num_q_heads,
+            lanes.num_kv_heads,
+            head_dim,
+            lanes.block_tokens,
+            scale,
+            threads(),
+            0 if stage is None else check("carried", stage.carried, torch.float32, rows, num_q_heads, None),
+            *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
+        )
+    except ValueError as error:  # the ids themselves are looked at by the kernel
+        raise ArgumentError(str(error)) from None
     return out
 
 
