@@ -41,3 +41,10 @@ def test_block_ids_that_are_not_in_the_table_or_in_order_are_refused(lanes, ids)
 def test_block_ids_in_order_are_taken(lanes):
     every, chosen = attend(lanes, None), attend(lanes, torch.tensor([[(0, 1, 2, -1)] * 2], dtype=torch.int32))
     assert torch.equal(every, chosen)
+
+
+def test_memory_of_a_stage_that_is_too_small_is_refused(lanes):
+    q = torch.ones(1, 4, 16)
+    for carried in (torch.zeros(1, 4, 1), kernels.Stage.room(q)[..., :-1].contiguous()):
+        with pytest.raises(ArgumentError, match="carried has shape"):
+            attend(lanes, None, stage=kernels.Stage(0, 2, carried, first=True, last=False))

@@ -80,7 +80,12 @@ class Stage:
     @staticmethod
     def room(q: torch.Tensor) -> torch.Tensor:
         """Memory for `carried`."""
-        return torch.empty(q.shape[0], q.shape[1], (q.shape[2] + 15) // 16 * 16 + 2)
+        return torch.empty(q.shape[0], q.shape[1], Stage.width(q.shape[2]))
+
+    @staticmethod
+    def width(head_dim: int) -> int:
+        """Numbers that `carried` holds for a row and query head."""
+        return (head_dim + 15) // 16 * 16 + 2
 
 
 def attend(
@@ -124,7 +129,9 @@ def attend(
             lanes.block_tokens,
             scale,
             threads(),
-            0 if stage is None else check("carried", stage.carried, torch.float32, rows, num_q_heads, None),
+            0
+            if stage is None
+            else check("carried", stage.carried, torch.float32, rows, num_q_heads, Stage.width(head_dim)),
             *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
         )
     except ValueError as error:  # the ids themselves are looked at by the kernel
