@@ -223,3 +223,12 @@ def test_several_sequences_of_any_length_together():
 def test_nothing_is_read_where_every_block_is_chosen():
     _, _, stats = both(torch.randn(2, 1, 16), torch.randn(64, 16), block_tokens=16, topk=4)
     assert stats.scanned_blocks == stats.blocks_looked_at_again == 0
+
+
+@pytest.mark.parametrize("block_tokens", [272, 512, 1024])
+def test_blocks_may_be_large(block_tokens):
+    torch.manual_seed(2)
+    k = torch.randn(1, 40) * (1 + 2**-8 * torch.randint(0, 2, (9 * block_tokens + 5, 1)))
+    got, wanted, stats = both(torch.randn(9, 2, 40), k, block_tokens=block_tokens, topk=4)
+    assert torch.equal(got, wanted)
+    assert stats.blocks_looked_at_again > 0  # its scores of single tokens were asked for
