@@ -34,3 +34,25 @@ def test_block_ids_without_a_place_are_refused(impl):
     none = torch.zeros(4, 2, 0, dtype=torch.int32)
     with pytest.raises(ArgumentError, match=r"block_ids has shape \(4, 2, 0\)"):
         attend_blocks(*tensors(), none, **LAST, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_axes_without_extent_are_refused_by_name(impl):
+    q, k, v = tensors()
+    with pytest.raises(ArgumentError, match="num_q_heads is 0"):
+        dense_attention(q[:, :0], k, v, **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="num_kv_heads is 0"):
+        dense_attention(q, k[:, :0], v[:, :0], **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="head_dim is 0"):
+        dense_attention(q[..., :0], k[..., :0], v[..., :0], **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="num_index_heads is 0"):
+        select_blocks(q[:, :0], k[:, 0], **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="index_dim is 0"):
+        select_blocks(q[..., :0], k[:, 0, :0], **LAST, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_queries_give_nothing(impl):
+    q, k, v = tensors()
+    assert select_blocks(q[:0], k[:, 0], query_start=300, topk=3, impl=impl).shape == (0, 2, 3)
+    assert dense_attention(q[:0], k, v, query_start=300, impl=impl).shape == (0, 2, 16)

@@ -48,3 +48,9 @@ def test_memory_of_a_stage_that_is_too_small_is_refused(lanes):
     for carried in (torch.zeros(1, 4, 1), kernels.Stage.room(q)[..., :-1].contiguous()):
         with pytest.raises(ArgumentError, match="carried has shape"):
             attend(lanes, None, stage=kernels.Stage(0, 2, carried, first=True, last=False))
+
+
+def test_a_query_without_heads_is_refused(lanes):
+    spans = Spans.pack([Span(37, 1, range(3))], BLOCK_TOKENS)
+    with pytest.raises(ArgumentError, match="num_q_heads is 0"):
+        kernels.attend(torch.ones(1, 0, 16), lanes, spans, block_ids=None, scale=0.25)

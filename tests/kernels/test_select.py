@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from freehold import kernels
 from freehold.attention.impl import reference
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
+from freehold.core.errors import ArgumentError
 from support.instruction_sets import supported
 
 ISAS = supported()
@@ -232,3 +233,10 @@ def test_blocks_may_be_large(block_tokens):
     got, wanted, stats = both(torch.randn(9, 2, 40), k, block_tokens=block_tokens, topk=4)
     assert torch.equal(got, wanted)
     assert stats.blocks_looked_at_again > 0  # its scores of single tokens were asked for
+
+
+def test_a_query_without_heads_is_refused():
+    lanes = lanes_of(torch.randn(640, 16), 32)
+    spans = Spans.pack([Span(630, 10, slots_for(20))], 32)
+    with pytest.raises(ArgumentError, match="index_q has shape"):
+        kernels.select(torch.randn(10, 0, 16), lanes, spans, topk=4)

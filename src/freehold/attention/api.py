@@ -62,6 +62,7 @@ def select_blocks(
     """
     _check_ndim(index_q=(index_q, 3), index_k=(index_k, 2))
     _check_equal("index_dim", index_q=index_q.shape[2], index_k=index_k.shape[1])
+    _check_some(num_index_heads=index_q.shape[1], index_dim=index_q.shape[2])
     _check_positions(index_q.shape[0], index_k.shape[0], query_start)
     _check_block_tokens(block_tokens)
     if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
@@ -187,12 +188,19 @@ def _check_equal(what: str, **sizes: int) -> None:
         raise ArgumentError(f"{what} differs: " + ", ".join(f"{name} has {size}" for name, size in sizes.items()))
 
 
+def _check_some(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ArgumentError(f"{name} is {size}; it must be at least 1")
+
+
 def _check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_start: int) -> None:
     _check_ndim(q=(q, 3), k=(k, 3), v=(v, 3))
     _check_equal("head_dim", q=q.shape[2], k=k.shape[2], v=v.shape[2])
     _check_equal("total_k", k=k.shape[0], v=v.shape[0])
     _check_equal("num_kv_heads", k=k.shape[1], v=v.shape[1])
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    _check_some(num_q_heads=q.shape[1], num_kv_heads=k.shape[1], head_dim=q.shape[2])
+    if q.shape[1] % k.shape[1]:
         raise ArgumentError(f"num_q_heads {q.shape[1]} is no multiple of num_kv_heads {k.shape[1]}")
     _check_positions(q.shape[0], k.shape[0], query_start)
 

@@ -43,6 +43,8 @@ def select_with_stats(
     if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
     rows, num_index_heads, index_dim = index_q.shape
+    if num_index_heads < 1:
+        raise ArgumentError(f"index_q has shape {tuple(index_q.shape)}; it needs at least one head")
     _check_choice(topk, local_blocks, init_blocks)
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
     check_spans(spans, rows, lanes.block_tokens)
@@ -232,6 +234,8 @@ def _check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
 
 
 def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
+    if num_q_heads < 1 or lanes.num_kv_heads < 1:
+        raise ArgumentError(f"num_q_heads is {num_q_heads}, num_kv_heads {lanes.num_kv_heads}; there must be some")
     if num_q_heads % lanes.num_kv_heads:
         raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
     if not scale > 0:
