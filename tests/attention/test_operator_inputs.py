@@ -56,3 +56,10 @@ def test_no_queries_give_nothing(impl):
     q, k, v = tensors()
     assert select_blocks(q[:0], k[:, 0], query_start=300, topk=3, impl=impl).shape == (0, 2, 3)
     assert dense_attention(q[:0], k, v, query_start=300, impl=impl).shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60])
+def test_a_scale_that_is_no_positive_number_of_float32_is_refused(impl, scale):
+    with pytest.raises(ArgumentError, match="scale is"):
+        dense_attention(*tensors(), **LAST, scale=scale, impl=impl)

@@ -97,7 +97,7 @@ def attend_blocks(
 
     q (total_q, num_q_heads, head_dim), k and v (total_k, num_kv_heads, head_dim), block_ids int32
     (total_q, num_kv_heads, topk): ascending, -1 tail; query head h uses row h // (num_q_heads // num_kv_heads).
-    Returns float32 (float64 for float64 inputs) shaped like q. scale: head_dim ** -0.5 if None.
+    Returns float32 (float64 for float64 inputs) shaped like q. scale: positive; head_dim ** -0.5 if None.
 
     Each row must hold at least one block with a visible token, and no id twice or beyond the query's own block.
     Differentiable in q, k, v with impl="reference".
@@ -174,7 +174,11 @@ def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
 
 
 def _scale(scale: float | None, q: torch.Tensor) -> float:
-    return float(q.shape[2] ** -0.5) if scale is None else scale
+    if scale is None:
+        return float(q.shape[2] ** -0.5)
+    if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+        raise ArgumentError(f"scale is {scale}; it must be a positive number of float32, or None for head_dim ** -0.5")
+    return scale
 
 
 def _check_ndim(**tensors: tuple[torch.Tensor, int]) -> None:

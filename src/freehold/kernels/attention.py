@@ -11,6 +11,9 @@ from freehold.core.errors import ArgumentError
 from freehold.kernels.library import STORAGE, check, native, threads
 
 
+_LEAST_SCALE, _MOST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
 @dataclass(frozen=True, slots=True)
 class SelectStats:
     """What a selection read: blocks whose sketches were scanned and how many bytes of them; then, summed over rows,
@@ -238,8 +241,8 @@ def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
         raise ArgumentError(f"num_q_heads is {num_q_heads}, num_kv_heads {lanes.num_kv_heads}; there must be some")
     if num_q_heads % lanes.num_kv_heads:
         raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
-    if not scale > 0:
-        raise ArgumentError(f"scale is {scale}; it must be positive")
+    if not _LEAST_SCALE <= scale <= _MOST_SCALE:
+        raise ArgumentError(f"scale is {scale}; it must be a positive number of float32")
 
 
 def _sketch(index: IndexLane) -> tuple[int, ...]:
