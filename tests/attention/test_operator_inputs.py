@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from freehold.attention import attend_blocks, dense_attention, select_blocks
+from freehold.attention import attend_blocks, dense_attention, select_blocks, sparse_attention
 from freehold.core.errors import ArgumentError
 
 IMPLS = ("reference", "native")
@@ -63,3 +63,27 @@ def test_no_queries_give_nothing(impl):
 def test_a_scale_that_is_no_positive_number_of_float32_is_refused(impl, scale):
     with pytest.raises(ArgumentError, match="scale is"):
         dense_attention(*tensors(), **LAST, scale=scale, impl=impl)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
+def test_types_that_one_tensor_alone_would_be_rounded_from_are_refused(impl):
+    q, k, v = tensors()
+    for mixed in ((q, k.bfloat16(), v), (q, k, v.bfloat16()), (q.double(), k, v), (q, k.double(), v.double())):
+        with pytest.raises(ArgumentError, match=f"q has type {mixed[0].dtype}, k {mixed[1].dtype}"):
+            dense_attention(*mixed, **LAST, impl=impl)
+
+
+def test_the_kernels_refuse_types_that_they_would_round():
+    q, k, v = tensors()
+    with pytest.raises(ArgumentError, match="q has type torch.float64"):
+        dense_attention(q.double(), k.double(), v.double(), **LAST, impl="native")
+    with pytest.raises(ArgumentError, match="index_q has type torch.float64"):
+        select_blocks(q.double(), k[:, 0], **LAST, impl="native")
+
+
+def test_auto_looks_at_the_index_branch_too():
+    q, k, v = tensors()
+    index_q, index_k = q.double(), k[:, 0].double()
+    options = {"block_tokens": 16, "topk": 3, **LAST}
+    wanted = sparse_attention(q, k, v, index_q, index_k, **options, impl="reference")
+    assert torch.equal(sparse_attention(q, k, v, index_q, index_k, **options), wanted)

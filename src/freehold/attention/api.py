@@ -137,7 +137,8 @@ def sparse_attention(
     Differentiable in q, k and v; the index branch gets no gradient from here (it is trained by its own loss).
     """
     _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
-    chosen, _ = choose_impl(impl, q, k, v)
+    # The choice of blocks has no gradient, but its types decide too.
+    chosen, _ = choose_impl(impl, q, k, v, index_q.detach(), index_k.detach())
     block_ids = select_blocks(
         index_q.detach(),
         index_k.detach(),
@@ -203,6 +204,11 @@ def _check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_st
     _check_equal("head_dim", q=q.shape[2], k=k.shape[2], v=v.shape[2])
     _check_equal("total_k", k=k.shape[0], v=v.shape[0])
     _check_equal("num_kv_heads", k=k.shape[1], v=v.shape[1])
+    if k.dtype != v.dtype or (q.dtype == torch.float64) != (k.dtype == torch.float64):
+        raise ArgumentError(
+            f"q has type {q.dtype}, k {k.dtype} and v {v.dtype}; k and v must have one type, and q be float64 exactly "
+            "if they are; convert with .to()"
+        )
     _check_some(num_q_heads=q.shape[1], num_kv_heads=k.shape[1], head_dim=q.shape[2])
     if q.shape[1] % k.shape[1]:
         raise ArgumentError(f"num_q_heads {q.shape[1]} is no multiple of num_kv_heads {k.shape[1]}")

@@ -12,6 +12,16 @@ from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
 
 
+def _check_types(**tensors: torch.Tensor) -> None:
+    """Raises ArgumentError for a type that the kernels would have to round."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kernels.library.STORAGE:
+            raise ArgumentError(
+                f"{name} has type {tensor.dtype}; the native kernels take float32 and bfloat16; convert, "
+                "or use impl='reference'"
+            )
+
+
 def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().contiguous()
 
@@ -23,10 +33,6 @@ def _queries(total_q: int, total_k: int, query_start: int, block_tokens: int) ->
 
 def _blocks(k: torch.Tensor, v: torch.Tensor, index_k: torch.Tensor | None, block_tokens: int) -> LayerLanes:
     """Lays flat k, v (total_k, heads, head_dim) and index_k (total_k, index_dim) into blocks of their own type."""
-    if k.dtype not in kernels.library.STORAGE:
-        raise ArgumentError(
-            f"the native kernels store float32 or bfloat16, not {k.dtype}; convert, or use impl='reference'"
-        )
     total_k, num_kv_heads, head_dim = k.shape
     spec = LaneSpec(num_kv_heads, head_dim, None if index_k is None else index_k.shape[1])
     num_slots = ceil_div(total_k, block_tokens)
@@ -47,6 +53,7 @@ def select_blocks(
     init_blocks: int,
 ) -> torch.Tensor:
     """See `freehold.attention.select_blocks`."""
+    _check_types(index_q=index_q, index_k=index_k)
     nothing = index_k.new_zeros(index_k.shape[0], 1, 2)
     lanes = _blocks(nothing, nothing, index_k, block_tokens)
     spans = _queries(index_q.shape[0], index_k.shape[0], query_start, block_tokens)
@@ -66,6 +73,7 @@ def attend_blocks(
     scale: float,
 ) -> torch.Tensor:
     """See `freehold.attention.attend_blocks`. Only the blocks that were chosen are laid out."""
+    _check_types(q=q, k=k, v=v)
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
     used = torch.unique(block_ids[block_ids >= 0]).long()
     slots = torch.full((ceil_div(k.shape[0], block_tokens),), -1, dtype=torch.int32)
@@ -81,6 +89,7 @@ def dense_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, query_start: int, scale: float
 ) -> torch.Tensor:
     """See `freehold.attention.dense_attention`."""
+    _check_types(q=q, k=k, v=v)
     block_tokens = 128  # only a layout here: dense attention reads every block
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
     return kernels.attend(_contiguous(q), _blocks(k, v, None, block_tokens), spans, block_ids=None, scale=scale)
