@@ -87,3 +87,13 @@ def test_auto_looks_at_the_index_branch_too():
     options = {"block_tokens": 16, "topk": 3, **LAST}
     wanted = sparse_attention(q, k, v, index_q, index_k, **options, impl="reference")
     assert torch.equal(sparse_attention(q, k, v, index_q, index_k, **options), wanted)
+
+
+def test_an_index_branch_of_another_shape_is_refused_by_name():
+    q, k, v = tensors()
+    with pytest.raises(ArgumentError, match=r"index_q has shape \(16,\)"):
+        sparse_attention(q, k, v, q[0, 0], k[:, 0], **LAST)
+    with pytest.raises(ArgumentError, match="total_q differs: q has 4, index_q has 3"):
+        sparse_attention(q, k, v, q[:3], k[:, 0], **LAST)
+    with pytest.raises(ArgumentError, match="total_k differs: k has 300, index_k has 301"):
+        sparse_attention(q, k, v, q, torch.randn(301, 16), **LAST)

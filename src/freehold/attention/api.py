@@ -136,7 +136,10 @@ def sparse_attention(
 
     Differentiable in q, k and v; the index branch gets no gradient from here (it is trained by its own loss).
     """
+    _check_ndim(q=(q, 3), k=(k, 3), index_q=(index_q, 3), index_k=(index_k, 2))
     _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
+    _check_equal("total_q", q=q.shape[0], index_q=index_q.shape[0])
+    _check_equal("total_k", k=k.shape[0], index_k=index_k.shape[0])
     # The choice of blocks has no gradient, but its types decide too.
     chosen, _ = choose_impl(impl, q, k, v, index_q.detach(), index_k.detach())
     block_ids = select_blocks(
