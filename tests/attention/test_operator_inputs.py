@@ -75,9 +75,9 @@ def test_types_that_one_tensor_alone_would_be_rounded_from_are_refused(impl):
 
 def test_the_kernels_refuse_types_that_they_would_round():
     q, k, v = tensors()
-    with pytest.raises(ArgumentError, match="q has type torch.float64"):
+    with pytest.raises(ArgumentError, match="q has type"):
         dense_attention(q.double(), k.double(), v.double(), **LAST, impl="native")
-    with pytest.raises(ArgumentError, match="index_q has type torch.float64"):
+    with pytest.raises(ArgumentError, match="index_q has type"):
         select_blocks(q.double(), k[:, 0], **LAST, impl="native")
 
 

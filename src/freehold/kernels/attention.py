@@ -10,7 +10,6 @@ from freehold.core.blocks import IndexLane, LayerLanes, Spans
 from freehold.core.errors import ArgumentError
 from freehold.kernels.library import STORAGE, check, native, threads
 
-
 _LEAST_SCALE, _MOST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
