@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,12 +33,7 @@ class Pool {
   void run(int tasks, int threads, void (*body)(int, void*), void* context) {
     std::lock_guard<std::mutex> one_caller(caller_);
     const int helpers = (threads < tasks ? threads : tasks) - 1;
-    while (static_cast<int>(workers_.size()) < helpers) {
-      const int id = static_cast<int>(workers_.size());
-      // Detached: the pool lives as long as the process, and joining at exit could wait on a dead interpreter.
-      workers_.emplace_back([this, id] { work(id); });
-      workers_.back().detach();
-    }
+    grow(helpers);
     Job job;
     job.body = body;
     job.context = context;
@@ -52,6 +48,19 @@ class Pool {
   }
 
  private:
+  // Up to so many workers. Where the system grants no more, those that are there do all the work.
+  void grow(int helpers) {
+    try {
+      while (static_cast<int>(workers_.size()) < helpers) {
+        const int id = static_cast<int>(workers_.size());
+        // Detached: the pool lives as long as the process, and joining at exit could wait on a dead interpreter.
+        workers_.emplace_back([this, id] { work(id); });
+        workers_.back().detach();
+      }
+    } catch (const std::system_error&) {
+    }
+  }
+
   static void drain(Job& job) {
     for (int t; (t = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) job.body(t, job.context);
   }

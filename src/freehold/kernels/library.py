@@ -25,6 +25,9 @@ ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 STORAGE = {torch.float32: 0, torch.bfloat16: 1}
 """The stored element types, and their numbers in the native interface."""
 
+MOST_THREADS = 4096
+"""More are a mistake: no machine has as many processors."""
+
 _threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
@@ -78,10 +81,10 @@ def threads() -> int:
 
 
 def set_threads(count: int) -> None:
-    """Sets how many threads kernels use. Results do not depend on it."""
+    """Sets how many threads kernels use, if the system grants as many. Results do not depend on it."""
     global _threads
-    if count < 1:
-        raise ArgumentError(f"threads is {count}; it must be at least 1")
+    if not isinstance(count, int) or not 1 <= count <= MOST_THREADS:
+        raise ArgumentError(f"threads is {count!r}; it must be a whole number from 1 to {MOST_THREADS}")
     _threads = count
 
 
