@@ -97,7 +97,10 @@ class ExpertCache:
     """Places for experts of all layers. The one that was used longest ago gives way. Not for several threads."""
 
     def __init__(self, file: ExpertFile, budget: int, *, coded_inputs: bool = False) -> None:
-        """budget: bytes of the places. coded_inputs: see `PackedWeight`. Raises ConfigError if they hold fewer than two experts."""
+        """budget: bytes of the places. coded_inputs: see `PackedWeight`.
+
+        Raises ConfigError if they hold fewer than two experts.
+        """
         self.file, self.stats = file, StreamStats()
         self._coded_inputs = coded_inputs
         layers = sorted({layer for layer, _ in file.regions})
