@@ -3,7 +3,8 @@
 //
 // Reduction order. Every dot product is one chain of fused multiply-adds over ascending k, held in one vector
 // lane; nothing is ever summed across lanes whose number depends on the call. So an output element has the
-// same bits whatever the number of rows beside it, the chunk it came in, and the number of threads.
+// same bits whatever the number of rows beside it, the chunk it came in, and the number of threads. (Attention weighs
+// tokens of a block that a row does not see with zeros: if their values are not finite, the row is not, either.)
 //
 // Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
 //   packed weight  see Weight

@@ -58,7 +58,7 @@ class EngineConfig:
     cache_tokens: tokens of K, V and index-K kept in RAM, rounded up to whole blocks; None: room for two full
         contexts, as far as a quarter of the machine's memory allows.
     kv_dtype: how K, V and index keys are stored.
-    activations: "int8" rounds what goes into products with weights that are codes of 4 or 8 bits to codes of 8 bits, too,
+    activations: "int8" rounds what goes into products with weights that are codes of 4 or 8 bits to codes of 8 bits,
         with a scale for each 32 inputs, and multiplies integers: about twice as fast. "float32" rounds nothing.
     prefill_chunk: most prompt tokens computed in one step. While answers are being written it is fewer: as many as
         take no longer than the answers' own part of the step.
