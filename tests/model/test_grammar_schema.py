@@ -153,3 +153,13 @@ def test_a_schema_that_refers_to_itself_is_followed(grammars):
     assert any(answer.count("next") > 2 for answer in found)
     for answer in found:
         jsonschema.validate(json.loads(answer), schema)
+
+
+def test_an_object_may_have_as_many_optional_properties_as_openai_takes(grammars):
+    """Each of them may come next, and each is an item of the library's parser."""
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}
+    matcher = grammars.matcher(json_schema_grammar(schema))
+    for byte in b'{"p7": "x", "p4999": ""}':
+        assert byte in matcher.allowed()
+        matcher.push(byte)
+    assert matcher.may_end

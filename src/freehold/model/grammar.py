@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from freehold.core.errors import RequestError, TokenizerError
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+_MOST_ITEMS = 25_000
+"""Most ways to go on that the parser follows at once. An object takes four for each optional property, and OpenAI's API
+allows 5000 of them; the library's own 2000 would end answers in an error at some 500."""
 _MOST_KEPT = 64
 """So many compiled grammars are kept; an agent's tools make the same one again and again."""
 
@@ -140,7 +143,7 @@ def lark_error(grammar: str) -> str:
 
 
 def _compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
-    limits = LLParserLimits(verbose_errors=False)
+    limits = LLParserLimits(max_items_in_row=_MOST_ITEMS, verbose_errors=False)
     matcher = LLMatcher(tokens, LLMatcher.grammar_from_lark(grammar + _OPTIONS), log_level=0, limits=limits)
     if matcher.is_error():
         raise RequestError(f"the grammar cannot be used: {matcher.get_error().strip()}", field="grammar")
