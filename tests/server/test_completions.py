@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from freehold.core.events import FinishEvent, TokenEvent, Usage
+from freehold.core.logprobs import TokenLogprobs
 from freehold.server.app import create_app
-from support.fake_backend import FakeBackend, Script
+from support.fake_backend import FakeBackend, FakeStream, Script
 
 
 def echo() -> FakeBackend:
@@ -75,3 +77,20 @@ def test_a_token_that_the_engine_refuses_is_the_client_s_error(ask):
 def test_too_many_answers_are_refused(ask):
     response = ask(create_app(FakeBackend())).complete(prompt=["a"] * 10, n=16)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_offsets_of_streamed_tokens_are_their_own_while_their_text_is_held_back(ask, chunks_of, monkeypatch):
+    """As while it could still become a stop text, or the rest of a character is missing."""
+
+    async def held_back(stream):
+        for token, text in ((b"a", "a"), (b"b", ""), (b"\xc3", ""), (b"\xa9", "b\u00e9"), (b"c", "c")):
+            yield TokenEvent(stream.request_id, token[0], text, TokenLogprobs(-0.5))
+        yield FinishEvent(stream.request_id, "stop", Usage(2, 0, 5))
+
+    monkeypatch.setattr(FakeStream, "__aiter__", held_back)
+    asker = ask(create_app(FakeBackend()))
+    whole = asker.complete(logprobs=0).json()["choices"][0]
+    chunks = [chunk["choices"][0] for chunk in chunks_of(asker.complete(logprobs=0, stream=True))]
+    assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == "ab\u00e9c"
+    offsets = [offset for chunk in chunks if chunk["logprobs"] for offset in chunk["logprobs"]["text_offset"]]
+    assert offsets == whole["logprobs"]["text_offset"] == [0, 1, 2, 2, 3]

@@ -34,28 +34,43 @@ def chat_logprobs(tokens: Sequence[tuple[int, TokenLogprobs]], token_bytes: Toke
     )
 
 
+class TextOffsets:
+    """Where the tokens of a text begin, one after the other, in characters.
+
+    Counted from the tokens alone: a stream may hold their text back, as while it could still be a stop text. Where a
+    character is spread over several tokens, all but the one that completes it begin and end where it begins.
+    """
+
+    def __init__(self) -> None:
+        self._characters = 0
+        self._unfinished = b""
+
+    def take(self, spelled: bytes) -> int:
+        """Where the next token begins. spelled: its bytes."""
+        begin, seen = self._characters, self._unfinished + spelled
+        whole = len(seen)
+        while whole and len(seen) - whole < 4 and not _is_text(seen[:whole]):
+            whole -= 1
+        self._characters += len(seen[:whole].decode(errors="replace"))
+        self._unfinished = seen[whole:]
+        return begin
+
+
 def text_logprobs(
-    tokens: Sequence[tuple[int, TokenLogprobs | None]], token_bytes: TokenBytes, *, offset: int = 0
+    tokens: Sequence[tuple[int, TokenLogprobs | None]], token_bytes: TokenBytes, offsets: TextOffsets | None = None
 ) -> TextLogprobs:
     """As completions give them. A position without log-probabilities is the first of an echoed prompt.
 
-    offset: characters of the text before the first of the tokens. Where a character is spread over several tokens,
-    all but the one that completes it begin and end where it begins.
+    offsets: has taken in the tokens of the text before these; None: there are none.
     """
+    offsets = TextOffsets() if offsets is None else offsets
     body = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-    seen, characters = b"", 0
     for token_id, found in tokens:
         spelled = token_bytes(token_id)
         body.tokens.append(token_text(spelled))
         body.token_logprobs.append(None if found is None else found.logprob)
         body.top_logprobs.append(None if found is None else _by_text(token_id, found, token_bytes))
-        body.text_offset.append(offset + characters)
-        seen += spelled
-        whole = len(seen)
-        while whole and len(seen) - whole < 4 and not _is_text(seen[:whole]):
-            whole -= 1
-        characters += len(seen[:whole].decode(errors="replace"))
-        seen = seen[whole:]
+        body.text_offset.append(offsets.take(spelled))
     return body
 
 

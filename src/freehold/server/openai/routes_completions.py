@@ -17,7 +17,7 @@ from freehold.server.errors import error_body
 from freehold.server.event_stream import comment, data_event
 from freehold.server.generation import Ask, Progress, total_usage
 from freehold.server.json_body import decode_json
-from freehold.server.openai.logprobs import text_logprobs
+from freehold.server.openai.logprobs import TextOffsets, text_logprobs
 from freehold.server.openai.wire import CompletionRequest, TextChoice, TextCompletion, TextLogprobs
 from freehold.server.service import Service, client_name, request_priority, usage_body
 from freehold.server.wire import parse_request
@@ -97,7 +97,7 @@ class TextEventWriter:
     def __init__(self, form: _TextForm, asks: Sequence[Ask]) -> None:
         self._form = form
         self._asks = asks
-        self._offset = [0] * len(asks)
+        self._offsets = [TextOffsets() for _ in asks]
         self._prompt_logprobs: list[list[TokenLogprobs]] = [[] for _ in asks]
         self._echoed = [not form.request.echo] * len(asks)
 
@@ -126,8 +126,7 @@ class TextEventWriter:
     def _choice(self, index: int, text: str, tokens: Sequence[tuple[int, TokenLogprobs | None]]) -> TextChoice:
         logprobs = None
         if self._form.request.logprobs is not None and tokens:
-            logprobs = text_logprobs(tokens, self._form.token_bytes, offset=self._offset[index])
-        self._offset[index] += len(text)
+            logprobs = text_logprobs(tokens, self._form.token_bytes, self._offsets[index])
         return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=None)
 
     def finish(self, index: int, answer: Answer) -> list[str]:
