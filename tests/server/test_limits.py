@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta, timezone
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,3 +212,34 @@ def test_a_used_budget_is_a_429_with_its_own_code(limited):
     assert asker.chat().status_code == 200
     response = asker.chat()
     assert (response.status_code, response.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [({"budget_tokens": 100}, "insufficient_quota"), ({"tokens_per_minute": 100}, "rate_limit_exceeded")],
+)
+def test_requests_that_run_at_once_cross_a_limit_no_further_than_one_after_the_other(tmp_path, limit, code):
+    key = add_key(tmp_path / "keys.json", "a", now=START, **limit)
+    backend = FakeBackend(Script(prefill=0.2))
+    operation = Operation.of(backend, keys=Keys(tmp_path / "keys.json"))
+    app = create_app(backend, operation=operation)
+
+    async def together():
+        transport, headers = httpx.ASGITransport(app), {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
+            body = {"model": "fake/model", "prompt": "x" * 40}
+            return await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(20)))
+
+    responses = asyncio.run(together())
+    assert sorted(response.status_code for response in responses) == [200] * 3 + [429] * 17
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.json()["error"]["code"] == code
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(backend.streams) == 3
+
+
+def test_what_runs_no_more_holds_nothing(limited):
+    asker, limits, who = limited(budget_tokens=200)
+    for _ in range(3):
+        assert asker.complete(prompt="x" * 40).status_code == 200
+    assert limits.admit(who).headers["x-ratelimit-remaining-budget"] == str(200 - limits.spent(who))

@@ -15,6 +15,7 @@
     │   ├── ContextLengthError            it is longer than the model's context
     │   ├── CapacityError                 it can never fit into the block cache
     │   └── BusyError                     the queue is full; it may be served later
+    │       └── AllowanceError            the client's own allowance is used up
     ├── StoreError                        the block store cannot do what it was asked
     │   ├── StoreLockedError              another process uses its directory
     │   ├── LostBlockError                a block was evicted after it had been found
@@ -126,6 +127,14 @@ class BusyError(RequestError):
     def __init__(self, message: str, *, retry_seconds: float = 1.0) -> None:
         self.retry_seconds = retry_seconds
         super().__init__(message)
+
+
+class AllowanceError(BusyError):
+    """The client's own allowance is used up. code: of OpenAI's errors, for which of them."""
+
+    def __init__(self, message: str, *, code: str, retry_seconds: float) -> None:
+        self.code = code
+        super().__init__(message, retry_seconds=retry_seconds)
 
 
 class StoreError(FreeholdError):

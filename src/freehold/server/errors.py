@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from freehold.core.errors import (
+    AllowanceError,
     BusyError,
     CapacityError,
     ContextLengthError,
@@ -86,6 +87,7 @@ def body_response(status: int, body: ErrorBody, *, headers: Mapping[str, str] | 
 def client_error(error: FreeholdError) -> Refusal:
     """The answer to one of CLIENT_ERRORS."""
     status, code = next((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind))
+    code = error.code if isinstance(error, AllowanceError) else code
     headers = {"Retry-After": str(math.ceil(error.retry_seconds))} if isinstance(error, BusyError) else None
     param = error.field if isinstance(error, RequestError) else None
     if isinstance(error, ModelNotFoundError):

@@ -20,6 +20,7 @@ import base64
 import binascii
 import ipaddress
 import uuid
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -352,10 +353,19 @@ class LimitGuard:
 
         if verdict.reason:
             self._metrics.observe_refusal(principal.name, verdict.reason)
-            code = "insufficient_quota" if verdict.reason == "budget" else "rate_limit_exceeded"
-            await self._refuse(scope, 429, verdict.message, code, None)(scope, receive, send_with_limits)
+            await self._refuse(scope, 429, verdict.message, verdict.code, None)(scope, receive, send_with_limits)
             return
-        await self._app(scope, receive, send_with_limits)
+        observation: Observation = scope["state"]["observation"]
+        observation.before_submit = partial(self._check, principal)
+        with self._limits.running(principal, lambda: observation.held_tokens):
+            await self._app(scope, receive, send_with_limits)
+
+    def _check(self, principal: Principal) -> None:
+        """Between its arrival and here, requests that came together with this one may have used up the rest."""
+        verdict = self._limits.look_again(principal)
+        if verdict.reason:
+            self._metrics.observe_refusal(principal.name, verdict.reason)
+            raise verdict.error()
 
 
 class BodyGuard:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
+from freehold.core.errors import AllowanceError
 from freehold.server.operation.budget_book import BudgetBook
 from freehold.server.operation.principal import Principal
 
@@ -41,6 +43,15 @@ class Verdict:
     message: str
     headers: dict[str, str]
 
+    @property
+    def code(self) -> str:
+        """Of OpenAI's errors."""
+        return "insufficient_quota" if self.reason == "budget" else "rate_limit_exceeded"
+
+    def error(self) -> AllowanceError:
+        """The refusal, for those who raise it."""
+        return AllowanceError(self.message, code=self.code, retry_seconds=float(self.headers["Retry-After"]))
+
 
 class Limits:
     """Counts what every key uses. Not thread-safe: it lives on the event loop.
@@ -59,14 +70,36 @@ class Limits:
         self._clock, self._now = clock, now
         self._requests: dict[str, _Bucket] = {}
         self._tokens: dict[str, _Bucket] = {}
+        self._running: dict[str, list[Callable[[], int]]] = {}
 
     def admit(self, principal: Principal) -> Verdict:
         """Count one request of `principal`, unless one of its limits is used up; then nothing is counted."""
+        return self._judge(principal, new=True)
+
+    def look_again(self, principal: Principal) -> Verdict:
+        """Whether a request that was admitted may have its tokens: others of the key may have begun meanwhile."""
+        return self._judge(principal, new=False)
+
+    @contextmanager
+    def running(self, principal: Principal, tokens: Callable[[], int]) -> Iterator[None]:
+        """Inside it, what `tokens` gives counts as used, since it will be charged; else any number of requests that
+        run at once would cross a limit."""
+        held = self._running.setdefault(principal.key_id, [])
+        held.append(tokens)
+        try:
+            yield
+        finally:
+            held.remove(tokens)
+            if not held:
+                self._running.pop(principal.key_id, None)
+
+    def _judge(self, principal: Principal, *, new: bool) -> Verdict:
         allowance = principal.allowance
         requests = self._bucket(self._requests, principal.key_id, allowance.requests_per_minute)
         tokens = self._bucket(self._tokens, principal.key_id, allowance.tokens_per_minute)
         reason, message, wait = "", "", 0.0
-        left = None if allowance.budget_tokens is None else allowance.budget_tokens - self._spent(principal)
+        held = sum(running() for running in self._running.get(principal.key_id, ()))
+        left = None if allowance.budget_tokens is None else allowance.budget_tokens - self._spent(principal) - held
         end = period_end(self._now(), allowance.budget_period)
         until_end = (end - self._now()).total_seconds()
         if left is not None and left <= 0:
@@ -75,15 +108,15 @@ class Limits:
                 f"the key {principal.name!r} has used its {allowance.budget_tokens} tokens of this "
                 f"{allowance.budget_period}; the next {allowance.budget_period} begins at {end:%Y-%m-%dT%H:%M:%SZ}"
             )
-        elif requests is not None and requests.level < 1:
+        elif new and requests is not None and requests.level < 1:
             reason, wait = "requests", requests.seconds_until(1)
             message = f"the key {principal.name!r} may send {requests.per_minute} requests per minute"
-        elif tokens is not None and tokens.level <= 0:
+        elif tokens is not None and tokens.level - held <= 0:
             reason, wait = "tokens", tokens.seconds_until(1)
             message = f"the key {principal.name!r} may use {tokens.per_minute} tokens per minute"
-        elif requests is not None:
+        elif new and requests is not None:
             requests.level -= 1
-        headers = _headers("requests", requests) | _headers("tokens", tokens)
+        headers = _headers("requests", requests) | _headers("tokens", tokens, held)
         if left is not None:
             headers |= _header_lines("budget", allowance.budget_tokens or 0, left, until_end)
         if reason:
@@ -125,11 +158,11 @@ class Limits:
         return bucket
 
 
-def _headers(what: str, bucket: _Bucket | None) -> dict[str, str]:
+def _headers(what: str, bucket: _Bucket | None, held: int = 0) -> dict[str, str]:
     if bucket is None:
         return {}
     # Until it is full again, as OpenAI's clients read it.
-    return _header_lines(what, bucket.per_minute, bucket.level, bucket.seconds_until(bucket.per_minute))
+    return _header_lines(what, bucket.per_minute, bucket.level - held, bucket.seconds_until(bucket.per_minute))
 
 
 def _header_lines(what: str, limit: int, left: float, reset_seconds: float) -> dict[str, str]:

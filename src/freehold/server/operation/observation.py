@@ -25,17 +25,23 @@ class _Stream:
     reason: str = "aborted"
 
 
+def _nothing() -> None:
+    """Where nobody objects."""
+
+
 @dataclass(slots=True)
 class Observation:
     """One HTTP request, with all streams it started.
 
     metrics: told about every event at once. clock: monotonic seconds.
     first_token_seconds: from the request's arrival; None before.
+    before_submit: called before the first stream is submitted; raises where it must not be.
     """
 
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic
     first_token_seconds: float | None = None
+    before_submit: Callable[[], None] = _nothing
     _streams: dict[object, _Stream] = field(default_factory=dict)
     _started: float = 0.0
 
@@ -46,6 +52,11 @@ class Observation:
     def seconds(self) -> float:
         """Since the request's arrival."""
         return self.clock() - self._started
+
+    def check_submit(self) -> None:
+        """Raises what `before_submit` does, before the first stream. Those after it belong to the same request."""
+        if not self._streams:
+            self.before_submit()
 
     def observe_submit(self, stream: object, prompt_tokens: int, *, prompt: object = None) -> None:
         """The engine has taken a request.
@@ -88,6 +99,12 @@ class Observation:
             tokens = stream.usage.prompt_tokens if stream.usage and _whole(stream) else stream.prompt_done
             read[stream.prompt] = max(tokens, read.get(stream.prompt, 0))
         return sum(read.values())
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of all prompts that the engine has, and those sampled so far."""
+        prompts = {stream.prompt: stream.prompt_tokens for stream in self._streams.values()}
+        return sum(prompts.values()) + self.completion_tokens
 
     @property
     def completion_tokens(self) -> int:

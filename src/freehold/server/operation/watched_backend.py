@@ -53,6 +53,8 @@ class WatchedBackend:
     def submit(self, prompt_ids: Sequence[int], /, *args: Any, **kwargs: Any) -> WatchedStream:
         """See Backend. Called in the context of the HTTP request."""
         observation = CURRENT.get()
+        if observation is not None:
+            observation.check_submit()
         stream = WatchedStream(self._backend.submit(prompt_ids, *args, **kwargs), observation, self._lifecycle)
         if observation is not None:
             # Answers to one prompt are given the same list.
