@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from freehold.core.conversation import Conversation, JsonAnswer, ToolUse
-from freehold.core.errors import UnsupportedFieldError
+from freehold.core.errors import RequestError, UnsupportedFieldError
 from freehold.core.parts import ReasoningPart, TextPart
 from freehold.core.sampling import SamplingParams
 from freehold.engine.chat import prepare_chat
@@ -73,6 +73,13 @@ def test_a_required_call_has_a_grammar_and_a_free_answer_none():
     assert chat(CALLS, tool_use=ToolUse((TOOL,), "required")).params(SamplingParams()).grammar is not None
     assert chat(CALLS, tool_use=ToolUse((TOOL,))).params(SamplingParams()).grammar is None
     assert chat(CALLS, json_answer=JsonAnswer()).params(SamplingParams()).grammar is not None
+
+
+@pytest.mark.parametrize("use", [ToolUse(), ToolUse((TOOL,))])
+def test_a_schema_that_cannot_be_enforced_is_refused_by_the_name_that_the_api_gives_it(use: ToolUse):
+    with pytest.raises(RequestError, match=r"^text\.format\.schema\.not: ") as refused:
+        chat(CALLS, tool_use=use, json_answer=JsonAnswer({"not": {}}, where="text.format.schema"))
+    assert refused.value.field == "text.format.schema"
 
 
 def test_what_the_model_cannot_do_is_refused_by_name():

@@ -237,7 +237,10 @@ def test_thinking_and_effort(thinking, effort, expected):
 def test_an_answer_may_have_to_be_json(where):
     wanted = {"type": "json_schema", "schema": {"type": "object"}}
     fields = {where: {"format": wanted} if where == "output_config" else wanted}
-    assert conversation(**fields).json_answer == JsonAnswer({"type": "object"})
+    answer = conversation(**fields).json_answer
+    assert answer == JsonAnswer({"type": "object"})
+    # A refusal of the schema names the field that this API has.
+    assert answer.where == {"output_config": "output_config.format.schema"}.get(where, "output_format.schema")
     assert conversation().json_answer is None
 
 

@@ -342,7 +342,10 @@ def test_formats_of_text(conversation):
     assert conversation(text={"format": {"type": "text"}}).json_answer is None
     assert conversation(text={"format": {"type": "json_object"}}).json_answer == JsonAnswer()
     wanted = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
-    assert conversation(text={"format": wanted}).json_answer == JsonAnswer(schema)
+    answer = conversation(text={"format": wanted}).json_answer
+    assert answer == JsonAnswer(schema)
+    # A refusal of the schema names the field that this API has.
+    assert answer.where == "text.format.schema"
 
 
 def test_sampling_fields_reach_the_engine_and_come_back(respond):

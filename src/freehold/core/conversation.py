@@ -29,9 +29,13 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True)
 class JsonAnswer:
-    """The answer's text must be JSON: of this schema, or any object where there is none."""
+    """The answer's text must be JSON: of this schema, or any object where there is none.
+
+    where: what the API calls the field, for refusals.
+    """
 
     schema: Mapping[str, Any] | bool | None = None
+    where: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

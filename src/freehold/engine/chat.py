@@ -191,9 +191,9 @@ def _grammar(shape: AnswerShape, use: ToolUse, wanted: JsonAnswer | None, reason
     schema = {"type": "object"} if wanted.schema is None else wanted.schema
     if tools and use.choice == "auto":
         return answer_grammar.tool_call_or_json_grammar(
-            shape, tools, schema, parallel=use.parallel, reasoning=reasoning
+            shape, tools, schema, parallel=use.parallel, reasoning=reasoning, name=wanted.where
         )
-    return answer_grammar.json_schema_grammar(schema, shape, reasoning=reasoning)
+    return answer_grammar.json_schema_grammar(schema, shape, reasoning=reasoning, name=wanted.where)
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

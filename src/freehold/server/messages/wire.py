@@ -166,8 +166,10 @@ class CountTokensRequest(TolerantModel):
 
     def json_answer(self) -> JsonAnswer | None:
         """What the answer's text must be."""
-        chosen = self.output_format or (self.output_config.format if self.output_config else None)
-        return None if chosen is None else JsonAnswer(chosen.schema_)
+        if self.output_format is not None:
+            return JsonAnswer(self.output_format.schema_, where="output_format.schema")
+        chosen = self.output_config.format if self.output_config else None
+        return None if chosen is None else JsonAnswer(chosen.schema_, where="output_config.format.schema")
 
     def conversation(self, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Conversation:
         """The chat whose prompt is meant. defaults: without effect, as there is no answer. Raises RequestError for

@@ -156,7 +156,7 @@ class InputFields(ResponsesModel):
 
     def _json_answer(self) -> JsonAnswer | None:
         given = self.text.format if self.text else None
-        return None if given is None or given.type == "text" else JsonAnswer(given.schema_)
+        return None if given is None or given.type == "text" else JsonAnswer(given.schema_, where="text.format.schema")
 
     def _params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams()
