@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import httpx
+
 from freehold.server.app import create_app
+from freehold.server.operation.keys import Keys
+from freehold.server.operation.operation import Operation
 from support.fake_backend import FakeBackend
 
 CARD = {
@@ -54,3 +58,13 @@ def test_no_page_that_loads_from_elsewhere(ask):
     asker = ask(create_app(FakeBackend()))
     assert asker.get("/docs").status_code == 404
     assert asker.get("/redoc").status_code == 404
+
+
+def test_probes_may_ask_for_the_head_alone(running):
+    operation = Operation.of(FakeBackend(), keys=Keys(api_key="secret"))
+    with running(create_app(FakeBackend(), operation=operation)) as url:
+        for path in ("/health", "/health/ready"):
+            response = httpx.head(url + path)
+            assert (response.status_code, response.content) == (200, b"")
+        operation.lifecycle.drain()
+        assert httpx.head(f"{url}/health/ready").status_code == 503

@@ -23,6 +23,8 @@ def model_routes(service: Service) -> APIRouter:
         service.check_model(model_id)
         return _card(service)
 
+    # Probes often ask for the head alone.
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", response_model_exclude_unset=True)
     async def health(http: Request) -> Health:
         """Alive; and for those who may use the API, how the engine is doing."""

@@ -15,6 +15,7 @@ def operation_routes(operation: Operation) -> APIRouter:
     """The routes of this file, serving `operation`."""
     router = APIRouter()
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get(
         "/health/ready",
         response_model=Readiness,
