@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from freehold.bench import floors as floors_module
 from freehold.bench import suite_model
-from freehold.bench.rival import RivalSettings, candidates, try_candidates
+from freehold.bench.random_directory import write_random_directory
+from freehold.bench.random_m3 import BENCH_M3
+from freehold.bench.rival import (
+    RivalSettings,
+    TransformersSettings,
+    candidates,
+    candidates_of_transformers,
+    try_candidates,
+)
 from freehold.bench.side_freehold import FreeholdSide
 from freehold.bench.suite_model import ModelSettings, Prompts
 from freehold.bench.worker import SIDES, serve
@@ -26,6 +34,7 @@ from freehold.cli.main import main
 from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.core.events import FinishEvent, Usage
 from freehold.loading.checkpoint import open_checkpoint
+from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.registry import load_tokenizer
 from support.tiny_llama import LLAMAS, write_tiny_llama
 from support.tiny_m3 import SHAPES, write_tiny_m3_gguf
@@ -247,7 +256,7 @@ def test_the_rival_keeps_the_settings_with_which_it_is_fastest() -> None:
         yield Fake()
 
     tried = [RivalSettings(512, True), RivalSettings(512, False)]
-    trials = try_candidates(tried, {"path": "x"}, [[1], [1, 2]], 8, worker=worker)  # type: ignore[arg-type]
+    trials = try_candidates("llama.cpp", tried, {"path": "x"}, [[1], [1, 2]], 8, worker=worker)  # type: ignore[arg-type]
     assert [(trial.settings, trial.seconds) for trial in trials] == [(tried[1], 1.5), (tried[0], 2.5)]
     assert [name for name, _ in calls] == ["load", "answer", "answer"] * 2
     assert calls[0][1] == {"path": "x", **asdict(tried[0])}
@@ -278,3 +287,34 @@ def test_both_sides_continue_a_text_alike(default_model: Path) -> None:
         answers = [side.call("answer", prompt=prompt, new_tokens=12)["token_ids"] for side in (ours, theirs)]
     assert answers[0] == answers[1]
     assert tokenizer.decode(answers[0]) == " o p q r s t u v w x y z"
+
+
+@pytest.mark.slow
+def test_a_random_model_stands_beside_transformers() -> None:
+    """Both read the same directory; greedy tokens of random weights may part, their figures must be there."""
+    report = json_of(bench("m3-bench", "--rival", "transformers", "--rounds", "1", "--new-tokens", "2", "--json"))
+    (row,) = report["rows"]
+    assert report["settings"]["rival"] == "transformers"
+    assert {trial["dtype"] for trial in report["rival"]["trials"]} == {"bfloat16", "float32"}
+    assert row["prefill_tokens_per_second"]["ratio_of_medians"] > 0
+    assert row["peak_memory_bytes"].keys() == {"ours", "theirs"}
+    assert "transformers" in report["sides"]["theirs"]
+
+
+def test_transformers_reads_directories(tiny_gguf: Path) -> None:
+    report = json_of(bench(str(tiny_gguf), "--rival", "transformers", "--rounds", "1", "--new-tokens", "2", "--json"))
+    assert report["rival"]["ran"] is False
+    assert "measured on directories of safetensors" in report["rival"]["reason"]
+
+
+def test_candidates_of_transformers() -> None:
+    short, long = candidates_of_transformers(2048), candidates_of_transformers(8192)
+    assert [(s.dtype, s.chunk_tokens) for s in short] == [("bfloat16", 0), ("float32", 0)]
+    assert long == [*short, *(TransformersSettings(s.dtype, 2048) for s in short)]
+
+
+def test_the_random_directory_is_the_model_of_the_suites(tmp_path: Path) -> None:
+    write_random_directory(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        config = MiniMaxM3Config.from_hf(checkpoint.config, "config.json")
+    assert config == BENCH_M3

@@ -62,10 +62,10 @@ def command() -> None:
 )
 @click.option(
     "--rival",
-    type=click.Choice(["llama.cpp", "none"]),
+    type=click.Choice(["llama.cpp", "transformers", "none"]),
     default="llama.cpp",
     show_default=True,
-    help="What runs beside us; it needs a .gguf file.",
+    help="What runs beside us: llama.cpp on a .gguf file, transformers on a directory.",
 )
 @click.option(
     "--kv-dtype",
@@ -99,9 +99,9 @@ def model(
     as_json: bool,
     markdown: bool,
 ) -> None:
-    """Prefill, decoding, memory and loading of one model file, beside llama.cpp.
+    """Prefill, decoding, memory and loading of one model, beside llama.cpp or transformers.
 
-    MODEL is a pulled name, a directory, a .gguf file or `m3-bench`, a small MiniMax-M3 with random weights in F16;
+    MODEL is a pulled name, a directory, a .gguf file or `m3-bench`, a small MiniMax-M3 with random weights of 16 bits;
     without it, the default model, fetched if it is missing.
     """
     from freehold.bench.report import show

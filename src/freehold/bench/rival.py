@@ -1,4 +1,4 @@
-"""The rival of the model suite: whether it can run here, and the settings with which it is fastest."""
+"""The rivals of the model suite: whether they can run here, and the settings with which they are fastest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,19 @@ INSTALL = "pip install 'freehold[rivals]'"
 
 
 @dataclass(frozen=True, slots=True)
+class TransformersSettings:
+    """dtype: what the model computes in. chunk_tokens: prompt tokens of one pass; 0: all of them."""
+
+    dtype: str
+    chunk_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, {f'chunks of {self.chunk_tokens}' if self.chunk_tokens else 'the prompt in one pass'}"
+
+
+@dataclass(frozen=True, slots=True)
 class RivalSettings:
-    """batch_tokens: llama.cpp's n_batch and n_ubatch."""
+    """Of llama.cpp. batch_tokens: its n_batch and n_ubatch."""
 
     batch_tokens: int
     flash_attention: bool
@@ -33,9 +44,11 @@ class Obstacle:
 
 
 def obstacle(rival: str, checkpoint: Checkpoint) -> Obstacle | None:
-    """What keeps the rival ("llama.cpp" or "none") from running this checkpoint; None if nothing does."""
+    """What keeps the rival from running this checkpoint; None if nothing does."""
     if rival == "none":
         return Obstacle("-", "No rival was asked for.")
+    if rival == "transformers":
+        return _obstacle_of_transformers(checkpoint)
     if importlib.util.find_spec("llama_cpp") is None:
         return Obstacle(
             "not installed", f"llama.cpp is not installed; {INSTALL} compiles it for this machine, then run this again."
@@ -48,8 +61,24 @@ def obstacle(rival: str, checkpoint: Checkpoint) -> Obstacle | None:
     return None
 
 
+def _obstacle_of_transformers(checkpoint: Checkpoint) -> Obstacle | None:
+    if importlib.util.find_spec("transformers") is None:
+        return Obstacle("not installed", f"transformers is not installed; {INSTALL}, then run this again.")
+    if checkpoint.format == "gguf":
+        return Obstacle(
+            "not readable", f"transformers is measured on directories of safetensors, and {checkpoint.path} is GGUF."
+        )
+    return None
+
+
+def candidates_of_transformers(longest_prompt: int) -> list[TransformersSettings]:
+    """Both types that a processor computes in, and a prompt at once or in pieces."""
+    chunks = (0, 2048) if longest_prompt > 2048 else (0,)
+    return [TransformersSettings(dtype, chunk) for chunk in chunks for dtype in ("bfloat16", "float32")]
+
+
 def candidates(architecture: str, longest_prompt: int) -> list[RivalSettings]:
-    """The settings worth trying, llama.cpp's recommended ones first.
+    """The settings of llama.cpp worth trying, its recommended ones first.
 
     Without flash attention, llama.cpp computes MiniMax-M3's sparse layers densely: another model, so not tried.
     """
@@ -65,7 +94,7 @@ def candidates(architecture: str, longest_prompt: int) -> list[RivalSettings]:
 class Trial:
     """How long one request took with these settings, prefill and decoding together."""
 
-    settings: RivalSettings
+    settings: RivalSettings | TransformersSettings
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -74,7 +103,8 @@ class Trial:
 
 
 def try_candidates(
-    tried: Sequence[RivalSettings],
+    rival: str,
+    tried: Sequence[RivalSettings | TransformersSettings],
     load: dict[str, Any],
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
@@ -87,7 +117,7 @@ def try_candidates(
     """
     trials = []
     for settings in tried:
-        with worker("llama.cpp") as running:
+        with worker(rival) as running:
             running.call("load", **load, **asdict(settings))
             for prompt in prompts:
                 answer = running.call("answer", prompt=list(prompt), new_tokens=new_tokens)

@@ -96,7 +96,7 @@ def write_slice(directory: Path, config: dict[str, Any], say: Say) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, str] = {}
     weight_map: dict[str, str] = {}
-    parts = [_outside(config), *(_layer(config, i) for i in range(_LAYERS))]
+    parts = [outside(config), *(layer(config, i) for i in range(_LAYERS))]
     for number, shapes in enumerate(parts):
         name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         say(f"writing {name}")
@@ -115,7 +115,8 @@ def write_slice(directory: Path, config: dict[str, Any], say: Say) -> None:
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
-def _outside(c: dict[str, Any]) -> Shapes:
+def outside(c: dict[str, Any]) -> Shapes:
+    """Name -> shape and kind of the tensors that belong to no layer, for a configuration like `M3_TEXT`."""
     vocabulary = (c["vocab_size"], c["hidden_size"])
     return {
         "model.embed_tokens.weight": (vocabulary, "Q8_0"),
@@ -124,7 +125,8 @@ def _outside(c: dict[str, Any]) -> Shapes:
     }
 
 
-def _layer(c: dict[str, Any], i: int) -> Shapes:
+def layer(c: dict[str, Any], i: int) -> Shapes:
+    """The same of a layer."""
     root, hidden, head = f"model.layers.{i}.", c["hidden_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * head, c["num_key_value_heads"] * head
     found: Shapes = {
@@ -137,7 +139,7 @@ def _layer(c: dict[str, Any], i: int) -> Shapes:
         f"{root}self_attn.q_norm.weight": ((head,), "F32"),
         f"{root}self_attn.k_norm.weight": ((head,), "F32"),
     }
-    if i < _LEAD:
+    if not c["moe_layer_freq"][i]:
         return found | _network(
             f"{root}mlp.", ("gate_proj", "up_proj", "down_proj"), c["dense_intermediate_size"], hidden
         )

@@ -1,4 +1,4 @@
-"""`freehold bench model`: prefill, decoding, memory and loading of one model file, beside llama.cpp."""
+"""`freehold bench model`: prefill, decoding, memory and loading of one model file, beside a rival."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from typing import Any
 from freehold.bench.floors import Floors, measure_floors
 from freehold.bench.harness import Comparison, Samples, alternate, check_rounds, round_figures
 from freehold.bench.machine import Machine, this_machine
+from freehold.bench.random_directory import write_random_directory
 from freehold.bench.random_gguf import NAME, write_random_gguf
 from freehold.bench.report import Report
-from freehold.bench.rival import Obstacle, RivalSettings, Trial, candidates, obstacle, try_candidates
+from freehold.bench.rival import (
+    Obstacle,
+    RivalSettings,
+    TransformersSettings,
+    Trial,
+    candidates,
+    candidates_of_transformers,
+    obstacle,
+    try_candidates,
+)
 from freehold.bench.traffic import file_nbytes_read
 from freehold.bench.workers import Worker
 from freehold.core.errors import ArgumentError
@@ -82,11 +92,11 @@ def run(settings: ModelSettings, say: Say) -> Report:
     """Runs the suite. say: gets a line for each stage. Raises FreeholdError of the kind that fits."""
     machine = this_machine()
     with ExitStack() as stack:
-        path = _path_of(settings.model, say, stack)
+        path = _path_of(settings, say, stack)
         with open_checkpoint(path) as checkpoint:
             missing = obstacle(settings.rival, checkpoint)
             architecture = str(checkpoint.config.get("general.architecture"))
-            their_weights = file_nbytes_read(checkpoint) if missing is None else 0
+            their_weights = file_nbytes_read(checkpoint) if checkpoint.format == "gguf" else None
         if missing is not None and settings.rival != "none":
             say(missing.reason)
         say("measuring what the machine allows")
@@ -95,11 +105,15 @@ def run(settings: ModelSettings, say: Say) -> Report:
         return bench.measure(stack, machine, architecture)
 
 
-def _path_of(model: str | None, say: Say, stack: ExitStack) -> Path:
+def _path_of(settings: ModelSettings, say: Say, stack: ExitStack) -> Path:
+    model = settings.model
     if model == NAME:
-        path = Path(stack.enter_context(TemporaryDirectory(prefix="freehold-bench-"))) / f"{NAME}.gguf"
-        write_random_gguf(path)
-        return path
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="freehold-bench-")))
+        if settings.rival == "transformers":
+            write_random_directory(directory / NAME)
+            return directory / NAME
+        write_random_gguf(directory / f"{NAME}.gguf")
+        return directory / f"{NAME}.gguf"
     if model is not None and model != DEFAULT_MODEL:
         return resolve(model)
 
@@ -123,7 +137,7 @@ class _Bench:
         missing: Obstacle | None,
         say: Say,
         floors: Floors,
-        their_weights: int,
+        their_weights: int | None,
     ) -> None:
         self.settings, self.path, self.missing, self.say, self.floors = settings, path, missing, say, floors
         self.their_weights = their_weights
@@ -140,11 +154,14 @@ class _Bench:
         context = max(lengths) + self.settings.new_tokens
         chosen = None
         if self.missing is None:
-            tried = candidates(architecture, max(lengths))
-            self.say(f"trying {len(tried)} settings of llama.cpp")
+            rival = self.settings.rival
+            tried: Sequence[RivalSettings | TransformersSettings] = candidates(architecture, max(lengths))
+            if rival == "transformers":
+                tried = candidates_of_transformers(max(lengths))
+            self.say(f"trying {len(tried)} settings of {rival}")
             trial_prompts = [prompts.make(min(lengths), -3), prompts.make(max(lengths), -2)]
             load = {"path": str(self.path), "context": context, "threads": self.settings.threads}
-            self.trials = try_candidates(tried, load, trial_prompts, self.settings.new_tokens)
+            self.trials = try_candidates(rival, tried, load, trial_prompts, self.settings.new_tokens)
             chosen = self.trials[0].settings
         loads = self._load(stack, context, chosen)
         rows = [self._row(length, prompts) for length in lengths]
@@ -161,12 +178,14 @@ class _Bench:
         rounded = {"kv_dtype": s.kv_dtype, "activations": s.activations}
         return {"path": str(self.path), "context": context, "threads": s.threads, **rounded}
 
-    def _load(self, stack: ExitStack, context: int, chosen: RivalSettings | None) -> dict[str, Samples]:
+    def _load(
+        self, stack: ExitStack, context: int, chosen: RivalSettings | TransformersSettings | None
+    ) -> dict[str, Samples]:
         """Load times, each in a new process; the processes of the last round stay."""
         loads = {"freehold": self._our_load(context)}
         if chosen is not None:
             base = {"path": str(self.path), "context": context, "threads": self.settings.threads}
-            loads["llama.cpp"] = {**base, **asdict(chosen)}
+            loads[self.settings.rival] = {**base, **asdict(chosen)}
         rounds = self.settings.rounds
 
         def turn(side: str) -> Callable[[int], float]:
@@ -186,7 +205,7 @@ class _Bench:
         turns = {side: turn(side) for side in loads}
         # Both sides have loaded the file before: ours to look at it, theirs for the trials. That was the warm-up.
         results = alternate(turns, rounds=rounds, warmup=0, settle=_SETTLE_SECONDS)
-        return {_OURS_THEIRS[side]: Samples(tuple(seconds)) for side, seconds in results.items()}
+        return {_label(side): Samples(tuple(seconds)) for side, seconds in results.items()}
 
     def _row(self, length: int, prompts: Prompts) -> Row:
         new = self.settings.new_tokens
@@ -198,24 +217,24 @@ class _Bench:
         turns = {side: turn(worker) for side, worker in self.workers.items()}
         answers = alternate(turns, rounds=self.settings.rounds, settle=_SETTLE_SECONDS)
         elements = self.workers["freehold"].call("cache_elements", depth=length)["elements"]
-        nbytes = {
-            "freehold": self.loaded["freehold"]["weight_nbytes_read"] + elements * KV_NBYTES[self.settings.kv_dtype],
-            "llama.cpp": self.their_weights + elements * _RIVAL_KV_NBYTES,
-        }
+        ours = self.loaded["freehold"]["weight_nbytes_read"] + elements * KV_NBYTES[self.settings.kv_dtype]
+        nbytes = {"ours": ours}
+        if self.settings.rival == "llama.cpp" and self.their_weights is not None:
+            nbytes["theirs"] = self.their_weights + elements * _RIVAL_KV_NBYTES
         first, decode = _times(answers, "first_token_seconds"), _times(answers, "decode_seconds")
         return Row(
             prompt_tokens=length,
             prefill={side: times.map(lambda t: length / t) for side, times in first.items()},
             decode={side: times.map(lambda t: (new - 1) / t) for side, times in decode.items()},
             first_token_seconds=first,
-            peak_nbytes={_OURS_THEIRS[s]: w.call("memory")["peak_nbytes"] for s, w in self.workers.items()},
-            floor={_OURS_THEIRS[s]: self.floors.read.per_second / nbytes[s] for s in self.workers},
-            same_leading_tokens=_same_leading_tokens(answers),
+            peak_nbytes={_label(s): w.call("memory")["peak_nbytes"] for s, w in self.workers.items()},
+            floor={s: self.floors.read.per_second / n for s, n in nbytes.items()},
+            same_leading_tokens=_same_leading_tokens(answers, self.settings.rival),
         )
 
     def _report(self, machine: Machine, loads: dict[str, Samples], rows: Sequence[Row]) -> Report:
         s = self.settings
-        descriptions = {_OURS_THEIRS[side]: facts["description"] for side, facts in self.loaded.items()}
+        descriptions = {_label(side): facts["description"] for side, facts in self.loaded.items()}
         data = {
             "machine": machine.as_json(),
             "floors": self.floors.as_json(),
@@ -228,7 +247,7 @@ class _Bench:
             },
             "sides": descriptions,
             "load_seconds": _figure_json(loads),
-            "idle_memory_bytes": {_OURS_THEIRS[side]: nbytes for side, nbytes in self.idle_nbytes.items()},
+            "idle_memory_bytes": {_label(side): nbytes for side, nbytes in self.idle_nbytes.items()},
             "weight_bytes": self.loaded["freehold"]["weight_nbytes"],
             "rows": [row.as_json() for row in rows],
         }
@@ -237,7 +256,7 @@ class _Bench:
             suite="model",
             title=f"{self.path.name}, {s.threads} threads, {s.new_tokens} new tokens, medians of {s.rounds} rounds",
             head=(*machine.lines(), self.floors.line()),
-            columns=_COLUMNS,
+            columns=_columns("llama.cpp" if s.rival == "none" else s.rival),
             rows=[_cells(row, rival) for row in rows],
             notes=(*self._notes(loads, descriptions), *check_rounds(s.rounds), *machine.warnings()),
             data=data,
@@ -245,13 +264,13 @@ class _Bench:
 
     def _notes(self, loads: dict[str, Samples], descriptions: dict[str, str]) -> list[str]:
         times = ", ".join(f"{side} {round_figures(samples.median)} s" for side, samples in loads.items())
-        idle = ", ".join(f"{_OURS_THEIRS[s]} {_mebibytes(n)}" for s, n in self.idle_nbytes.items())
+        idle = ", ".join(f"{_label(s)} {_mebibytes(n)}" for s, n in self.idle_nbytes.items())
         notes = [f"{side}: {text}" for side, text in descriptions.items()]
         if self.missing is not None:
             notes.append(self.missing.reason)
         if len(self.trials) > 1:
             tried = "; ".join(f"{trial.settings}: {round_figures(trial.seconds)} s" for trial in self.trials)
-            notes.append(f"llama.cpp's settings are the fastest of those tried, once each: {tried}")
+            notes.append(f"the settings of {self.settings.rival} are the fastest of those tried, once each: {tried}")
         return [
             *notes,
             f"load (file in the page cache): {times}; median of {self.settings.rounds}",
@@ -264,13 +283,16 @@ class _Bench:
         ]
 
 
-_OURS_THEIRS = {"freehold": "ours", "llama.cpp": "theirs"}
-_RIVAL = "llama.cpp"
-_COLUMNS = (
-    *("prompt", "prefill tok/s", _RIVAL, "ratio"),
-    *("decode tok/s", _RIVAL, "ratio", "floor"),
-    *("peak MiB", _RIVAL),
-)
+def _label(side: str) -> str:
+    return "ours" if side == "freehold" else "theirs"
+
+
+def _columns(rival: str) -> tuple[str, ...]:
+    return (
+        *("prompt", "prefill tok/s", rival, "ratio"),
+        *("decode tok/s", rival, "ratio", "floor"),
+        *("peak MiB", rival),
+    )
 
 
 class Prompts:
@@ -308,15 +330,15 @@ def _lengths(settings: ModelSettings, context_length: int) -> tuple[int, ...]:
 
 
 def _times(answers: dict[str, list[dict[str, Any]]], key: str) -> dict[str, Samples]:
-    return {_OURS_THEIRS[side]: Samples(tuple(a[key] for a in given)) for side, given in answers.items()}
+    return {_label(side): Samples(tuple(a[key] for a in given)) for side, given in answers.items()}
 
 
-def _same_leading_tokens(answers: dict[str, list[dict[str, Any]]]) -> list[int]:
+def _same_leading_tokens(answers: dict[str, list[dict[str, Any]]], rival: str) -> list[int]:
     """For each round, how many tokens both sides gave before the first difference; empty without a rival."""
-    if "llama.cpp" not in answers:
+    if rival not in answers:
         return []
     counts = []
-    for ours, theirs in zip(answers["freehold"], answers["llama.cpp"], strict=True):
+    for ours, theirs in zip(answers["freehold"], answers[rival], strict=True):
         pairs = list(zip(ours["token_ids"], theirs["token_ids"], strict=True))
         counts.append(next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs)))
     return counts
