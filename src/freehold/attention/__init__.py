@@ -4,6 +4,6 @@ The operators know nothing of requests, files or models. `impl="reference"` is t
 differentiable. `impl="native"` is the C++ library. An explicit choice never falls back.
 """
 
-from freehold.attention.api import attend_blocks, dense_attention, select_blocks, sparse_attention
+from freehold.attention.api import attend_blocks, dense_attention, index_kl_loss, select_blocks, sparse_attention
 
-__all__ = ["attend_blocks", "dense_attention", "select_blocks", "sparse_attention"]
+__all__ = ["attend_blocks", "dense_attention", "index_kl_loss", "select_blocks", "sparse_attention"]

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from freehold.attention.impl import native, reference
+from freehold.attention.impl.kl import IndexKL, Task
 from freehold.core.errors import ArgumentError
 
 _IMPLS = {"reference": reference, "native": native}
@@ -111,7 +112,8 @@ def attend_blocks(
             f"block_ids has shape {tuple(block_ids.shape)}; it must be (total_q, num_kv_heads, topk) "
             f"= ({q.shape[0]}, {k.shape[1]}, at least 1)"
         )
-    _check_block_ids(block_ids, query_start, block_tokens)
+    positions = torch.arange(query_start, query_start + q.shape[0], device=block_ids.device)
+    _check_block_ids(block_ids, positions // block_tokens)
     return _impl(impl, q, k, v).attend_blocks(  # type: ignore[no-any-return]
         q, k, v, block_ids, query_start=query_start, block_tokens=block_tokens, scale=_scale(scale, q)
     )
@@ -173,6 +175,61 @@ def dense_attention(
     )
 
 
+def index_kl_loss(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    index_q: torch.Tensor,
+    index_k: torch.Tensor,
+    *,
+    query_start: int = 0,
+    positions: torch.Tensor | None = None,
+    block_ids: torch.Tensor | None = None,
+    block_tokens: int = 128,
+    scale: float | None = None,
+    index_scale: float | None = None,
+) -> torch.Tensor:
+    """How far the index branch is from the attention it stands for: KL(teacher || student), the mean over queries and
+    groups (paper Eq. 9 to 12). A scalar.
+
+    Shapes as `sparse_attention`. Teacher: each query head's softmax over the support, then the mean of the group's
+    probabilities. Student: the softmax of index_scale * index_q . index_k. The support is every key at or before the
+    query; with block_ids (total_q, num_kv_heads, topk), as `select_blocks` gives them, the visible tokens of these
+    blocks alone. Query i stands at query_start + i, or at positions[i], int64 (total_q,): a sample of queries is enough
+    to train with. scale, index_scale: head_dim ** -0.5 and index_dim ** -0.5 if None.
+
+    Differentiable once, in index_q and index_k alone: q and k teach, and get no gradient. Keep that of the branch from
+    the model's own layers by detaching what its projections read. float64 stays float64, everything else is computed in
+    float32; memory does not grow with total_q * total_k.
+    """
+    _check_attention(q, k, k, query_start if positions is None else 0)
+    _check_ndim(index_q=(index_q, 3), index_k=(index_k, 2))
+    _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
+    _check_equal("total_q", q=q.shape[0], index_q=index_q.shape[0])
+    _check_equal("total_k", k=k.shape[0], index_k=index_k.shape[0])
+    _check_equal("index_dim", index_q=index_q.shape[2], index_k=index_k.shape[1])
+    if len({t.dtype == torch.float64 for t in (q, k, index_q, index_k)}) > 1:
+        raise ArgumentError("some of q, k, index_q and index_k are float64; all or none may be")
+    if positions is None:
+        positions = torch.arange(query_start, query_start + q.shape[0], device=q.device)
+    elif positions.shape != q.shape[:1] or positions.dtype != torch.int64:
+        raise ArgumentError(
+            f"positions has shape {tuple(positions.shape)} and type {positions.dtype}; it must be int64 ({q.shape[0]},)"
+        )
+    elif q.shape[0] and not 0 <= int(positions.min()) <= int(positions.max()) < k.shape[0]:
+        low, high = int(positions.min()), int(positions.max())
+        raise ArgumentError(f"positions go from {low} to {high}; there are keys from 0 to {k.shape[0] - 1}")
+    if block_ids is not None:
+        _check_block_tokens(block_tokens)
+        if block_ids.shape[:2] != index_q.shape[:2] or block_ids.ndim != 3 or block_ids.dtype != torch.int32:
+            raise ArgumentError(
+                f"block_ids has shape {tuple(block_ids.shape)} and type {block_ids.dtype}; it must be int32 "
+                f"(total_q, num_kv_heads, topk) = ({q.shape[0]}, {k.shape[1]}, *)"
+            )
+        _check_block_ids(block_ids, positions.to(block_ids.device) // block_tokens)
+    task = Task(positions, block_ids, block_tokens, _scale(scale, q), _scale(index_scale, index_q))
+    return IndexKL.apply(index_q, index_k, q, k, task)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
     return _IMPLS[choose_impl(impl, *inputs)[0]]
 
@@ -231,10 +288,10 @@ def _check_block_tokens(block_tokens: int) -> None:
         raise ArgumentError(f"block_tokens is {block_tokens}; it must be a positive multiple of 16")
 
 
-def _check_block_ids(block_ids: torch.Tensor, query_start: int, block_tokens: int) -> None:
+def _check_block_ids(block_ids: torch.Tensor, local: torch.Tensor) -> None:
+    """local: (total_q,), the queries' own blocks."""
     if block_ids.numel() == 0:
         return
-    local = (torch.arange(block_ids.shape[0], device=block_ids.device) + query_start) // block_tokens
     beyond = (block_ids < -1) | (block_ids > local[:, None, None])
     ordered = (block_ids[..., 1:] > block_ids[..., :-1]) | (block_ids[..., 1:] == -1)
     if bool(beyond.any()) or not bool(ordered.all()) or bool((block_ids[..., 0] < 0).any()):
