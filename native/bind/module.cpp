@@ -162,11 +162,19 @@ NB_MODULE(_native, m) {
   m.def("attend", [](Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin,
                      Address start, Address blocks, Address table_begin, Address block_ids, int topk, int num_q_heads,
                      int num_kv_heads, int head_dim, int block_tokens, float scale, int threads, Address carried,
-                     int block_begin, int block_end, bool first, bool last) {
+                     int block_begin, int block_end, bool first, bool last, Address lse) {
     check(table->attend({at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage),
                          spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(block_ids),
                          topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads, at<float>(carried),
-                         block_begin, block_end, first, last}));
+                         block_begin, block_end, first, last, at<float>(lse)}));
+  }, release);
+  m.def("attend_backward", [](Address q, Address k, Address v, Address out, Address grad, Address lse, Address dq, Address dk,
+                              Address dv, int storage, Address block_ids, int topk, std::int64_t query_start, int total_q,
+                              int total_k, int num_q_heads, int num_kv_heads, int head_dim, int block_tokens, float scale, int threads) {
+    check(table->attend_backward({at<const void>(q), at<const void>(k), at<const void>(v), at<const float>(out), at<const float>(grad),
+                                  at<const float>(lse), at<void>(dq), at<void>(dk), at<void>(dv), Storage(storage),
+                                  at<const std::int32_t>(block_ids), topk, query_start, total_q, total_k, num_q_heads, num_kv_heads,
+                                  head_dim, block_tokens, scale, threads}));
   }, release);
   m.def("select", [](Address index_q, Address keys, Address high, Address low, Address scales,
                      Address centre, Address bounds, int storage, int num_spans, Address row_begin,

@@ -112,6 +112,21 @@ struct AttendArgs {
   float* carried = nullptr;  // nullptr: one call does it all
   int block_begin = 0, block_end = 0;
   bool first = true, last = true;
+  float* lse = nullptr;  // (total_q, num_q_heads): logarithm of the sum that weights were divided by; or nullptr
+};
+
+// Gradients of `attend` over chosen blocks of one sequence, whose tensors lie flat.
+struct AttendBackwardArgs {
+  const void *q, *k, *v;  // (total_q, num_q_heads, head_dim); (total_k, num_kv_heads, head_dim) twice
+  const float *out, *grad, *lse;  // what `attend` gave, and the gradient of `out`
+  void *dq, *dk, *dv;             // like q, k, v
+  Storage storage;                // of q, k, v and their gradients
+  const std::int32_t* block_ids;  // (total_q, num_kv_heads, topk)
+  int topk;
+  std::int64_t query_start;
+  int total_q, total_k, num_q_heads, num_kv_heads, head_dim, block_tokens;
+  float scale;
+  int threads;
 };
 
 constexpr int kSketchBounds = 8;  // figures of a block in SketchLanes::bounds
@@ -161,6 +176,7 @@ struct Kernels {  // one table for each instruction set
   Status (*linear)(const float* x, int rows, const Weight* const* weights, float* const* y, int count, int threads);
   Status (*experts)(const ExpertsArgs&);
   Status (*attend)(const AttendArgs&);
+  Status (*attend_backward)(const AttendBackwardArgs&);
   Status (*select)(const SelectArgs&);
   Status (*write)(const WriteArgs&);
   // y[r] = x[r] * rsqrt(mean(x[r]^2) + eps) * weight;  rows of width dim, y may be x

@@ -21,22 +21,16 @@ _IMPLS = {"reference": reference, "native": native}
 def choose_impl(impl: str, *inputs: torch.Tensor) -> tuple[str, str]:
     """(name, reason) of the implementation that runs: "auto" picks, an explicit name is taken as it is.
 
-    Raises ArgumentError for an unknown name, and for "native" with inputs that need a gradient: the kernels
-    have no backward pass, and dropping a gradient silently would be wrong.
+    Raises ArgumentError for an unknown name.
     """
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if impl == "auto":
-        if differentiable:
-            return "reference", "an input needs a gradient"
         if any(t.device.type != "cpu" for t in inputs):
             return "reference", "an input is not on the CPU"
         if any(t.dtype not in (torch.float32, torch.bfloat16) for t in inputs):
             return "reference", "the kernels take float32 and bfloat16"
-        return "native", "CPU tensors, no gradient"
+        return "native", "float32 or bfloat16 on the CPU"
     if impl not in _IMPLS:
         raise ArgumentError(f"impl is {impl!r}; it must be one of 'auto', {', '.join(map(repr, _IMPLS))}")
-    if impl == "native" and differentiable:
-        raise ArgumentError("impl='native' has no backward pass; use impl='reference', or detach the inputs")
     return impl, "asked for by name"
 
 
@@ -101,7 +95,7 @@ def attend_blocks(
     Returns float32 (float64 for float64 inputs) shaped like q. scale: positive; head_dim ** -0.5 if None.
 
     Each row must hold at least one block with a visible token, and no id twice or beyond the query's own block.
-    Differentiable in q, k, v with impl="reference".
+    Differentiable once in q, k and v; with impl="reference", as often as you like.
     """
     _check_attention(q, k, v, query_start)
     _check_block_tokens(block_tokens)

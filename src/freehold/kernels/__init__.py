@@ -5,6 +5,7 @@ falls back: without the library every call raises KernelError.
 """
 
 from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
+from freehold.kernels.attention_backward import attend_backward
 from freehold.kernels.dense_layer import DenseLayer, DenseLayerParts
 from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid
 from freehold.kernels.encode import encode
@@ -22,6 +23,7 @@ __all__ = [
     "SelectStats",
     "Stage",
     "attend",
+    "attend_backward",
     "encode",
     "experts",
     "experts_in_waves",

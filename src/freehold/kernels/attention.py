@@ -100,6 +100,7 @@ def attend(
     block_ids: torch.Tensor | None,
     scale: float,
     stage: Stage | None = None,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal softmax attention of q (rows, num_q_heads, head_dim) float32 over the chosen blocks -> like q.
 
@@ -107,7 +108,8 @@ def attend(
     softmax visits blocks in ascending order for every row alone, so a row's bits do not depend on its neighbours.
     Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
 
-    stage: this call sees a range of the blocks only; the result means something after the last one.
+    stage: this call sees a range of the blocks only; the result means something after the last one. lse (total_q,
+    num_q_heads) float32 becomes the logarithm of what each row's weights were divided by, for `attend_backward`.
 
     Raises ArgumentError for ids that do not ascend, or that name a block after the query's own.
     """
@@ -137,6 +139,7 @@ def attend(
             if stage is None
             else check("carried", stage.carried, torch.float32, rows, num_q_heads, Stage.width(head_dim)),
             *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
+            0 if lse is None else check("lse", lse, torch.float32, rows, num_q_heads),
         )
     except ValueError as error:  # the ids themselves are looked at by the kernel
         raise ArgumentError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -74,6 +75,21 @@ def attend_blocks(
 ) -> torch.Tensor:
     """See `freehold.attention.attend_blocks`. Only the blocks that were chosen are laid out."""
     _check_types(q=q, k=k, v=v)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return _Attend.apply(q, k, v, block_ids.contiguous(), query_start, block_tokens, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _attend(q, k, v, block_ids, query_start, block_tokens, scale)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_ids: torch.Tensor,
+    query_start: int,
+    block_tokens: int,
+    scale: float,
+    lse: torch.Tensor | None = None,
+) -> torch.Tensor:
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
     used = torch.unique(block_ids[block_ids >= 0]).long()
     slots = torch.full((ceil_div(k.shape[0], block_tokens),), -1, dtype=torch.int32)
@@ -82,7 +98,44 @@ def attend_blocks(
     tokens = tokens[tokens < k.shape[0]]
     lanes = _blocks(k[tokens], v[tokens], None, block_tokens)
     spans = replace(spans, table=slots[: len(spans.table)].contiguous())
-    return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale)
+    return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale, lse=lse)
+
+
+def _every_block(total_q: int, num_kv_heads: int, query_start: int, block_tokens: int) -> torch.Tensor:
+    """(total_q, num_kv_heads, the blocks of the last query): all that a query sees, as if they had been chosen."""
+    local = torch.arange(query_start, query_start + total_q, dtype=torch.int32) // block_tokens
+    ids = torch.arange(int(local[-1]) + 1 if total_q else 1, dtype=torch.int32)
+    return torch.where(ids <= local[:, None], ids, -1)[:, None].expand(-1, num_kv_heads, -1)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        block_ids: torch.Tensor,
+        query_start: int,
+        block_tokens: int,
+        scale: float,
+    ) -> torch.Tensor:
+        lse = torch.empty(q.shape[:2])
+        out = _attend(q, k, v, block_ids, query_start, block_tokens, scale, lse)
+        ctx.save_for_backward(q, k, v, out, lse, block_ids)
+        ctx.where = {"query_start": query_start, "block_tokens": block_tokens, "scale": scale}
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse, block_ids = ctx.saved_tensors
+        dtype = q.dtype if q.dtype == k.dtype else torch.float32
+        stored = [t.detach().to(dtype).contiguous() for t in (q, k, v)]
+        dq, dk, dv = kernels.attend_backward(
+            stored[0], stored[1], stored[2], out, grad.float().contiguous(), lse, block_ids, **ctx.where
+        )  # fmt: skip
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
 
 
 def dense_attention(
@@ -91,5 +144,8 @@ def dense_attention(
     """See `freehold.attention.dense_attention`."""
     _check_types(q=q, k=k, v=v)
     block_tokens = 128  # only a layout here: dense attention reads every block
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        block_ids = _every_block(q.shape[0], k.shape[1], query_start, block_tokens)
+        return attend_blocks(q, k, v, block_ids, query_start=query_start, block_tokens=block_tokens, scale=scale)
     spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
     return kernels.attend(_contiguous(q), _blocks(k, v, None, block_tokens), spans, block_ids=None, scale=scale)
