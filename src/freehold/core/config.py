@@ -21,6 +21,7 @@ _OPTIONAL = frozenset(
         "store_bytes",
         "ram_budget",
         "mmproj",
+        "index",
         "expert_budget",
     }
 )
@@ -42,6 +43,7 @@ _KINDS: dict[str, type] = {
     "store_bytes": int,
     "ram_budget": int,
     "mmproj": str,
+    "index": str,
     "expert_budget": int,
 }
 
@@ -77,6 +79,8 @@ class EngineConfig:
         when a token needs them. None: all of them.
     mmproj: a GGUF file with the vision part of a model in GGUF, as llama.cpp keeps it; None: what the model's own files
         hold.
+    index: directory with an index branch for a model that was trained dense, as `freehold convert` makes it: its layers
+        then read only chosen blocks. None: they read everything.
     allow_dense: run a model trained with sparse attention densely. Its answers are then not the model's own.
     """
 
@@ -97,6 +101,7 @@ class EngineConfig:
     store_bytes: int | None = None
     ram_budget: int | None = None
     mmproj: str | None = None
+    index: str | None = None
     expert_budget: int | None = None
 
     def __post_init__(self) -> None:

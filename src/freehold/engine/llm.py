@@ -31,6 +31,7 @@ from freehold.model.chat import ChatFormat
 from freehold.model.chat_replay import ChatEncoder
 from freehold.model.chat_visuals import VisualChat, has_visuals, take_visuals
 from freehold.model.compute import compute_for
+from freehold.model.index_sidecar import IndexSidecar, open_index
 from freehold.model.minimax_m3_mmproj import Mmproj, open_mmproj
 from freehold.model.registry import load_model, load_tokenizer, load_vision, model_kind
 from freehold.model.sampling_defaults import sampling_defaults
@@ -76,10 +77,13 @@ class LLM:
             kind = model_kind(checkpoint)
             self.sampling_defaults = sampling_defaults(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
-            loaded = load_model(checkpoint, compute, allow_dense=config.allow_dense, expert_budget=config.expert_budget)
+            index = None if config.index is None else open_index(config.index)
+            loaded = load_model(
+                checkpoint, compute, allow_dense=config.allow_dense, expert_budget=config.expert_budget, index=index
+            )
             mmproj = None if config.mmproj is None else open_mmproj(config.mmproj)
             vision = load_vision(checkpoint, compute, self.tokenizer, mmproj)
-            weights = "" if config.store_dir is None else _digest(checkpoint, mmproj)
+            weights = "" if config.store_dir is None else _digest(checkpoint, mmproj, index)
             stored = sorted({info.dtype for info in checkpoint.tensors.values()})
         self._engine: Engine | None = Engine(loaded, self.tokenizer, config, weights=weights, vision=vision)
         self.visual_chat = None if vision is None else VisualChat.of(vision.config, self.tokenizer)
@@ -312,12 +316,14 @@ class LLM:
         self.close()
 
 
-def _digest(checkpoint: Checkpoint, mmproj: Mmproj | None) -> str:
-    """What blocks in a store were made with: the text model's files, and what makes rows of its images."""
+def _digest(checkpoint: Checkpoint, mmproj: Mmproj | None, index: IndexSidecar | None) -> str:
+    """What blocks in a store were made with: the text model's files, what makes rows of its images, and what chooses
+    its blocks."""
     text = content_digest(checkpoint)
-    if mmproj is None:
+    others = [part.checkpoint for part in (mmproj, index) if part is not None]
+    if not others:
         return text
-    return hashlib.sha256(f"{text} {content_digest(mmproj.checkpoint)}".encode()).hexdigest()
+    return hashlib.sha256(" ".join((text, *map(content_digest, others))).encode()).hexdigest()
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
 from freehold.model.fields import Fields
+from freehold.model.index_branch import IndexBranch, IndexSizes
+from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.rope import Rope, make_rope
 from freehold.model.weights import Source, load_weights
@@ -115,45 +117,61 @@ class LlamaConfig:
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention over the block cache."""
+    """Grouped-query attention over the block cache; with an index branch, over the blocks that it picks."""
 
-    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+    def __init__(self, config: LlamaConfig, compute: Compute, index: IndexSizes | None) -> None:
         super().__init__()
         self.config, self.compute = config, compute
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(compute) for _ in range(4))
+        self.index = None if index is None else IndexBranch(index, compute, norm_eps=None)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
-        """x (rows, hidden_size) -> the same."""
-        c, rows = self.config, x.shape[0]
-        q, k, v = self.compute.linears(x, [self.q_proj, self.k_proj, self.v_proj])
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (rows, hidden_size) -> the same, and the block ids of a sparse layer."""
+        c, rows, attention = self.config, x.shape[0], self.compute.attention
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if self.index is not None:
+            projections += [self.index.q_proj, self.index.k_proj]
+        q, k, v, *index = self.compute.linears(x, projections)
         q, k = q.view(rows, c.num_q_heads, c.head_dim), k.view(rows, c.num_kv_heads, c.head_dim)
         v = v.view(rows, c.num_kv_heads, c.head_dim)
         q, k = self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)
-        self.compute.attention.write(lanes, spans, k, v, None)
-        out = self.compute.attention.dense(q, lanes, spans, scale=c.head_dim**-0.5)
-        return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim))  # type: ignore[no-any-return]
+        scale, block_ids = c.head_dim**-0.5, None
+        index_q, index_k = (None, None) if self.index is None else self.index(*index, cos, sin)
+        attention.write(lanes, spans, k, v, index_k)
+        if self.index is None or index_q is None or dense:
+            out = attention.dense(q, lanes, spans, scale=scale)
+        else:
+            s = self.index.sizes
+            choice = {"topk": s.topk, "local_blocks": s.local_blocks, "init_blocks": s.init_blocks}
+            out, block_ids = attention.sparse(q, index_q, lanes, spans, scale=scale, **choice)
+        return self.o_proj(out.view(rows, c.num_q_heads * c.head_dim)), block_ids
 
 
 class LlamaLayer(nn.Module):
     """h += attention(norm(h)); h += mlp(norm(h))."""
 
-    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+    def __init__(self, config: LlamaConfig, compute: Compute, index: IndexSizes | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(compute, config.rms_norm_eps)
-        self.attention = LlamaAttention(config, compute)
+        self.attention = LlamaAttention(config, compute, index)
         self.mlp_norm = RMSNorm(compute, config.rms_norm_eps)
         self.mlp = GatedMLP(compute, Gate())
         self._whole: DenseLayer | None = None
-        self._asked = False
+        self._asked = index is not None  # then it is no dense layer
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes) -> Tensor:
-        """h (rows, hidden_size), which may be overwritten -> the same."""
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """h (rows, hidden_size), which may be overwritten -> the same, and the block ids of a sparse layer."""
         if not self._asked:  # the weights are there by now
             self._whole, self._asked = self.attention.compute.dense_layer(self._parts), True
         if self._whole is not None:
-            return self._whole.run(h, cos, sin, spans, lanes)
-        h = h + self.attention(self.attention_norm(h), cos, sin, spans, lanes)
-        return h + self.mlp(self.mlp_norm(h))  # type: ignore[no-any-return]
+            return self._whole.run(h, cos, sin, spans, lanes), None
+        attended, block_ids = self.attention(self.attention_norm(h), cos, sin, spans, lanes, dense=dense)
+        h = h + attended
+        return h + self.mlp(self.mlp_norm(h)), block_ids
 
     def _parts(self) -> DenseLayerParts:
         a, m, c = self.attention, self.mlp, self.attention.config
@@ -166,19 +184,31 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """A whole Llama model; see `freehold.model.base.Model`."""
+    """A whole Llama model; see `freehold.model.base.Model`.
 
-    block_tokens: int | None = None
+    index: its layers are sparse where this has a branch. allow_dense runs them densely nevertheless.
+    """
 
-    def __init__(self, config: LlamaConfig, compute: Compute) -> None:
+    def __init__(
+        self, config: LlamaConfig, compute: Compute, index: IndexSidecar | None = None, *, allow_dense: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.dense = config, compute, allow_dense
+        sizes = None if index is None else index.sizes
+        self.index_sizes = sizes
+        self.block_tokens: int | None = None if sizes is None else sizes.block_tokens
+        sparse = frozenset[int]() if index is None else index.sparse_layers
         self.compute_name = compute.name
         self.vocab_size, self.context_length = config.vocab_size, config.context_length
-        self.lane_specs = (LaneSpec(config.num_kv_heads, config.head_dim),) * config.num_layers
+        self.lane_specs = tuple(
+            LaneSpec(config.num_kv_heads, config.head_dim, sizes.index_dim if sizes and i in sparse else None)
+            for i in range(config.num_layers)
+        )
         self.rope: Rope = make_rope(config.head_dim, config.rope_theta, config.rope_scaling, config.context_length)
         self.embedding = Embedding(compute)
-        self.layers = nn.ModuleList(LlamaLayer(config, compute) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            LlamaLayer(config, compute, sizes if i in sparse else None) for i in range(config.num_layers)
+        )
         self.norm = RMSNorm(compute, config.rms_norm_eps)
         self.head = self.embedding if config.tie_embeddings else Linear(compute)
 
@@ -192,28 +222,44 @@ class Llama(nn.Module):
         logit_rows: Tensor,
         observer: BlockObserver | None = None,
     ) -> Tensor:
-        """See `Model.forward`. A dense model has no selection to observe."""
+        """See `Model.forward`."""
         h = self.embedding.lookup(token_ids)
         cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
-        for layer, layer_lanes in zip(self.layers, lanes, strict=True):
-            h = layer(h, cos, sin, spans, layer_lanes)
+        for i, (layer, layer_lanes) in enumerate(zip(self.layers, lanes, strict=True)):
+            h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense)
+            if observer is not None and block_ids is not None:
+                observer(i, block_ids)
         return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]
 
     @staticmethod
-    def from_checkpoint(checkpoint: Checkpoint, compute: Compute) -> Llama:
+    def from_checkpoint(
+        checkpoint: Checkpoint, compute: Compute, index: IndexSidecar | None = None, *, allow_dense: bool = False
+    ) -> Llama:
         """Builds and fills the model. Raises ConfigError or TensorMismatchError."""
-        model = Llama.empty(checkpoint, compute)
+        model = Llama.empty(checkpoint, compute, index, allow_dense=allow_dense)
         wanted, ignored = model.sources(checkpoint)
         load_weights(checkpoint, wanted, ignored=ignored)
+        if index is not None:
+            branches = [(i, layer.attention.index) for i, layer in enumerate(model.layers)]
+            found = [index.sources(i, branch) for i, branch in branches if isinstance(branch, IndexBranch)]
+            load_weights(index.checkpoint, [source for sources in found for source in sources])
         return model
 
     @staticmethod
-    def empty(checkpoint: Checkpoint, compute: Compute) -> Llama:
+    def empty(
+        checkpoint: Checkpoint, compute: Compute, index: IndexSidecar | None = None, *, allow_dense: bool = False
+    ) -> Llama:
         """The model without its weights. Raises ConfigError."""
         where = str(checkpoint.path)
         if checkpoint.format == "gguf":
-            return Llama(LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, where), compute)
-        return Llama(LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json"), compute)
+            config = LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, where)
+        else:
+            config = LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json")
+        if index is not None:
+            c = config
+            sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "hidden_size": c.hidden_size}
+            index.check(checkpoint, **sizes, head_dim=c.head_dim)
+        return Llama(config, compute, index, allow_dense=allow_dense)
 
     def sources(self, checkpoint: Checkpoint) -> tuple[list[Source], Callable[[str], bool]]:
         """Every weight of the model and where it comes from; and which unused names are known."""

@@ -18,29 +18,13 @@ from freehold.kernels import DenseLayer, DenseLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
+from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_names import sources
 from freehold.model.rope import make_rope
 from freehold.model.streamed_experts import ExpertCache, ExpertLoading, StreamedExperts
 from freehold.model.weights import Source, load_weights
-
-
-class IndexBranch(nn.Module):
-    """Scores blocks: one index query head for each KV head, one index key for all of them."""
-
-    def __init__(self, config: MiniMaxM3Config, compute: Compute) -> None:
-        super().__init__()
-        self.config, self.compute = config, compute
-        self.q_proj, self.k_proj = Linear(compute), Linear(compute)
-        self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
-
-    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """What q_proj and k_proj made -> index_q (rows, num_index_heads, index_dim), index_k (rows, index_dim)."""
-        c, rows = self.config, q.shape[0]
-        q = self.q_norm(q.view(rows, c.num_index_heads, c.index_dim))
-        k = self.k_norm(k.view(rows, 1, c.index_dim))
-        return self.compute.rope(q, cos, sin), self.compute.rope(k, cos, sin)[:, 0]
 
 
 class Attention(nn.Module):
@@ -51,7 +35,7 @@ class Attention(nn.Module):
         self.config, self.compute = config, compute
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(compute) for _ in range(4))
         self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
-        self.index = IndexBranch(config, compute) if sparse else None
+        self.index = IndexBranch(_index_sizes(config), compute, norm_eps=config.rms_norm_eps) if sparse else None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
@@ -109,6 +93,10 @@ class MixtureOfExperts(nn.Module):
             self._networks = routed, networks([self.shared.parts])
         ids, weights = self.compute.route_sigmoid(self.router(x), self.bias, c.num_experts_per_token)
         return self.compute.experts(x, ids, weights, *self._networks, gate=self.gate, scale=c.routed_scaling_factor)
+
+
+def _index_sizes(c: MiniMaxM3Config) -> IndexSizes:
+    return IndexSizes(c.num_index_heads, c.index_dim, c.block_tokens, c.topk, c.local_blocks, c.init_blocks)
 
 
 def _gate(config: MiniMaxM3Config) -> Gate:

@@ -10,6 +10,7 @@ from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint, CheckpointFormat
 from freehold.model.base import Model
 from freehold.model.compute import Compute, ReferenceCompute
+from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.llama import Llama
 from freehold.model.m3_tokens import IMAGE, VIDEO, special_id
 from freehold.model.minimax_m3 import MiniMaxM3
@@ -30,13 +31,23 @@ _HF_KINDS: dict[str, Family] = {
 
 
 def load_model(
-    checkpoint: Checkpoint, compute: Compute, *, allow_dense: bool = False, expert_budget: int | None = None
+    checkpoint: Checkpoint,
+    compute: Compute,
+    *,
+    allow_dense: bool = False,
+    expert_budget: int | None = None,
+    index: IndexSidecar | None = None,
 ) -> Model:
-    """Builds the model that the checkpoint's configuration names. Raises ConfigError for an unknown one."""
+    """Builds the model that the checkpoint's configuration names. index: a branch for a model that was trained dense.
+
+    Raises ConfigError for an unknown one, or options that do not fit it.
+    """
     if family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "llama":
         if expert_budget is not None:
             raise ConfigError(f"expert_budget is {expert_budget}; {checkpoint.path} has no experts. Leave it out")
-        return Llama.from_checkpoint(checkpoint, compute)
+        return Llama.from_checkpoint(checkpoint, compute, index, allow_dense=allow_dense)
+    if index is not None:
+        raise ConfigError(f"{index.checkpoint.path}: {checkpoint.path} has an index branch of its own. Leave index out")
     return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense, expert_budget=expert_budget)
 
 
