@@ -21,6 +21,7 @@ def test_names_of_the_attention_operator() -> None:
     assert sorted(freehold.attention.__all__) == [
         "attend_blocks",
         "dense_attention",
+        "index_kl_loss",
         "select_blocks",
         "sparse_attention",
     ]

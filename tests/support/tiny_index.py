@@ -18,7 +18,10 @@ from support.portable_random import portable_normal
 def write_tiny_index(
     directory: Path, base: Path, sizes: IndexSizes, width: int, layers: list[int], **changes: Any
 ) -> Path:
-    """Writes the sidecar of the checkpoint at `base`, whose hidden_size is `width`; changes: of its configuration, None takes a key away."""
+    """Writes the sidecar of the checkpoint at `base`, whose hidden_size is `width`.
+
+    changes: of its configuration; None takes a key away.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(base) as checkpoint:
         config = {**index_config(sizes, width, layers, checkpoint.digest()), **changes}

@@ -36,6 +36,10 @@ COMMANDS: dict[str, LazyCommand] = {
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),
     "plan": LazyCommand("freehold.cli.cmd_plan", "plan", "Say what a model needs, what fits and how fast it may be."),
     "pull": LazyCommand("freehold.cli.cmd_pull", "pull", "Fetch a model and keep it under a name."),
+    "convert": LazyCommand(
+        "freehold.cli.cmd_convert", "convert", "Give a dense model an index branch, so that it reads chosen blocks."
+    ),
+    "eval": LazyCommand("freehold.cli.cmd_eval", "evaluate", "How well a model predicts held-out text."),
     "quantize": LazyCommand(
         "freehold.cli.cmd_quantize", "quantize", "Write a model with its weights as codes of 8 or 4 bits."
     ),

@@ -196,6 +196,8 @@ class Llama(nn.Module):
         self.config, self.compute, self.dense = config, compute, allow_dense
         sizes = None if index is None else index.sizes
         self.index_sizes = sizes
+        self.dense_layers: frozenset[int] = frozenset()
+        """Sparse layers that run densely, for measurements."""
         self.block_tokens: int | None = None if sizes is None else sizes.block_tokens
         sparse = frozenset[int]() if index is None else index.sparse_layers
         self.compute_name = compute.name
@@ -226,7 +228,7 @@ class Llama(nn.Module):
         h = self.embedding.lookup(token_ids)
         cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
         for i, (layer, layer_lanes) in enumerate(zip(self.layers, lanes, strict=True)):
-            h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense)
+            h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense or i in self.dense_layers)
             if observer is not None and block_ids is not None:
                 observer(i, block_ids)
         return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]

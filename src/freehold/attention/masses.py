@@ -1,0 +1,38 @@
+"""Where attention really goes: what each block gets of it, and the blocks that get most. To judge a choice by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from freehold.core.axes import ceil_div
+
+
+def block_masses(q: Tensor, k: Tensor, positions: Tensor, block_tokens: int, scale: float) -> Tensor:
+    """How much attention each block gets, the mean over a group's heads: (rows, num_kv_heads, num_blocks).
+
+    q (rows, num_q_heads, head_dim) at `positions` (rows,), k (total_k, num_kv_heads, head_dim) from position 0 on.
+    Memory grows with rows * num_q_heads * total_k: take some rows at a time.
+    """
+    rows, total_k, heads = q.shape[0], k.shape[0], k.shape[1]
+    logits = torch.einsum("nhgd,thd->nhgt", q.view(rows, heads, -1, q.shape[2]), k) * scale
+    future = torch.arange(total_k) > positions[:, None]
+    weights = logits.masked_fill_(future[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=2)
+    weights = torch.nn.functional.pad(weights, (0, ceil_div(total_k, block_tokens) * block_tokens - total_k))
+    return weights.view(rows, heads, -1, block_tokens).sum(dim=-1)
+
+
+def best_blocks(mass: Tensor, local: Tensor, topk: int, local_blocks: int, init_blocks: int) -> Tensor:
+    """int32 (rows, num_kv_heads, topk) ascending, -1 tail: the topk largest of `mass`, forced blocks among them.
+
+    local: (rows,), the queries' own blocks. Forced are the local_blocks up to it, and the first init_blocks.
+    """
+    num_blocks = mass.shape[2]
+    block = torch.arange(num_blocks)
+    distance = (local[:, None] - block)[:, None]
+    forced = ((distance < local_blocks) | (block < init_blocks)) & (distance >= 0)
+    order = torch.where(forced, torch.inf, torch.where(distance < 0, -torch.inf, mass))
+    best = order.topk(min(topk, num_blocks), dim=-1)
+    ids = best.indices.masked_fill(best.values == -torch.inf, num_blocks).sort(dim=-1).values
+    ids = ids.masked_fill(ids == num_blocks, -1)
+    return torch.nn.functional.pad(ids, (0, topk - ids.shape[-1]), value=-1).to(torch.int32)

@@ -1,0 +1,100 @@
+"""How well a model predicts held-out text, by position, with several ways to choose blocks on the same windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from freehold.core.errors import ArgumentError
+from freehold.evaluation.oracle import OracleBlockAttention
+from freehold.loading.checkpoint import Checkpoint
+from freehold.model.compute import NativeCompute
+from freehold.model.index_sidecar import IndexSidecar
+from freehold.model.llama import Llama
+from freehold.training.corpus import Window
+from freehold.training.frozen import FrozenModel
+
+Way = Literal["dense", "index", "first and recent", "oracle"]
+WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
+
+_SEGMENT = 64
+"""Losses of neighbours depend on each other: standard errors are those of means over so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """losses: nats of each token after the first, (windows, window_tokens - 1)."""
+
+    way: Way
+    losses: Tensor
+
+    def perplexity(self, begin: float = 0.0, end: float = 1.0) -> float:
+        """Over a part of every window; 0.5 to 1 is its second half."""
+        return math.exp(float(self._part(self.losses, begin, end).double().mean()))
+
+    def change(self, dense: Reading, begin: float = 0.0, end: float = 1.0) -> tuple[float, float]:
+        """Relative change of perplexity beside `dense`, token by token, and its standard error (0 for one segment)."""
+        more = self._part(self.losses - dense.losses, begin, end).double()
+        means = torch.stack([part.mean() for row in more for part in row.split(_SEGMENT)])
+        error = float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0
+        return math.expm1(float(more.mean())), error
+
+    @staticmethod
+    def _part(losses: Tensor, begin: float, end: float) -> Tensor:
+        count = losses.shape[1] + 1
+        return losses[:, max(0, round(begin * count) - 1) : round(end * count) - 1]
+
+    def as_json(self, dense: Reading) -> dict[str, Any]:
+        """Perplexities of the whole, of the second half and of quarters, and changes beside `dense`."""
+        parts = {"all": (0.0, 1.0), "second_half": (0.5, 1.0)}
+        parts |= {f"quarter_{i + 1}": (i / 4, i / 4 + 0.25) for i in range(4)}
+        found: dict[str, Any] = {"way": self.way}
+        for name, part in parts.items():
+            change, error = self.change(dense, *part)
+            found[name] = {"perplexity": self.perplexity(*part), "change": change, "standard_error": error}
+        return found
+
+
+def read(
+    checkpoint: Checkpoint,
+    index: IndexSidecar | None,
+    windows: Sequence[Window],
+    ways: Sequence[Way],
+    progress: Callable[[str, int, int], None],
+) -> list[Reading]:
+    """Reads all windows in each of the ways; "dense" is always the first.
+
+    Raises ArgumentError for ways that need an index.
+    """
+    if index is None and set(ways) != {"dense"}:
+        raise ArgumentError(f"ways are {', '.join(ways)}; without an index there is only dense")
+    found = []
+    others = [way for way in ways if way != "dense"]
+    wanted: list[Way] = ["dense", *others]
+    for way in wanted:
+        model = _model(checkpoint, index, way)
+        frozen = FrozenModel(model, len(windows[0].token_ids))
+        losses = []
+        for number, window in enumerate(windows, 1):
+            losses.append(frozen.losses(window.token_ids))
+            progress(way, number, len(windows))
+        found.append(Reading(way, torch.stack(losses)))
+    return found
+
+
+def _model(checkpoint: Checkpoint, index: IndexSidecar | None, way: str) -> Llama:
+    compute = NativeCompute()
+    if way == "oracle":
+        compute.attention = OracleBlockAttention()
+    if index is None or way == "dense":
+        return Llama.from_checkpoint(checkpoint, compute)
+    if way == "first and recent":
+        topk = index.sizes.topk
+        forced = replace(index.sizes, init_blocks=min(1, topk - 1), local_blocks=max(1, topk - 1))
+        index = replace(index, sizes=forced)
+    return Llama.from_checkpoint(checkpoint, compute, index)

@@ -1,0 +1,242 @@
+"""`convert`: an index branch for a dense model, trained against its own attention.
+
+One pass of the frozen model keeps what every layer reads; then each layer's branch is trained alone, so that memory
+holds one layer at a time. Everything is kept in a work directory: the same call goes on where a killed one was, with
+the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from freehold.core.errors import ArgumentError, ConfigError
+from freehold.loading.checkpoint import Checkpoint
+from freehold.model.compute import compute_for
+from freehold.model.index_branch import IndexSizes
+from freehold.model.index_sidecar import open_index
+from freehold.model.llama import Llama
+from freehold.model.registry import family_of, load_tokenizer
+from freehold.training.captured import Captured
+from freehold.training.corpus import Document, Window, windows_of
+from freehold.training.dense_choice import Harm, harms
+from freehold.training.distil import DistilSettings, Student, train
+from freehold.training.frozen import FrozenModel
+from freehold.training.index_init import Init, Projections, first_index
+from freehold.training.lessons import Lessons
+from freehold.training.recall import Recall, recall_of
+from freehold.training.sidecar_writer import rounded, write_sidecar
+
+_SAMPLE_ROWS = 1024
+_JUDGED_ROWS = 64
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, so much, of so much)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertSettings:
+    """windows, window_tokens: captured to train with. block_tokens, topk: of the selection. dense_layers: how many
+    layers stay dense, chosen by measurement. keep_dense: these instead. init: see `first_index`. judged_windows:
+    held-out windows for the choice of layers and the report."""
+
+    windows: int = 64
+    window_tokens: int = 4096
+    block_tokens: int = 128
+    topk: int = 8
+    dense_layers: int = 3
+    keep_dense: tuple[int, ...] | None = None
+    init: Init = "svd"
+    judged_windows: int = 2
+    distil: DistilSettings = field(default_factory=DistilSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "window_tokens", "topk", "judged_windows"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.block_tokens < 16 or self.block_tokens % 16:
+            raise ArgumentError(f"block_tokens is {self.block_tokens}; it must be a multiple of 16")
+        if self.dense_layers < 0:
+            raise ArgumentError(f"dense_layers is {self.dense_layers}; it must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion made. losses: mean of each layer's last 50 steps, in nats. recalls: of each layer on held-out
+    windows. harms: of each layer alone, the largest first; empty where the layers were named."""
+
+    path: Path
+    sparse_layers: tuple[int, ...]
+    losses: dict[int, float]
+    recalls: dict[int, Recall]
+    harms: tuple[Harm, ...]
+
+
+def convert(
+    checkpoint: Checkpoint,
+    out: Path,
+    documents: Sequence[Document],
+    settings: ConvertSettings,
+    *,
+    work: Path,
+    origin: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Converted:
+    """Trains the branch of every layer and writes those of the sparse ones to `out`. origin: of the texts, in words.
+
+    Raises ConfigError for a model that is not of the Llama family, ArgumentError for texts without enough tokens or a
+    work directory of another conversion.
+    """
+    if family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) != "llama":
+        raise ConfigError(f"{checkpoint.path}: only models of the Llama family are converted; this one has a branch")
+    return _Conversion(checkpoint, out, documents, settings, work, origin, progress).run()
+
+
+class _Conversion:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        out: Path,
+        documents: Sequence[Document],
+        settings: ConvertSettings,
+        work: Path,
+        origin: str,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.out, self.settings = checkpoint, out, settings
+        self.work, self.origin, self.progress = work, origin, progress
+        self.documents = documents
+        encode = load_tokenizer(checkpoint).encode
+        length, seed = settings.window_tokens, settings.distil.seed
+        learned, judged = [d for d in documents if not d.held_out], [d for d in documents if d.held_out]
+        self.windows = windows_of(learned, encode, length, settings.windows, seed=seed)
+        self.judged = windows_of(judged, encode, length, settings.judged_windows, seed=seed)
+        self.model = Llama.from_checkpoint(checkpoint, compute_for("native")[0])
+        c = self.model.config
+        self.sizes = IndexSizes(c.num_kv_heads, c.head_dim, settings.block_tokens, settings.topk)
+        if c.attention_bias:
+            raise ConfigError(f"{checkpoint.path}: its queries and keys have biases, which a branch does not have")
+        self._claim()
+
+    def _claim(self) -> None:
+        """The work directory is this conversion's, or nobody's."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        told = json.dumps(self._description(), sort_keys=True)
+        path = self.work / "conversion.json"
+        if path.exists() and path.read_text(encoding="utf-8") != told:
+            raise ArgumentError(
+                f"{self.work}: holds the work of another conversion (other model, texts or settings); name another "
+                "directory with work, or remove this one"
+            )
+        path.write_text(told, encoding="utf-8")
+
+    def _description(self) -> dict[str, Any]:
+        tokens = hashlib.sha256(repr([w.token_ids for w in (*self.windows, *self.judged)]).encode()).hexdigest()
+        s = self.settings
+        return {
+            "base": self.checkpoint.digest(),
+            "tokens": tokens,
+            "init": s.init,
+            "windows": len(self.windows),
+            "window_tokens": s.window_tokens,
+            "distil": asdict(s.distil),
+        }
+
+    def run(self) -> Converted:
+        captured = self._capture("captured", self.windows)
+        judged = self._capture("judged", self.judged)
+        branches, losses, recalls = {}, {}, {}
+        for layer in range(self.model.config.num_layers):
+            student = self._train(layer, captured)
+            branches[layer] = rounded(Projections(student.q, student.k))
+            last = student.losses[-50:]
+            losses[layer] = sum(last) / len(last)
+            recalls[layer] = self._recall(layer, judged, branches[layer])
+        dense, found = self._dense(branches)
+        sparse = tuple(i for i in branches if i not in dense)
+        if not sparse:
+            raise ArgumentError(f"every layer of {len(branches)} is to stay dense; nothing is left to be sparse")
+        card = self._card(sparse, losses, recalls, found)
+        write_sidecar(self.out, {i: branches[i] for i in sparse}, self.sizes, self.checkpoint.digest(), card)
+        return Converted(self.out, sparse, losses, recalls, found)
+
+    def _capture(self, name: str, windows: list[Window]) -> Captured:
+        c, length = self.model.config, self.settings.window_tokens
+        captured = Captured(self.work / name, c.num_layers, len(windows), length, c.hidden_size)
+        captured.fill(
+            FrozenModel(self.model, length), windows, lambda done, of: self.progress(f"{name} windows", done, of)
+        )
+        return captured
+
+    def _train(self, layer: int, captured: Captured) -> Student:
+        lessons, settings = Lessons(self.model, captured, layer), self.settings.distil
+        c = self.model.config
+        state = self.work / f"layer-{layer}.safetensors"
+        generator = torch.Generator().manual_seed(settings.seed * 1000 + layer)
+        first = first_index(
+            lessons.attention(), lessons.sample(_SAMPLE_ROWS), num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
+            init=self.settings.init, generator=generator,
+        )  # fmt: skip
+        total = settings.steps * c.num_layers
+
+        def report(step: int, _loss: float) -> None:
+            self.progress("steps", layer * settings.steps + step, total)
+
+        return train(
+            Student(first, settings), lessons.of, len(self.windows), self.settings.window_tokens,
+            layer=layer, state=state, progress=report,
+        )  # fmt: skip
+
+    def _recall(self, layer: int, judged: Captured, branch: Projections) -> Recall:
+        lessons, length = Lessons(self.model, judged, layer), self.settings.window_tokens
+        positions = torch.linspace(length // 2, length - 1, _JUDGED_ROWS).long()
+        each = [recall_of(branch.q, branch.k, lessons.of(w), positions, self.sizes) for w in range(len(self.judged))]
+        return Recall(*(sum(getattr(r, name) for r in each) / len(each) for name in ("mass", "oracle", "blocks")))
+
+    def _dense(self, branches: dict[int, Projections]) -> tuple[frozenset[int], tuple[Harm, ...]]:
+        """Which layers stay dense, and why."""
+        named = self.settings.keep_dense
+        if named is not None:
+            return frozenset(named), ()
+        if self.settings.dense_layers == 0:
+            return frozenset(), ()
+        directory = self.work / "every-layer"
+        write_sidecar(directory, branches, self.sizes, self.checkpoint.digest(), {})
+        sparse = Llama.from_checkpoint(self.checkpoint, self.model.compute, open_index(directory))
+        frozen = FrozenModel(sparse, self.settings.window_tokens)
+        found = harms(
+            frozen, self.judged, branches, lambda layer: self.progress("layers judged", layer + 1, len(branches))
+        )
+        return frozenset(harm.layer for harm in found[: self.settings.dense_layers]), tuple(found)
+
+    def _card(
+        self, sparse: tuple[int, ...], losses: dict[int, float], recalls: dict[int, Recall], found: tuple[Harm, ...]
+    ) -> dict[str, Any]:
+        learned = [d for d in self.documents if not d.held_out]
+        names = hashlib.sha256("\n".join(sorted(d.name for d in learned)).encode()).hexdigest()
+        return {
+            "texts": self.origin,
+            "documents": len(learned),
+            "names_sha256": names,
+            "tokens": len(self.windows) * self.settings.window_tokens,
+            "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
+            "dense_layers": sorted(set(losses) - set(sparse)),
+            "kl_nats": {str(i): round(loss, 4) for i, loss in losses.items()},
+            "recall": {str(i): {k: round(v, 4) for k, v in asdict(r).items()} for i, r in recalls.items()},
+            "harm_nats": {str(h.layer): [round(h.nats, 5), round(h.error, 5)] for h in found},
+        }
+
+
+def curves(work: Path) -> dict[int, list[float]]:
+    """The losses of each layer's steps, as far as they were kept."""
+    found = {}
+    for path in sorted(work.glob("layer-*.safetensors"), key=lambda p: int(p.stem.split("-")[1])):
+        found[int(path.stem.split("-")[1])] = load_file(path)["losses"].tolist()
+    return found

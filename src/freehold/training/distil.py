@@ -1,0 +1,157 @@
+"""Training the index branch of one layer against the attention of a frozen model (paper Eq. 9 to 12, warm-up form)."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from freehold.attention import index_kl_loss
+from freehold.core.errors import ArgumentError
+from freehold.model.compute import ReferenceCompute
+from freehold.training.index_init import Projections
+
+_BETAS = (0.9, 0.98)
+_LAST = 0.05
+"""What remains of the learning rate at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilSettings:
+    """steps: updates of each layer, each on `queries` random positions of one window. learning_rate: after
+    `warmup_steps`, then along a cosine. save_every: steps after which the state is kept."""
+
+    steps: int = 400
+    queries: int = 128
+    learning_rate: float = 7e-3
+    warmup_steps: int = 20
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "queries", "warmup_steps", "save_every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.learning_rate > 0:
+            raise ArgumentError(f"learning_rate is {self.learning_rate}; it must be above 0")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One window of a layer: x (length, hidden_size), q (length, num_q_heads, head_dim) and k (length, num_kv_heads,
+    head_dim) as attention sees them, cos and sin (length, head_dim / 2)."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class Student:
+    """The index branch of one layer in training."""
+
+    def __init__(self, first: Projections, settings: DistilSettings) -> None:
+        self.q, self.k = (t.clone().requires_grad_() for t in (first.q, first.k))
+        self.settings, self.step = settings, 0
+        self._optimizer = torch.optim.AdamW([self.q, self.k], lr=1.0, betas=_BETAS, weight_decay=0.0)
+        self.losses: list[float] = []
+
+    def learn(self, lesson: Lesson, positions: Tensor) -> float:
+        """One update; the loss before it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step)
+        self._optimizer.zero_grad()
+        loss = self.loss(lesson, positions)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.step += 1
+        self.losses.append(float(loss.detach()))
+        return self.losses[-1]
+
+    def loss(self, lesson: Lesson, positions: Tensor) -> Tensor:
+        """KL(attention || index) of some queries of a window, over every key they see."""
+        index_q, index_k = index_of(self.q, self.k, lesson, positions)
+        return index_kl_loss(lesson.q[positions], lesson.k, index_q, index_k, positions=positions)
+
+    def save(self, path: Path) -> None:
+        """Weights and optimiser, whole or not at all."""
+        state = self._optimizer.state_dict()["state"]
+        tensors = {"q": self.q.detach(), "k": self.k.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for number, name in enumerate(("q", "k")):
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                tensors[f"{name}.{key}"] = state[number][key].clone()
+        beside = path.with_name(f"{path.name}.new")
+        save_file(tensors, beside)
+        os.replace(beside, path)
+
+    def restore(self, path: Path) -> None:
+        """Goes on where `save` was."""
+        tensors = load_file(path)
+        with torch.no_grad():
+            self.q.copy_(tensors["q"])
+            self.k.copy_(tensors["k"])
+        self.losses = tensors["losses"].tolist()
+        self.step = len(self.losses)
+        state: dict[str, Any] = self._optimizer.state_dict()
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        state["state"] = {i: {key: tensors[f"{name}.{key}"] for key in keys} for i, name in enumerate(("q", "k"))}
+        self._optimizer.load_state_dict(state)
+
+
+def index_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The branch's queries (positions, num_kv_heads, dim) and keys (length, dim) with projections q and k."""
+    rope = ReferenceCompute().rope
+    dim = k.shape[0]
+    index_q = (lesson.x[positions] @ q.T).view(len(positions), -1, dim)
+    index_k = (lesson.x @ k.T).view(-1, 1, dim)
+    return (
+        rope(index_q, lesson.cos[positions], lesson.sin[positions]),
+        rope(index_k, lesson.cos, lesson.sin)[:, 0],
+    )
+
+
+def train(
+    student: Student,
+    lesson_of: Callable[[int], Lesson],
+    num_windows: int,
+    length: int,
+    *,
+    layer: int,
+    state: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Student:
+    """All steps that the student has not done yet. What a step sees depends on the seed, the layer and its number
+    alone, so that a run that was killed ends with the bits of one that was not.
+
+    lesson_of(window) -> the layer's lesson. state: file of the student's state, kept every `save_every` steps.
+    """
+    settings = student.settings
+    if state is not None and state.exists():
+        student.restore(state)
+    while student.step < settings.steps:
+        draw = random.Random(f"{settings.seed} {layer} {student.step}")
+        window = draw.randrange(num_windows)
+        # Early positions have few keys to choose from, and are dense at inference anyway.
+        least = min(256, length // 4)
+        positions = torch.tensor(sorted(draw.sample(range(least, length), min(settings.queries, length - least))))
+        loss = student.learn(lesson_of(window), positions)
+        if state is not None and (student.step % settings.save_every == 0 or student.step == settings.steps):
+            student.save(state)
+        progress(student.step, loss)
+    return student

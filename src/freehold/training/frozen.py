@@ -1,0 +1,67 @@
+"""A dense model that stays as it is: what its layers read, and how well it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from freehold.core.axes import DEFAULT_BLOCK_TOKENS, ceil_div
+from freehold.core.blocks import LayerLanes, Span, Spans
+from freehold.core.errors import ArgumentError
+from freehold.model.base import BlockObserver
+from freehold.model.llama import Llama, LlamaLayer
+
+_CHUNK = 512
+
+
+class FrozenModel:
+    """Runs a model over whole windows of up to `length` tokens, through the kernels; it holds K and V of one window."""
+
+    def __init__(self, model: Llama, length: int) -> None:
+        self.model, self.length = model, length
+        self.block_tokens = model.block_tokens or DEFAULT_BLOCK_TOKENS
+        self._slots = range(ceil_div(length, self.block_tokens))
+        self._lanes = [
+            LayerLanes.allocate(spec, len(self._slots), self.block_tokens, torch.float32) for spec in model.lane_specs
+        ]
+
+    def layer_inputs(self, token_ids: Sequence[int], take: Callable[[int, int, Tensor], None]) -> None:
+        """Calls take(layer, first position, x) for every layer and stretch of the window, x (rows, hidden_size) what
+        the layer's attention reads: the normalised residual stream."""
+        start = 0
+
+        def watch(number: int) -> Callable[..., None]:
+            def before(layer: LlamaLayer, inputs: tuple[Tensor, ...]) -> None:
+                take(number, start, layer.attention_norm(inputs[0]))
+
+            return before
+
+        handles = [layer.register_forward_pre_hook(watch(i)) for i, layer in enumerate(self.model.layers)]
+        try:
+            for start in range(0, len(token_ids), _CHUNK):
+                self._step(token_ids, start, torch.zeros(1, dtype=torch.int64))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def losses(self, token_ids: Sequence[int], observer: BlockObserver | None = None) -> Tensor:
+        """Negative log-likelihood in nats of each token after the first: (len(token_ids) - 1,) float32."""
+        wanted = torch.tensor(token_ids[1:])
+        found = []
+        for start in range(0, len(token_ids), _CHUNK):
+            rows = torch.arange(min(_CHUNK, len(token_ids) - start))
+            likely = torch.log_softmax(self._step(token_ids, start, rows, observer), dim=-1)
+            here = wanted[start : start + len(rows)]
+            found.append(-likely[: len(here)].gather(1, here[:, None])[:, 0])
+        return torch.cat(found)
+
+    def _step(
+        self, token_ids: Sequence[int], start: int, rows: Tensor, observer: BlockObserver | None = None
+    ) -> Tensor:
+        if len(token_ids) > self.length:
+            raise ArgumentError(f"the window has {len(token_ids)} tokens; there is room for {self.length}")
+        part = torch.tensor(token_ids[start : start + _CHUNK])
+        spans = Spans.pack([Span(start, len(part), self._slots)], self.block_tokens)
+        return self.model(part, spans, self._lanes, logit_rows=rows, observer=observer)  # type: ignore[no-any-return]

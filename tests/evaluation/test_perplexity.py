@@ -1,0 +1,111 @@
+"""Perplexity with several ways to choose blocks: what they choose, and what that does."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from freehold.attention import attend_blocks
+from freehold.attention.masses import best_blocks, block_masses
+from freehold.cli.main import main
+from freehold.core.errors import ArgumentError
+from freehold.evaluation.perplexity import Reading, read
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.model.index_branch import IndexSizes
+from freehold.model.index_sidecar import open_index
+from freehold.training.corpus import Window
+from support.portable_random import portable_tokens
+from support.tiny_index import write_tiny_index
+from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
+
+SPEC = TinyLlamaSpec("judged", num_layers=2, seed=41)
+WINDOWS = [Window("code", tuple(int(t) for t in portable_tokens(200, seed=i, name="judged"))) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base")
+    write_tiny_llama(SPEC, path)
+    return path
+
+
+def readings(base: Path, tmp_path: Path, topk: int, *ways: str) -> list[Reading]:
+    directory = write_tiny_index(tmp_path / "index", base, IndexSizes(2, 16, 16, topk), SPEC.hidden_size, [0, 1])
+    with open_checkpoint(base) as checkpoint:
+        return read(checkpoint, open_index(directory), WINDOWS, ways, lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_blocks_that_hold_everything_change_nothing(base: Path, tmp_path: Path) -> None:
+    dense, *others = readings(base, tmp_path, 13, "index", "first and recent", "oracle")
+    assert dense.way == "dense"
+    assert dense.losses.shape == (2, 199)
+    for reading in others:
+        assert reading.change(dense)[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_fewer_blocks_change_what_comes_after_them(base: Path, tmp_path: Path) -> None:
+    dense, index, recent, oracle = readings(base, tmp_path, 3, "index", "first and recent", "oracle")
+    for reading in (index, recent, oracle):
+        difference = (reading.losses - dense.losses).abs()
+        assert difference[:, :47].max() < 1e-4  # three blocks of 16 tokens
+        assert difference[:, 47:].max() > 1e-3
+    # The oracle keeps most of the attention, so its predictions stay nearest.
+    distance = {r.way: float((r.losses - dense.losses).pow(2).mean()) for r in (index, recent, oracle)}
+    assert distance["oracle"] == min(distance.values())
+
+
+def test_perplexity_is_that_of_the_log_likelihoods(base: Path, tmp_path: Path) -> None:
+    (dense,) = readings(base, tmp_path, 3, "dense")
+    assert dense.perplexity() == pytest.approx(math.exp(float(dense.losses.mean())), rel=1e-5)
+    assert dense.perplexity(0.5) == pytest.approx(math.exp(float(dense.losses[:, 99:].mean())), rel=1e-5)
+    assert dense.change(dense) == (0.0, 0.0)
+    other = Reading("index", dense.losses + 0.01)
+    assert other.change(dense, 0.5)[0] == pytest.approx(math.expm1(0.01), rel=1e-4)
+
+
+def test_masses_are_those_of_the_weights() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(20, 4, 8), torch.randn(50, 2, 8)
+    positions = torch.arange(30, 50)
+    mass = block_masses(q, k, positions, 16, 8**-0.5)
+    assert mass.shape == (20, 2, 4)
+    torch.testing.assert_close(mass.sum(dim=-1), torch.ones(20, 2))
+    # V that is 1 in one block alone gives that block's mass, as attention computes it.
+    for block in range(4):
+        v = torch.zeros(50, 2, 8)
+        v[block * 16 : block * 16 + 16] = 1.0
+        every = torch.arange(4, dtype=torch.int32).expand(20, 2, 4)
+        every = torch.where(every <= (positions // 16)[:, None, None], every, -1).to(torch.int32)
+        out = attend_blocks(q, k, v, every, query_start=30, block_tokens=16)
+        torch.testing.assert_close(out.view(20, 2, 2, 8).mean(dim=(2, 3)), mass[:, :, block], rtol=1e-4, atol=1e-5)
+
+
+def test_best_blocks_are_the_largest_and_the_forced_ones() -> None:
+    mass = torch.tensor([[[0.1, 0.4, 0.2, 0.3, 0.0]]])
+    assert best_blocks(mass, torch.tensor([3]), 2, 1, 0).tolist() == [[[1, 3]]]
+    assert best_blocks(mass, torch.tensor([3]), 3, 2, 0).tolist() == [[[1, 2, 3]]]
+    assert best_blocks(mass, torch.tensor([3]), 2, 1, 1).tolist() == [[[0, 3]]]
+    assert best_blocks(mass, torch.tensor([1]), 4, 1, 0).tolist() == [[[0, 1, -1, -1]]]
+
+
+def test_ways_without_an_index_are_refused(base: Path) -> None:
+    with open_checkpoint(base) as checkpoint, pytest.raises(ArgumentError, match="without an index"):
+        read(checkpoint, None, WINDOWS, ["index"], lambda *_: None)
+
+
+def test_the_command_reads_files(base: Path, tmp_path: Path) -> None:
+    write_tiny_index(tmp_path / "index", base, IndexSizes(2, 16, 16, 3), SPEC.hidden_size, [0, 1])
+    (tmp_path / "text.md").write_text("some words and others\n" * 300)
+    options = ["--text", str(tmp_path / "text.md"), "--windows", "2", "--window-tokens", "128", "--json"]
+    done = CliRunner().invoke(main, ["eval", str(base), "--index", str(tmp_path / "index"), *options])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["tokens"] == 2 * 127
+    assert [reading["way"] for reading in report["readings"]] == ["dense", "index", "first and recent"]
+    assert report["readings"][0]["all"]["change"] == 0.0
+    assert report["readings"][1]["quarter_1"]["change"] == pytest.approx(0, abs=1e-5)

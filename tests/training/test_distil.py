@@ -1,0 +1,106 @@
+"""The training of one layer's branch: it learns, and it may be killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from freehold.core.errors import ArgumentError
+from freehold.model.index_branch import IndexSizes
+from freehold.training.distil import DistilSettings, Lesson, Student, train
+from freehold.training.index_init import Projections
+from freehold.training.recall import recall_of
+
+HIDDEN, DIM, GROUPS, LENGTH = 24, 8, 2, 128
+
+
+def lesson(window: int) -> Lesson:
+    """Attention whose keys really are one key, which a branch can learn."""
+    generator = torch.Generator().manual_seed(99)
+    one, to_q = (
+        torch.randn(HIDDEN, DIM, generator=generator),
+        torch.randn(HIDDEN, GROUPS * 2 * DIM, generator=generator),
+    )
+    x = torch.randn(LENGTH, HIDDEN, generator=torch.Generator().manual_seed(window)) * 0.7
+    k = (x @ one)[:, None].repeat(1, GROUPS, 1)
+    return Lesson(
+        x, (x @ to_q).view(LENGTH, GROUPS * 2, DIM), k, torch.ones(LENGTH, DIM // 2), torch.zeros(LENGTH, DIM // 2)
+    )
+
+
+def student(**settings) -> Student:
+    generator = torch.Generator().manual_seed(5)
+    first = Projections(
+        torch.randn(GROUPS * DIM, HIDDEN, generator=generator) * 0.2,
+        torch.randn(DIM, HIDDEN, generator=generator) * 0.2,
+    )
+    return Student(
+        first, DistilSettings(**{"steps": 60, "queries": 32, "save_every": 10, "learning_rate": 2e-2, **settings})
+    )
+
+
+def test_a_branch_learns_where_attention_goes():
+    before = student()
+    sizes, positions = IndexSizes(GROUPS, DIM, 16, 2), torch.arange(64, LENGTH)
+    unseen = lesson(1000)
+    first = recall_of(before.q, before.k, unseen, positions, sizes)
+    after = train(before, lesson, 8, LENGTH, layer=0)
+    last = recall_of(after.q, after.k, unseen, positions, sizes)
+    assert sum(after.losses[-10:]) < 0.8 * sum(after.losses[:10])
+    assert first.mass + 0.02 < last.mass <= last.oracle + 1e-6
+    assert last.oracle == pytest.approx(first.oracle)
+
+
+def test_enough_blocks_hold_everything():
+    recall = recall_of(student().q, student().k, lesson(0), torch.arange(LENGTH), IndexSizes(GROUPS, DIM, 16, 8))
+    assert (recall.mass, recall.oracle, recall.blocks) == pytest.approx((1, 1, 1))
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("stops", [(1,), (9, 10), (25, 3, 31)])
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, stops):
+    whole = train(student(), lesson, 8, LENGTH, layer=3)
+    state = tmp_path / "state.safetensors"
+    for stop in stops:
+        left = stop
+
+        def count(step: int, loss: float) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(student(), lesson, 8, LENGTH, layer=3, state=state, progress=count)
+    again = train(student(), lesson, 8, LENGTH, layer=3, state=state)
+    assert again.step == 60
+    assert again.losses == whole.losses
+    assert torch.equal(again.q, whole.q)
+    assert torch.equal(again.k, whole.k)
+    done = train(student(), lesson, 8, LENGTH, layer=3, state=state)  # nothing is left to do
+    assert torch.equal(done.q, whole.q)
+
+
+def test_the_layer_decides_what_is_seen():
+    one, other = (train(student(steps=5), lesson, 8, LENGTH, layer=layer) for layer in (0, 1))
+    assert one.losses != other.losses
+
+
+def test_the_rate_rises_and_falls():
+    settings = DistilSettings(steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [settings.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.05 <= rates[-1] < 0.06
+
+
+def test_settings_are_checked():
+    for name, value in (("steps", 0), ("queries", 0), ("learning_rate", 0.0)):
+        with pytest.raises(ArgumentError, match=f"{name} is {value}"):
+            DistilSettings(**{name: value})
