@@ -24,6 +24,7 @@ from freehold.bench.rival import (
     TransformersSettings,
     candidates,
     candidates_of_transformers,
+    fastest,
     try_candidates,
 )
 from freehold.bench.side_freehold import FreeholdSide
@@ -238,7 +239,7 @@ def test_the_rival_keeps_the_settings_with_which_it_is_fastest() -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
 
     class Fake:
-        """A rival that is fast without flash attention, and slow on its first prompt."""
+        """A rival that is fast without flash attention on short prompts, and slow on its first one."""
 
         seconds = 0.0
 
@@ -248,6 +249,8 @@ def test_the_rival_keeps_the_settings_with_which_it_is_fastest() -> None:
                 self.seconds = 2.0 if arguments["flash_attention"] else 1.0
                 return {}
             first = self.seconds if len(arguments["prompt"]) > 1 else 100.0
+            if len(arguments["prompt"]) > 2 and self.seconds == 1.0:
+                first = 4.0
             return {"first_token_seconds": first, "decode_seconds": 0.5}
 
     @contextmanager
@@ -256,9 +259,13 @@ def test_the_rival_keeps_the_settings_with_which_it_is_fastest() -> None:
         yield Fake()
 
     tried = [RivalSettings(512, True), RivalSettings(512, False)]
-    trials = try_candidates("llama.cpp", tried, {"path": "x"}, [[1], [1, 2]], 8, worker=worker)  # type: ignore[arg-type]
-    assert [(trial.settings, trial.seconds) for trial in trials] == [(tried[1], 1.5), (tried[0], 2.5)]
-    assert [name for name, _ in calls] == ["load", "answer", "answer"] * 2
+    prompts = [[1], [1, 2], [1, 2, 3]]
+    trials = try_candidates("llama.cpp", tried, {"path": "x"}, prompts, 8, worker=worker)  # type: ignore[arg-type]
+    assert [(trial.settings, trial.seconds) for trial in trials] == [
+        (tried[0], {2: 2.5, 3: 2.5}), (tried[1], {2: 1.5, 3: 4.5})
+    ]  # fmt: skip
+    assert (fastest(trials, 2), fastest(trials, 3)) == (tried[1], tried[0])
+    assert [name for name, _ in calls] == ["load", "answer", "answer", "answer"] * 2
     assert calls[0][1] == {"path": "x", **asdict(tried[0])}
 
 

@@ -92,13 +92,13 @@ def candidates(architecture: str, longest_prompt: int) -> list[RivalSettings]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How long one request took with these settings, prefill and decoding together."""
+    """How long one request of each prompt length took with these settings, prefill and decoding together."""
 
     settings: RivalSettings | TransformersSettings
-    seconds: float
+    seconds: dict[int, float]
 
     def as_json(self) -> dict[str, Any]:
-        """The settings, and "seconds"."""
+        """The settings, and "seconds" by prompt length."""
         return {**asdict(self.settings), "seconds": self.seconds}
 
 
@@ -111,15 +111,23 @@ def try_candidates(
     *,
     worker: Callable[[str], Worker] = Worker,
 ) -> list[Trial]:
-    """Runs one request for each setting in a process of its own, the first prompt to warm up and the last for the time.
+    """Runs one request of each prompt for each setting, in a process of its own; the first prompt is to warm up.
 
-    load: the arguments of the side's `load` besides the settings. The fastest comes first.
+    load: the arguments of the side's `load` besides the settings.
     """
     trials = []
     for settings in tried:
+        seconds = {}
         with worker(rival) as running:
             running.call("load", **load, **asdict(settings))
-            for prompt in prompts:
+            for number, prompt in enumerate(prompts):
                 answer = running.call("answer", prompt=list(prompt), new_tokens=new_tokens)
-        trials.append(Trial(settings, answer["first_token_seconds"] + answer["decode_seconds"]))
-    return sorted(trials, key=lambda trial: trial.seconds)
+                if number > 0:
+                    seconds[len(prompt)] = answer["first_token_seconds"] + answer["decode_seconds"]
+        trials.append(Trial(settings, seconds))
+    return trials
+
+
+def fastest(trials: Sequence[Trial], length: int) -> RivalSettings | TransformersSettings:
+    """The settings that were fastest with prompts of that length."""
+    return min(trials, key=lambda trial: trial.seconds[length]).settings

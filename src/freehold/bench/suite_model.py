@@ -23,6 +23,7 @@ from freehold.bench.rival import (
     Trial,
     candidates,
     candidates_of_transformers,
+    fastest,
     obstacle,
     try_candidates,
 )
@@ -145,6 +146,7 @@ class _Bench:
         self.loaded: dict[str, dict[str, Any]] = {}
         self.idle_nbytes: dict[str, int] = {}
         self.trials: list[Trial] = []
+        self.running: RivalSettings | TransformersSettings | None = None
 
     def measure(self, stack: ExitStack, machine: Machine, architecture: str) -> Report:
         """All steps in order; the workers end with the stack."""
@@ -152,19 +154,21 @@ class _Bench:
         lengths = _lengths(self.settings, facts["context_length"])
         prompts = Prompts(facts["vocab_size"], facts["special_ids"])
         context = max(lengths) + self.settings.new_tokens
-        chosen = None
         if self.missing is None:
             rival = self.settings.rival
             tried: Sequence[RivalSettings | TransformersSettings] = candidates(architecture, max(lengths))
             if rival == "transformers":
                 tried = candidates_of_transformers(max(lengths))
             self.say(f"trying {len(tried)} settings of {rival}")
-            trial_prompts = [prompts.make(min(lengths), -3), prompts.make(max(lengths), -2)]
-            load = {"path": str(self.path), "context": context, "threads": self.settings.threads}
-            self.trials = try_candidates(rival, tried, load, trial_prompts, self.settings.new_tokens)
-            chosen = self.trials[0].settings
-        loads = self._load(stack, context, chosen)
-        rows = [self._row(length, prompts) for length in lengths]
+            trial_prompts = [prompts.make(min(lengths), -3), *(prompts.make(length, -2) for length in lengths)]
+            self.trials = try_candidates(
+                rival, tried, self._their_base(context), trial_prompts, self.settings.new_tokens
+            )
+        loads = self._load(stack, context, lengths[0])
+        rows = []
+        for length in lengths:
+            self._change_rival(stack, context, length)
+            rows.append(self._row(length, prompts))
         return self._report(machine, loads, rows)
 
     def _look(self, stack: ExitStack) -> dict[str, Any]:
@@ -178,14 +182,25 @@ class _Bench:
         rounded = {"kv_dtype": s.kv_dtype, "activations": s.activations}
         return {"path": str(self.path), "context": context, "threads": s.threads, **rounded}
 
-    def _load(
-        self, stack: ExitStack, context: int, chosen: RivalSettings | TransformersSettings | None
-    ) -> dict[str, Samples]:
+    def _their_base(self, context: int) -> dict[str, Any]:
+        return {"path": str(self.path), "context": context, "threads": self.settings.threads}
+
+    def _change_rival(self, stack: ExitStack, context: int, length: int) -> None:
+        """Another process of the rival, if it is fastest with other settings at this length than it runs with."""
+        rival = self.settings.rival
+        if not self.trials or (chosen := fastest(self.trials, length)) == self.running:
+            return
+        self.workers[rival].close()
+        self.workers[rival] = worker = stack.enter_context(Worker(rival))
+        self.loaded[rival] = worker.call("load", **self._their_base(context), **asdict(chosen))
+        self.running = chosen
+
+    def _load(self, stack: ExitStack, context: int, length: int) -> dict[str, Samples]:
         """Load times, each in a new process; the processes of the last round stay."""
         loads = {"freehold": self._our_load(context)}
-        if chosen is not None:
-            base = {"path": str(self.path), "context": context, "threads": self.settings.threads}
-            loads[self.settings.rival] = {**base, **asdict(chosen)}
+        if self.trials:
+            self.running = fastest(self.trials, length)
+            loads[self.settings.rival] = {**self._their_base(context), **asdict(self.running)}
         rounds = self.settings.rounds
 
         def turn(side: str) -> Callable[[int], float]:
@@ -269,8 +284,13 @@ class _Bench:
         if self.missing is not None:
             notes.append(self.missing.reason)
         if len(self.trials) > 1:
-            tried = "; ".join(f"{trial.settings}: {round_figures(trial.seconds)} s" for trial in self.trials)
-            notes.append(f"the settings of {self.settings.rival} are the fastest of those tried, once each: {tried}")
+            for length in self.trials[0].seconds:
+                tried = "; ".join(
+                    f"{trial.settings}: {round_figures(trial.seconds[length])} s" for trial in self.trials
+                )
+                notes.append(
+                    f"{length} tokens, settings of {self.settings.rival} tried once each, fastest taken: {tried}"
+                )
         return [
             *notes,
             f"load (file in the page cache): {times}; median of {self.settings.rounds}",
