@@ -45,7 +45,8 @@ def evaluate(
 ) -> None:
     """How well a model predicts held-out text.
 
-    Its perplexity, dense and with the blocks of an index branch, on the same windows. Changes are beside the dense model, token by token; each stands with its standard error. The first block and the
+    Its perplexity, dense and with the blocks of an index branch, on the same windows. Changes are beside the dense
+    model, token by token; each stands with its standard error. The first block and the
     most recent ones, in the same number, are what an index has to beat; the oracle knows the attention.
     """
     from freehold.cli.working import shown_work
