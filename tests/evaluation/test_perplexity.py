@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from freehold.attention import attend_blocks
-from freehold.attention.masses import best_blocks, block_masses
+from freehold.attention.impl.reference import top_blocks
+from freehold.attention.masses import block_masses
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
 from freehold.evaluation.perplexity import Reading, read
@@ -87,10 +88,10 @@ def test_masses_are_those_of_the_weights() -> None:
 
 def test_best_blocks_are_the_largest_and_the_forced_ones() -> None:
     mass = torch.tensor([[[0.1, 0.4, 0.2, 0.3, 0.0]]])
-    assert best_blocks(mass, torch.tensor([3]), 2, 1, 0).tolist() == [[[1, 3]]]
-    assert best_blocks(mass, torch.tensor([3]), 3, 2, 0).tolist() == [[[1, 2, 3]]]
-    assert best_blocks(mass, torch.tensor([3]), 2, 1, 1).tolist() == [[[0, 3]]]
-    assert best_blocks(mass, torch.tensor([1]), 4, 1, 0).tolist() == [[[0, 1, -1, -1]]]
+    assert top_blocks(mass, torch.tensor([3]), 2, 1, 0).tolist() == [[[1, 3]]]
+    assert top_blocks(mass, torch.tensor([3]), 3, 2, 0).tolist() == [[[1, 2, 3]]]
+    assert top_blocks(mass, torch.tensor([3]), 2, 1, 1).tolist() == [[[0, 3]]]
+    assert top_blocks(mass, torch.tensor([1]), 4, 1, 0).tolist() == [[[0, 1, -1, -1]]]
 
 
 def test_ways_without_an_index_are_refused(base: Path) -> None:

@@ -20,19 +20,3 @@ def block_masses(q: Tensor, k: Tensor, positions: Tensor, block_tokens: int, sca
     weights = logits.masked_fill_(future[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=2)
     weights = torch.nn.functional.pad(weights, (0, ceil_div(total_k, block_tokens) * block_tokens - total_k))
     return weights.view(rows, heads, -1, block_tokens).sum(dim=-1)
-
-
-def best_blocks(mass: Tensor, local: Tensor, topk: int, local_blocks: int, init_blocks: int) -> Tensor:
-    """int32 (rows, num_kv_heads, topk) ascending, -1 tail: the topk largest of `mass`, forced blocks among them.
-
-    local: (rows,), the queries' own blocks. Forced are the local_blocks up to it, and the first init_blocks.
-    """
-    num_blocks = mass.shape[2]
-    block = torch.arange(num_blocks)
-    distance = (local[:, None] - block)[:, None]
-    forced = ((distance < local_blocks) | (block < init_blocks)) & (distance >= 0)
-    order = torch.where(forced, torch.inf, torch.where(distance < 0, -torch.inf, mass))
-    best = order.topk(min(topk, num_blocks), dim=-1)
-    ids = best.indices.masked_fill(best.values == -torch.inf, num_blocks).sort(dim=-1).values
-    ids = ids.masked_fill(ids == num_blocks, -1)
-    return torch.nn.functional.pad(ids, (0, topk - ids.shape[-1]), value=-1).to(torch.int32)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from freehold import kernels
 from freehold.attention.blocks import NativeBlockAttention
-from freehold.attention.masses import best_blocks, block_masses
+from freehold.attention.impl.reference import top_blocks
+from freehold.attention.masses import block_masses
 from freehold.core.blocks import LayerLanes, Spans
 
 _ROWS = 128
@@ -39,6 +40,6 @@ class OracleBlockAttention(NativeBlockAttention):
             here = q[first : first + _ROWS]
             positions = torch.arange(start + first, start + first + here.shape[0])
             mass = block_masses(here, k, positions, lanes.block_tokens, scale)
-            found.append(best_blocks(mass, positions // lanes.block_tokens, topk, local_blocks, init_blocks))
+            found.append(top_blocks(mass, positions // lanes.block_tokens, topk, local_blocks, init_blocks))
         block_ids = torch.cat(found)
         return kernels.attend(q, lanes, spans, block_ids=block_ids, scale=scale), block_ids

@@ -195,7 +195,6 @@ class Llama(nn.Module):
         super().__init__()
         self.config, self.compute, self.dense = config, compute, allow_dense
         sizes = None if index is None else index.sizes
-        self.index_sizes = sizes
         self.dense_layers: frozenset[int] = frozenset()
         """Sparse layers that run densely, for measurements."""
         self.block_tokens: int | None = None if sizes is None else sizes.block_tokens

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from freehold.attention import select_blocks
-from freehold.attention.masses import best_blocks, block_masses
+from freehold.attention.impl.reference import top_blocks
+from freehold.attention.masses import block_masses
 from freehold.model.index_branch import IndexSizes
 from freehold.training.distil import Lesson, index_of
 
@@ -34,7 +35,7 @@ def recall_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor, sizes: In
         here = positions[first : first + _ROWS]
         mass = block_masses(lesson.q[here], lesson.k, here, sizes.block_tokens, scale)
         local = here // sizes.block_tokens
-        best = _mask(best_blocks(mass, local, sizes.topk, sizes.local_blocks, sizes.init_blocks), mass.shape[2])
+        best = _mask(top_blocks(mass, local, sizes.topk, sizes.local_blocks, sizes.init_blocks), mass.shape[2])
         chosen = _mask(_choose(index_q[first : first + _ROWS], index_k, here, sizes), mass.shape[2])
         masses.append((mass * chosen).sum(dim=-1))
         oracles.append((mass * best).sum(dim=-1))

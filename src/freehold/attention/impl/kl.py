@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freehold.attention.impl.reference import tokens_of
+
 _BUDGET = 1 << 25
 """Most elements of an intermediate tensor."""
 _KEY_TILE = 4096
@@ -140,10 +142,8 @@ def _sparse(index_q: Tensor, index_k: Tensor, q: Tensor, k: Tensor, task: Task) 
         here = slice(first, first + rows)
         ids, positions = task.block_ids[here].long(), task.positions[here]
         n = ids.shape[0]
-        tokens = ids[..., None] * task.block_tokens + torch.arange(task.block_tokens, device=q.device)
-        hidden = (ids[..., None] < 0) | (tokens > positions[:, None, None, None])
-        hidden = hidden.reshape(n, num_kv_heads, width)
-        tokens = tokens.reshape(n, num_kv_heads, width).clamp_(0, k.shape[0] - 1)
+        tokens, seen = tokens_of(ids, positions, task.block_tokens, k.shape[0])
+        hidden = ~seen
         queries = q[here].view(n, num_kv_heads, -1, q.shape[2])
         teacher = torch.einsum("nhgd,nhtd->nhgt", queries, k[tokens, head]) * task.scale
         probability = teacher.masked_fill_(hidden[:, :, None], -torch.inf).softmax(dim=-1).mean(dim=2)

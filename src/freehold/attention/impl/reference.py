@@ -96,11 +96,11 @@ def select_blocks(
         q, k = index_q[chunk].detach(), index_k[:visible_k].detach()
         scores = block_scores(q, k, positions, block_tokens)
         _settle_close(scores, q, k, positions, block_tokens, topk)
-        chosen[chunk] = _top_blocks(scores, positions // block_tokens, topk, local_blocks, init_blocks)
+        chosen[chunk] = top_blocks(scores, positions // block_tokens, topk, local_blocks, init_blocks)
     return chosen
 
 
-def _top_blocks(
+def top_blocks(
     scores: torch.Tensor, local: torch.Tensor, topk: int, local_blocks: int, init_blocks: int
 ) -> torch.Tensor:
     """The topk best blocks of scores (rows, heads, num_blocks), given each row's own block `local` (rows,)."""
@@ -118,6 +118,16 @@ def _top_blocks(
     ids = ids.masked_fill(~visible.gather(-1, ids), num_blocks).sort(dim=-1).values
     ids = ids.masked_fill(ids == num_blocks, -1)
     return torch.nn.functional.pad(ids, (0, topk - ids.shape[-1]), value=-1).to(torch.int32)
+
+
+def tokens_of(
+    block_ids: torch.Tensor, positions: torch.Tensor, block_tokens: int, total_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of chosen blocks, int64 (rows, num_kv_heads, topk * block_tokens), and which of them the queries at
+    `positions` (rows,) see; those that are not seen may stand for any token."""
+    tokens = block_ids[..., None] * block_tokens + torch.arange(block_tokens, device=block_ids.device)
+    seen = (block_ids[..., None] >= 0) & (tokens <= positions[:, None, None, None])
+    return tokens.flatten(2).clamp(0, total_k - 1), seen.flatten(2)
 
 
 def attend_blocks(
@@ -141,15 +151,12 @@ def attend_blocks(
     for first in range(0, total_q, rows):
         ids = block_ids[first : first + rows].long()  # (rows, num_kv_heads, topk)
         n = ids.shape[0]
-        tokens = ids[..., None] * block_tokens + torch.arange(block_tokens, device=q.device)
         positions = torch.arange(first, first + n, device=q.device) + query_start
-        seen = (ids[..., None] >= 0) & (tokens <= positions[:, None, None, None])
-        seen = seen.reshape(n, num_kv_heads, 1, width)
-        tokens = tokens.reshape(n, num_kv_heads, width).clamp(0, total_k - 1)
+        tokens, seen = tokens_of(ids, positions, block_tokens, total_k)
         head = torch.arange(num_kv_heads, device=q.device)[None, :, None]
         queries = q[first : first + n].view(n, num_kv_heads, group, head_dim)
         logits = torch.einsum("nhgd,nhtd->nhgt", queries, k[tokens, head]) * scale
-        weights = logits.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        weights = logits.masked_fill(~seen[:, :, None], -torch.inf).softmax(dim=-1)
         out = torch.einsum("nhgt,nhtd->nhgd", weights, v[tokens, head])
         pieces.append(out.reshape(n, num_q_heads, head_dim))
     return torch.cat(pieces) if pieces else torch.empty_like(q)
