@@ -67,9 +67,30 @@ struct ExpertSet {  // gated networks, of which those that are used must have be
   }
 };
 
-// A whole layer without a choice: h += attention(norm(h)); h += network(norm(h)). The kernels are those that are also called
-// one by one; together they spare the caller what a call costs, which for one row is much.
-struct DenseLayer {
+struct IndexBranch {  // what a sparse layer chooses its blocks by; one head for each KV head
+  Weight q, k;
+  std::array<const float*, 2> norms;  // of q and k (dim), or nullptr
+  int dim, topk, local_blocks, init_blocks;
+};
+
+struct LaneSet {  // of one layer
+  void *k, *v;
+  SketchLanes sketch;
+  Storage storage;
+  int block_tokens;
+};
+
+struct Rows {  // of one step
+  int num;
+  const float *cos, *sin;  // (num, half)
+  int half;
+  Spans spans;
+  const std::int32_t *frame, *slot, *offset;
+};
+
+// A whole layer: h += attention(norm(h)); h += network(norm(h)). The kernels are those that are also called one by one;
+// together they spare the caller what a call costs, which for one row is much.
+struct FusedLayer {
   std::array<Weight, 4> attention;  // q, k, v, o
   std::array<Weight, 3> network;    // gate, up, down
   std::array<const float*, 4> norms;  // before attention and network (hidden); of q and k (head_dim), or nullptr
@@ -77,26 +98,38 @@ struct DenseLayer {
   int num_q_heads, num_kv_heads, head_dim;
   Gate gate;
   float alpha, limit;
+  std::vector<IndexBranch> index{};  // one or none
 
-  void run(float* h, int rows, const float* cos, const float* sin, int half, void* k_lane, void* v_lane, Storage storage,
-           const Spans& spans, const std::int32_t* slot, const std::int32_t* offset, int block_tokens, int threads) const {
-    const int hidden = attention[0].in, D = head_dim, Hq = num_q_heads, Hkv = num_kv_heads;
+  // block_ids: (rows, num_kv_heads, topk), written and then read; nullptr: every block is read.
+  void run(float* h, const Rows& r, const LaneSet& lanes, std::int32_t* block_ids, int threads) const {
+    const IndexBranch* branch = index.empty() ? nullptr : &index[0];
+    const int rows = r.num, hidden = attention[0].in, D = head_dim, Hq = num_q_heads, Hkv = num_kv_heads, Di = branch ? branch->dim : 0;
     const std::size_t n = static_cast<std::size_t>(rows), wide = n * Hq * D, narrow = n * Hkv * D, whole = n * hidden;
-    const std::unique_ptr<float[]> room(new float[2 * whole + 2 * wide + 2 * narrow]);
+    const std::unique_ptr<float[]> room(new float[2 * whole + 2 * wide + 2 * narrow + n * (Hkv + 1) * Di]);
     float *x = room.get(), *y = x + whole, *q = y + whole, *out = q + wide, *k = out + wide, *v = k + narrow;
+    float *index_q = v + narrow, *index_k = index_q + n * Hkv * Di;
     const auto add = [&] {
       for (std::size_t i = 0; i < whole; ++i) h[i] += y[i];
     };
+    const auto turn = [&](float* heads, int count, int dim, const float* norm) {
+      if (norm != nullptr) check(table->rms_norm(heads, rows * count, dim, norm, eps, heads, threads));
+      check(table->rope(heads, rows, count, dim, r.half, r.cos, r.sin));
+    };
     check(table->rms_norm(h, rows, hidden, norms[0], eps, x, threads));
-    const std::array<const Weight*, 3> qkv{&attention[0], &attention[1], &attention[2]};
-    const std::array<float*, 3> to{q, k, v};
-    check(table->linear(x, rows, qkv.data(), to.data(), 3, threads));
-    if (norms[2] != nullptr) check(table->rms_norm(q, rows * Hq, D, norms[2], eps, q, threads));
-    if (norms[3] != nullptr) check(table->rms_norm(k, rows * Hkv, D, norms[3], eps, k, threads));
-    check(table->rope(q, rows, Hq, D, half, cos, sin));
-    check(table->rope(k, rows, Hkv, D, half, cos, sin));
-    check(table->write({k, v, nullptr, k_lane, v_lane, {}, storage, slot, slot, offset, rows, Hkv, D, 0, block_tokens, threads}));
-    check(table->attend({q, out, k_lane, v_lane, storage, spans, nullptr, 0, Hq, Hkv, D, block_tokens, scale, threads}));
+    const std::array<const Weight*, 5> from{&attention[0], &attention[1], &attention[2], branch ? &branch->q : nullptr, branch ? &branch->k : nullptr};
+    const std::array<float*, 5> to{q, k, v, index_q, index_k};
+    check(table->linear(x, rows, from.data(), to.data(), branch ? 5 : 3, threads));
+    turn(q, Hq, D, norms[2]);
+    turn(k, Hkv, D, norms[3]);
+    if (branch) turn(index_q, Hkv, Di, branch->norms[0]);
+    if (branch) turn(index_k, 1, Di, branch->norms[1]);
+    check(table->write({k, v, branch ? index_k : nullptr, lanes.k, lanes.v, lanes.sketch, lanes.storage, r.frame, r.slot, r.offset, rows, Hkv,
+                        D, Di, lanes.block_tokens, threads}));
+    if (block_ids != nullptr)
+      check(table->select({index_q, lanes.sketch, lanes.storage, r.spans, block_ids, Hkv, Di, lanes.block_tokens, branch->topk,
+                           branch->local_blocks, branch->init_blocks, threads, nullptr}));
+    check(table->attend({q, out, lanes.k, lanes.v, lanes.storage, r.spans, block_ids, block_ids ? branch->topk : 0, Hq, Hkv, D,
+                         lanes.block_tokens, scale, threads}));
     const Weight* o = &attention[3];
     check(table->linear(out, rows, &o, &y, 1, threads));
     add();
@@ -210,21 +243,27 @@ NB_MODULE(_native, m) {
                         at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
                         index_dim, block_tokens, threads}));
   }, release);
-  nb::class_<DenseLayer>(m, "DenseLayer")
-      .def("__init__", [](DenseLayer* layer, const std::vector<const Weight*>& attention, const std::vector<const Weight*>& network,
+  nb::class_<FusedLayer>(m, "FusedLayer")
+      .def("__init__", [](FusedLayer* layer, const std::vector<const Weight*>& attention, const std::vector<const Weight*>& network,
                           const std::vector<Address>& norms, float eps, float scale, int num_q_heads, int num_kv_heads, int head_dim,
                           int gate, float alpha, float limit) {
         if (attention.size() != 4 || network.size() != 3 || norms.size() != 4) throw std::invalid_argument("a layer has 4 + 3 weights and 4 norms");
-        new (layer) DenseLayer{{*attention[0], *attention[1], *attention[2], *attention[3]}, {*network[0], *network[1], *network[2]},
+        new (layer) FusedLayer{{*attention[0], *attention[1], *attention[2], *attention[3]}, {*network[0], *network[1], *network[2]},
                                {at<const float>(norms[0]), at<const float>(norms[1]), at<const float>(norms[2]), at<const float>(norms[3])},
                                eps, scale, num_q_heads, num_kv_heads, head_dim, Gate(gate), alpha, limit};
       })
-      .def("run", [](const DenseLayer& layer, Address h, int rows, Address cos, Address sin, int half, Address k_lane, Address v_lane,
-                     int storage, int num_spans, Address row_begin, Address start, Address blocks, Address table_begin, Address slot,
-                     Address offset, int block_tokens, int threads) {
-        layer.run(at<float>(h), rows, at<const float>(cos), at<const float>(sin), half, at<void>(k_lane), at<void>(v_lane),
-                  Storage(storage), spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(slot),
-                  at<const std::int32_t>(offset), block_tokens, threads);
+      .def("set_index", [](FusedLayer& layer, const Weight& q, const Weight& k, Address q_norm, Address k_norm, int index_dim, int topk,
+                           int local_blocks, int init_blocks) {
+        layer.index = {{q, k, {at<const float>(q_norm), at<const float>(k_norm)}, index_dim, topk, local_blocks, init_blocks}};
+      })
+      .def("run", [](const FusedLayer& layer, Address h, int rows, Address cos, Address sin, int half, Address k_lane, Address v_lane,
+                     Address keys, Address high, Address low, Address scales, Address centre, Address bounds, int storage, int num_spans,
+                     Address row_begin, Address start, Address blocks, Address table_begin, Address frame, Address slot, Address offset,
+                     int block_tokens, Address block_ids, int threads) {
+        layer.run(at<float>(h), {rows, at<const float>(cos), at<const float>(sin), half, spans_at(num_spans, row_begin, start, blocks, table_begin),
+                                 at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset)},
+                  {at<void>(k_lane), at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), block_tokens},
+                  at<std::int32_t>(block_ids), threads);
       }, release);
   m.def("rms_norm", [](Address x, int rows, int dim, Address weight, float eps, Address y, int threads) {
     check(table->rms_norm(at<const float>(x), rows, dim, at<const float>(weight), eps, at<float>(y), threads));

@@ -6,19 +6,20 @@ falls back: without the library every call raises KernelError.
 
 from freehold.kernels.attention import SelectStats, Stage, attend, select, select_with_stats, sparse, write
 from freehold.kernels.attention_backward import attend_backward
-from freehold.kernels.dense_layer import DenseLayer, DenseLayerParts
 from freehold.kernels.elementwise import rms_norm, rope_, rope_table, route_sigmoid
 from freehold.kernels.encode import encode
 from freehold.kernels.experts import Experts, Gate, experts, experts_in_waves, gated_mlp
+from freehold.kernels.fused_layer import FusedLayer, FusedLayerParts, IndexParts
 from freehold.kernels.library import isa, set_threads, threads, use_isa
 from freehold.kernels.linear import linear, linears
 from freehold.kernels.weights import PackedWeight, pack_codes, pack_weight
 
 __all__ = [
-    "DenseLayer",
-    "DenseLayerParts",
     "Experts",
+    "FusedLayer",
+    "FusedLayerParts",
     "Gate",
+    "IndexParts",
     "PackedWeight",
     "SelectStats",
     "Stage",

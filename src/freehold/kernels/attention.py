@@ -47,12 +47,12 @@ def select_with_stats(
     rows, num_index_heads, index_dim = index_q.shape
     if num_index_heads < 1:
         raise ArgumentError(f"index_q has shape {tuple(index_q.shape)}; it needs at least one head")
-    _check_choice(topk, local_blocks, init_blocks)
+    check_choice(topk, local_blocks, init_blocks)
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
     check_spans(spans, rows, lanes.block_tokens)
     work = native().select(
         check("index_q", index_q, torch.float32, rows, None, index.index_dim),
-        *_sketch(index),
+        *sketch_addresses(index),
         STORAGE[index.keys.dtype],
         *addresses(spans),
         block_ids.data_ptr(),
@@ -162,14 +162,14 @@ def sparse(
     if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
     rows, num_q_heads, head_dim = q.shape
-    _check_choice(topk, local_blocks, init_blocks)
+    check_choice(topk, local_blocks, init_blocks)
     _check_heads(num_q_heads, lanes, scale)
     check_spans(spans, rows, lanes.block_tokens)
     out = torch.empty_like(q)
     block_ids = torch.empty(rows, lanes.num_kv_heads, topk, dtype=torch.int32)
     native().sparse(
         check("index_q", index_q, torch.float32, rows, lanes.num_kv_heads, index.index_dim),
-        *_sketch(index),
+        *sketch_addresses(index),
         check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
         out.data_ptr(),
         lanes.k.data_ptr(),
@@ -216,7 +216,7 @@ def write(
         0 if index_k is None or index is None else check("index_k", index_k, torch.float32, rows, index.index_dim),
         lanes.k.data_ptr(),
         lanes.v.data_ptr(),
-        *((0,) * 6 if index is None else _sketch(index)),
+        *sketch_addresses(index),
         storage_of(lanes),
         check("frames", frames, torch.int32, rows),
         spans.slot.data_ptr(),
@@ -230,7 +230,8 @@ def write(
     )
 
 
-def _check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
+def check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
+    """Raises ArgumentError for a selection that cannot be."""
     if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
         raise ArgumentError(
             f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
@@ -247,8 +248,9 @@ def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
         raise ArgumentError(f"scale is {scale}; it must be a positive number of float32")
 
 
-def _sketch(index: IndexLane) -> tuple[int, ...]:
-    return index.keys.data_ptr(), *(t.data_ptr() for t in index.sketch())
+def sketch_addresses(index: IndexLane | None) -> tuple[int, ...]:
+    """Index keys and their sketch as the kernels take them."""
+    return (0,) * 6 if index is None else (index.keys.data_ptr(), *(t.data_ptr() for t in index.sketch()))
 
 
 def storage_of(lanes: LayerLanes) -> int:

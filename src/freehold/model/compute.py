@@ -16,7 +16,7 @@ from torch import Tensor
 from freehold import kernels
 from freehold.attention.blocks import BlockAttention, NativeBlockAttention, ReferenceBlockAttention
 from freehold.core.coded import CodedWeight
-from freehold.kernels import DenseLayerParts, Gate, PackedWeight
+from freehold.kernels import FusedLayerParts, Gate, PackedWeight
 
 
 class Projection(Protocol):
@@ -82,7 +82,7 @@ class Compute(Protocol):
     def route_sigmoid(self, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         """ids (rows, topk) ascending, weights (rows, topk) with sum 1."""
 
-    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> kernels.DenseLayer | None:
+    def fused_layer(self, parts: Callable[[], FusedLayerParts]) -> kernels.FusedLayer | None:
         """A whole layer in one call, with the same bits; None if it is to be computed step by step."""
 
 
@@ -157,9 +157,9 @@ class NativeCompute:
         """See `Compute.route_sigmoid`."""
         return kernels.route_sigmoid(logits, bias, topk)
 
-    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> kernels.DenseLayer | None:
-        """See `Compute.dense_layer`."""
-        return kernels.DenseLayer(parts())
+    def fused_layer(self, parts: Callable[[], FusedLayerParts]) -> kernels.FusedLayer | None:
+        """See `Compute.fused_layer`."""
+        return kernels.FusedLayer(parts())
 
 
 class ReferenceCompute:
@@ -243,8 +243,8 @@ class ReferenceCompute:
         weights = scores.gather(1, ids)
         return ids.to(torch.int32), weights / weights.sum(dim=-1, keepdim=True)
 
-    def dense_layer(self, parts: Callable[[], DenseLayerParts]) -> None:
-        """See `Compute.dense_layer`: step by step, so that it can be read and differentiated."""
+    def fused_layer(self, parts: Callable[[], FusedLayerParts]) -> None:
+        """See `Compute.fused_layer`: step by step, so that it can be read and differentiated."""
 
 
 def compute_for(impl: str, activations: str = "float32") -> tuple[Compute, str]:

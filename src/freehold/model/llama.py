@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.errors import ConfigError
-from freehold.kernels import DenseLayer, DenseLayerParts, Gate
+from freehold.kernels import FusedLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
 from freehold.model.fields import Fields
+from freehold.model.fusion import Fusion, index_parts
 from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
@@ -158,28 +159,26 @@ class LlamaLayer(nn.Module):
         self.attention = LlamaAttention(config, compute, index)
         self.mlp_norm = RMSNorm(compute, config.rms_norm_eps)
         self.mlp = GatedMLP(compute, Gate())
-        self._whole: DenseLayer | None = None
-        self._asked = index is not None  # then it is no dense layer
+        self._fusion = Fusion(compute, self._parts)
 
     def forward(
         self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
     ) -> tuple[Tensor, Tensor | None]:
         """h (rows, hidden_size), which may be overwritten -> the same, and the block ids of a sparse layer."""
-        if not self._asked:  # the weights are there by now
-            self._whole, self._asked = self.attention.compute.dense_layer(self._parts), True
-        if self._whole is not None:
-            return self._whole.run(h, cos, sin, spans, lanes), None
+        done = self._fusion.run(h, cos, sin, spans, lanes, dense=dense)
+        if done is not None:
+            return done
         attended, block_ids = self.attention(self.attention_norm(h), cos, sin, spans, lanes, dense=dense)
         h = h + attended
         return h + self.mlp(self.mlp_norm(h)), block_ids
 
-    def _parts(self) -> DenseLayerParts:
+    def _parts(self) -> FusedLayerParts:
         a, m, c = self.attention, self.mlp, self.attention.config
         weights: Any = [linear.weight for linear in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
         network: Any = [linear.weight for linear in m.parts]
-        return DenseLayerParts(
+        return FusedLayerParts(
             tuple(weights), tuple(network), (self.attention_norm.weight, self.mlp_norm.weight, None, None),
-            c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, m.gate,
+            c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, m.gate, index_parts(a.index),
         )  # fmt: skip
 
 

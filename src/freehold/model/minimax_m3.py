@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
 from freehold.core.visuals import Overlay
-from freehold.kernels import DenseLayer, DenseLayerParts, Gate
+from freehold.kernels import FusedLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
+from freehold.model.fusion import Fusion, index_parts
 from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.layers import Embedding, GatedMLP, Linear, RMSNorm
 from freehold.model.minimax_m3_config import MiniMaxM3Config
@@ -112,30 +113,29 @@ class Layer(nn.Module):
         self.attention = Attention(config, compute, sparse=config.sparse_attention[index])
         self.feed_forward_norm = RMSNorm(compute, config.rms_norm_eps)
         self.feed_forward = MixtureOfExperts(config, compute) if config.moe[index] else GatedMLP(compute, _gate(config))
-        self._whole: DenseLayer | None = None
-        self._asked = config.sparse_attention[index] or config.moe[index]  # then it is no dense layer
+        self._fusion = Fusion(compute, None if config.moe[index] else self._parts)
 
     def forward(
         self, h: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
     ) -> tuple[Tensor, Tensor | None]:
         """h (rows, hidden_size), which may be overwritten -> the same, and the block ids of a sparse layer."""
-        if not self._asked:  # the weights are there by now
-            self._whole, self._asked = self.attention.compute.dense_layer(self._parts), True
-        if self._whole is not None:
-            return self._whole.run(h, cos, sin, spans, lanes), None
+        done = self._fusion.run(h, cos, sin, spans, lanes, dense=dense)
+        if done is not None:
+            return done
         attended, block_ids = self.attention(self.attention_norm(h), cos, sin, spans, lanes, dense=dense)
         h = h + attended
         return h + self.feed_forward(self.feed_forward_norm(h)), block_ids
 
-    def _parts(self) -> DenseLayerParts:
+    def _parts(self) -> FusedLayerParts:
         a, c = self.attention, self.attention.config
         mlp = cast(GatedMLP, self.feed_forward)
         weights: Any = [linear.weight for linear in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
         network: Any = [linear.weight for linear in mlp.parts]
         norms = (self.attention_norm.weight, self.feed_forward_norm.weight, a.q_norm.weight, a.k_norm.weight)
-        return DenseLayerParts(
-            tuple(weights), tuple(network), norms, c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, mlp.gate
-        )
+        return FusedLayerParts(
+            tuple(weights), tuple(network), norms, c.rms_norm_eps, c.num_q_heads, c.num_kv_heads, c.head_dim, mlp.gate,
+            index_parts(a.index),
+        )  # fmt: skip
 
 
 class MiniMaxM3(nn.Module):
