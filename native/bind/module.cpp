@@ -43,6 +43,20 @@ SketchLanes sketch_at(Address keys, Address high, Address low, Address scales, A
           at<float>(bounds)};
 }
 
+// Selection, then attention over what was chosen. Where every row chooses all that it sees, attention need not be told: it
+// gives the same bits, and sooner.
+void sparse(const SelectArgs& choice, AttendArgs attention) {
+  check(table->select(choice));
+  const Spans& spans = choice.spans;
+  for (int s = 0; s < spans.num; ++s) {
+    const std::int64_t end = spans.start[s] + spans.row_begin[s + 1] - spans.row_begin[s];
+    if ((end + choice.block_tokens - 1) / choice.block_tokens <= choice.topk) continue;
+    attention.block_ids = choice.block_ids;
+    attention.topk = choice.topk;
+  }
+  check(table->attend(attention));
+}
+
 const char* name_of(Isa isa) {
   return isa == Isa::avx512bf16 ? "avx512bf16" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 }
@@ -125,11 +139,13 @@ struct FusedLayer {
     if (branch) turn(index_k, 1, Di, branch->norms[1]);
     check(table->write({k, v, branch ? index_k : nullptr, lanes.k, lanes.v, lanes.sketch, lanes.storage, r.frame, r.slot, r.offset, rows, Hkv,
                         D, Di, lanes.block_tokens, threads}));
-    if (block_ids != nullptr)
-      check(table->select({index_q, lanes.sketch, lanes.storage, r.spans, block_ids, Hkv, Di, lanes.block_tokens, branch->topk,
-                           branch->local_blocks, branch->init_blocks, threads, nullptr}));
-    check(table->attend({q, out, lanes.k, lanes.v, lanes.storage, r.spans, block_ids, block_ids ? branch->topk : 0, Hq, Hkv, D,
-                         lanes.block_tokens, scale, threads}));
+    const AttendArgs every{q, out, lanes.k, lanes.v, lanes.storage, r.spans, nullptr, 0, Hq, Hkv, D, lanes.block_tokens, scale, threads};
+    if (block_ids == nullptr) {
+      check(table->attend(every));
+    } else {
+      sparse({index_q, lanes.sketch, lanes.storage, r.spans, block_ids, Hkv, Di, lanes.block_tokens, branch->topk, branch->local_blocks,
+              branch->init_blocks, threads, nullptr}, every);
+    }
     const Weight* o = &attention[3];
     check(table->linear(out, rows, &o, &y, 1, threads));
     add();
@@ -228,12 +244,10 @@ NB_MODULE(_native, m) {
                      Address blocks, Address table_begin, Address block_ids, int num_q_heads, int num_kv_heads, int head_dim,
                      int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, float scale, int threads) {
     const Spans spans = spans_at(num_spans, row_begin, start, blocks, table_begin);
-    check(table->select({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), spans,
-                         at<std::int32_t>(block_ids), num_kv_heads, index_dim, block_tokens, topk, local_blocks, init_blocks,
-                         threads, nullptr}));
-    check(table->attend({at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage), spans,
-                         at<const std::int32_t>(block_ids), topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale,
-                         threads}));
+    sparse({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), spans,
+            at<std::int32_t>(block_ids), num_kv_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, nullptr},
+           {at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage), spans, nullptr, 0,
+            num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads});
   }, release);
   m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address keys,
                     Address high, Address low, Address scales, Address centre, Address bounds, int storage, Address frame, Address slot, Address offset, int rows,
