@@ -18,7 +18,7 @@ from freehold.core.errors import ConfigError, CorruptFileError, LoadError
 from freehold.kernels import Experts, Gate, pack_weight
 from freehold.loading import expert_file
 from freehold.loading.checkpoint import open_checkpoint
-from freehold.loading.expert_file import ExpertFile
+from freehold.loading.expert_file import ExpertFile, ExpertWriter
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.quantize.job import quantize
 from support.portable_random import portable_tokens
@@ -97,6 +97,38 @@ def test_experts_are_written_once(model: Path, home: Path) -> None:
     with freehold.LLM(model, expert_budget=2**30) as llm:
         assert path.stat().st_mtime_ns > before
         assert torch.equal(llm.logits(TOKENS), first)
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    """Another one that begins meanwhile would cut off what is written, and the listing would call the rest whole."""
+    path, data = tmp_path / "x.experts", memoryview(bytes(range(256)) * 32)
+    writer = ExpertWriter(path, 1, "id")
+    writer.write(0, "gate", 0, {}, [data])
+    with pytest.raises(LoadError, match="another process is writing it; start again when that one is done"):
+        ExpertWriter(path, 1, "id")
+    writer.close()
+    found = ExpertFile.find(path, "id")
+    assert found is not None
+    later = ExpertWriter(path, 1, "id")  # what is in use stays as it is
+    place = torch.empty(3 * 4096, dtype=torch.uint8)
+    into = memoryview(place[-place.data_ptr() % 4096 :][:8192].numpy())
+    found.read(0, "gate", 0, into)
+    assert bytes(into) == bytes(data)
+    later.abandon()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.experts", "x.json"]
+
+
+def test_a_load_that_failed_is_in_nobodys_way(model: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(expert_file.os, "pwrite", full)
+        with pytest.raises(LoadError, match="No space left on device; free some space"):
+            freehold.LLM(model, expert_budget=2**30)
+    assert not list((home / "experts").iterdir())
+    with freehold.LLM(model, expert_budget=2**30) as llm:
+        assert llm.logits(TOKENS).isfinite().all()
 
 
 def test_a_file_that_was_cut_short(model: Path, home: Path) -> None:

@@ -1,14 +1,17 @@
 """A file of experts, each a few long stretches, so that one can be read into memory as it is computed with.
 
 A region holds one matrix of all experts of a layer, each at a multiple of 4096 bytes for direct reads. The regions are
-listed in a JSON file beside it, which is written last: without it the file is not whole and is made anew.
+listed in a JSON file beside it, which is written last: without it the file is not whole and is made anew. Until it is
+whole it has another name, so that a file that is in use is never written over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +20,7 @@ from typing import Any
 
 from freehold.core.axes import ceil_div
 from freehold.core.errors import CorruptFileError, LoadError
+from freehold.loading.claim import claimed, is_at
 
 ALIGNMENT = 4096
 _VERSION = 2
@@ -40,14 +44,24 @@ class ExpertWriter:
     """Writes a new file. Each matrix is handed over once, in any order."""
 
     def __init__(self, path: Path, num_experts: int, identity: str) -> None:
-        """identity: of what the experts were made from. Raises LoadError if the disk refuses."""
+        """identity: of what the experts were made from.
+
+        Raises LoadError if another process is writing the file, or if the disk refuses.
+        """
         self._path, self._num_experts, self._identity = path, num_experts, identity
+        self._partial = path.with_name(f"{path.name}.partial")
         self._regions: dict[tuple[int, str], Region] = {}
         self._end = 0
         with _refused(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            listing(path).unlink(missing_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if not claimed(self._file, self._partial):
+                    raise LoadError(f"{path}: another process is writing it; start again when that one is done")
+                os.ftruncate(self._file, 0)
+            except BaseException:
+                os.close(self._file)
+                raise
 
     def write(self, layer: int, part: str, expert: int, form: dict[str, Any], data: Sequence[memoryview]) -> None:
         """The bytes of a matrix. Raises LoadError if another expert's has another form, or if the disk refuses."""
@@ -72,7 +86,8 @@ class ExpertWriter:
         with _refused(self._path):
             os.ftruncate(self._file, self._end)
             os.fsync(self._file)
-            os.close(self._file)
+            listing(self._path).unlink(missing_ok=True)
+            self._partial.replace(self._path)
             text = json.dumps(
                 {
                     "version": _VERSION,
@@ -85,6 +100,14 @@ class ExpertWriter:
             partial = listing(self._path).with_suffix(".partial")
             partial.write_text(text, encoding="utf-8")
             partial.replace(listing(self._path))
+            os.close(self._file)
+
+    def abandon(self) -> None:
+        """What is not whole is removed."""
+        with contextlib.suppress(OSError):
+            if is_at(self._file, self._partial):  # else it has its name, and the partial one is another process's
+                self._partial.unlink()
+        os.close(self._file)
 
 
 class ExpertFile:
@@ -98,6 +121,7 @@ class ExpertFile:
             self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0))
         except OSError:
             self._file = os.open(path, flags)
+        weakref.finalize(self, os.close, self._file)
 
     @staticmethod
     def find(path: Path, identity: str) -> ExpertFile | None:
@@ -134,10 +158,6 @@ class ExpertFile:
                 if got == 0:
                     raise LoadError(f"{self.path}: ends at byte {at + done}; it was cut short while it was in use")
                 done += got
-
-    def close(self) -> None:
-        """Nothing is read any more."""
-        os.close(self._file)
 
 
 def listing(path: Path) -> Path:

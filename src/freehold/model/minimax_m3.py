@@ -194,9 +194,9 @@ class MiniMaxM3(nn.Module):
         if expert_budget is None:
             load_weights(checkpoint, wanted, ignored=ignored)
         else:
-            loading = ExpertLoading(checkpoint, compute, model.config.num_experts)
-            load_weights(checkpoint, loading.divert(wanted), ignored=ignored)
-            model._stream(loading.cache(expert_budget))
+            with ExpertLoading(checkpoint, compute, model.config.num_experts) as loading:
+                load_weights(checkpoint, loading.divert(wanted), ignored=ignored)
+                model._stream(loading.cache(expert_budget))
         return model
 
     def _stream(self, cache: ExpertCache) -> None:

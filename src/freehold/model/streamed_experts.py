@@ -205,7 +205,10 @@ class StreamedExperts:
 
 
 class ExpertLoading:
-    """How a model's experts get into their file: on the first load, while the checkpoint is read, and never again."""
+    """How a model's experts get into their file: on the first load, while the checkpoint is read, and never again.
+
+    A context manager: it ends when all was read, or nothing more will be.
+    """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute, num_experts: int) -> None:
         """Raises ConfigError if the compute has no form that could be read from a file."""
@@ -219,6 +222,14 @@ class ExpertLoading:
         self._writer = None if self._file else ExpertWriter(self._path, num_experts, self._identity)
         if self._writer is not None:
             _log.info("writing the experts of %s to %s, once", checkpoint.path, self._path)
+
+    def __enter__(self) -> ExpertLoading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was not written to its end is removed."""
+        if self._writer is not None:
+            self._writer.abandon()
 
     def divert(self, sources: Sequence[Source]) -> list[Source]:
         """The sources, of which experts go into the file, or are left alone if they are there."""
@@ -242,6 +253,7 @@ class ExpertLoading:
         """Once all sources were read."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
             self._file = ExpertFile.find(self._path, self._identity)
         assert self._file is not None
         return ExpertCache(self._file, budget, coded_inputs=self._compute.coded_inputs)
