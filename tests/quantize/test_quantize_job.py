@@ -22,6 +22,7 @@ from freehold.loading.checkpoint import JOURNAL_NAME, open_checkpoint
 from freehold.quantize import target as targets
 from freehold.quantize.job import Written, quantize
 from freehold.quantize.recipe import Bits
+from support.checkpoints_raw import ARRAY, STRING, U32, array, key, text
 from support.portable_random import portable_tokens
 from support.quantised_m3 import copy_gguf, write_quantised_m3
 from support.tiny_llama import LLAMAS, write_tiny_llama
@@ -193,6 +194,24 @@ def test_a_killed_one_goes_on(directory: Path, tmp_path: Path) -> None:
     assert done.resumed > 10
     pack(directory, tmp_path / "whole")
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_gguf_file_keeps_its_alignment_and_lists_that_are_empty(gguf_file: Path, tmp_path: Path) -> None:
+    source, packed, plain = tmp_path / "source.gguf", tmp_path / "out.gguf", tmp_path / "plain.gguf"
+    copy_gguf(gguf_file, source, alignment=256)
+    keys = [key("empty.texts", ARRAY, array(STRING, b"", 0)), key("empty.numbers", ARRAY, array(U32, b"", 0))]
+    data, filler = source.read_bytes(), -sum(map(len, keys)) - len(key("rest", STRING, text("")))
+    keys.append(key("rest", STRING, text(" " * (filler % 256))))  # tensors move by a multiple of the alignment
+    count = int.from_bytes(data[16:24], "little") + len(keys)
+    source.write_bytes(data[:16] + count.to_bytes(8, "little") + b"".join(keys) + data[24:])
+    pack(source, packed)
+    reader = gguf.GGUFReader(packed)
+    assert {tensor.data_offset % 256 for tensor in reader.tensors} == {0}
+    with open_checkpoint(packed) as checkpoint:
+        assert checkpoint.config["empty.texts"] == checkpoint.config["empty.numbers"] == []
+        assert checkpoint.config["general.alignment"] == 256
+    pack(gguf_file, plain)
+    assert torch.equal(logits(packed), logits(plain))
 
 
 def test_another_task_in_the_same_place(directory: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ _MAKERS: dict[str, Callable[[str, NDArray[np.float32], Release], Stored]] = {
 }
 
 
-def copy_gguf(source: Path, target: Path, *, split_max_tensors: int = 0) -> None:
+def copy_gguf(source: Path, target: Path, *, split_max_tensors: int = 0, alignment: int | None = None) -> None:
     """Write the model of a GGUF file anew with every tensor as float32, in parts of so many tensors if not 0."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
@@ -122,6 +122,8 @@ def copy_gguf(source: Path, target: Path, *, split_max_tensors: int = 0) -> None
             continue
         kind, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         writer.add_tensor(tensor.name, np.ascontiguousarray(values, np.float32))

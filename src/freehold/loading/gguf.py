@@ -93,6 +93,16 @@ class GgufCheckpoint(Checkpoint):
             num_rows *= size
         return self._open_files()[extent.file].view(extent.offset, torch.uint8, (*rows, extent.nbytes // num_rows))
 
+    def raw_metadata(self) -> dict[str, bytes]:
+        """Key -> the value as the first file holds it, its type before it. Raises LoadError after `close`."""
+        buffer = self._open_files()[0].buffer
+        return {key: buffer[begin:end] for key, (begin, end) in self._headers[0].places.items()}
+
+    @property
+    def alignment(self) -> int:
+        """Tensors of the first file begin at multiples of so many bytes."""
+        return self._headers[0].alignment
+
     def _packed(self, name: str, info: TensorInfo) -> GgmlTensor:
         return GgmlTensor(str(self.path), name, info.dtype, info.shape, self.blocks(name))
 

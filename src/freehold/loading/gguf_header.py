@@ -52,11 +52,14 @@ _SCALARS = {
 class GgufHeader:
     """nbytes: length of the header, without the padding after it. metadata: key -> Python value.
 
+    places: key -> where its value begins and ends, its type included. alignment: tensors begin at its multiples.
     tensors: in the order of the file's tensor infos.
     """
 
     nbytes: int
     metadata: dict[str, Any]
+    places: dict[str, tuple[int, int]]
+    alignment: int
     tensors: dict[str, tuple[TensorInfo, Extent]]
 
 
@@ -161,7 +164,7 @@ def read_header(file: MappedFile, index: int) -> GgufHeader:
         raise cursor.fail(f"claims {tensor_count} tensors; at most {MAX_TENSORS} are read")
     if key_count > MAX_KEYS:
         raise cursor.fail(f"claims {key_count} metadata keys; at most {MAX_KEYS} are read")
-    metadata = _metadata(cursor, key_count)
+    metadata, places = _metadata(cursor, key_count)
     tensors = _tensor_infos(cursor, tensor_count)
     nbytes = cursor.position
     alignment = _alignment(cursor, metadata)
@@ -172,17 +175,21 @@ def read_header(file: MappedFile, index: int) -> GgufHeader:
             raise cursor.fail(f"tensor {quoted(name)} has offset {offset}, no multiple of {alignment}")
         placed[name] = (info, Extent(index, data_start + offset, stored_nbytes(info)))
     _check_bounds(cursor, placed)
-    return GgufHeader(nbytes, metadata, placed)
+    return GgufHeader(nbytes, metadata, places, alignment, placed)
 
 
-def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Key -> value, and key -> its place."""
     metadata: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for number in range(count):
         key = cursor.text(f"metadata key {number}", MAX_KEY_BYTES)
         if key in metadata:
             raise cursor.fail(f"metadata key {quoted(key)} appears twice")
+        start = cursor.position
         metadata[key] = _value(cursor, f"metadata {quoted(key)}")
-    return metadata
+        places[key] = start, cursor.position
+    return metadata, places
 
 
 def _value(cursor: _Cursor, what: str) -> Any:

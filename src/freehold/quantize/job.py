@@ -10,6 +10,7 @@ from typing import IO
 
 from freehold.core.errors import ArgumentError, LoadError
 from freehold.loading.checkpoint import Checkpoint
+from freehold.loading.gguf import GgufCheckpoint
 from freehold.loading.progress import Progress, unreported
 from freehold.quantize.journal import Done, Journal
 from freehold.quantize.recipe import Bits, Item, plan_items
@@ -38,8 +39,11 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
     Raises ArgumentError if something else is at `path`, LoadError if a tensor cannot be read or the disk refuses.
     """
     items = plan_items(checkpoint, bits)
-    make = GgufTarget if checkpoint.format == "gguf" else DirectoryTarget
-    target: Target = make(checkpoint, items, bits, path)
+    target: Target
+    if isinstance(checkpoint, GgufCheckpoint):
+        target = GgufTarget(checkpoint, items, bits, path)
+    else:
+        target = DirectoryTarget(checkpoint, items, bits, path)
     _check_free(target)
     try:
         journal = Journal(target.journal, {"version": 1, "source": checkpoint.digest(), "bits": bits})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 
 from freehold.core.axes import ceil_div
 from freehold.core.errors import ArgumentError
 from freehold.loading.block_config import block_config
 from freehold.loading.checkpoint import INDEX_NAME, JOURNAL_NAME, Checkpoint
+from freehold.loading.gguf import GgufCheckpoint
 from freehold.quantize.recipe import Bits, Item
 
+_GGUF_VERSION = 3
 SHARD_BYTES = 4 * 2**30
 _COPIED = (".json", ".jinja", ".txt", ".model", ".md")
 _LEFT = ("config.json", INDEX_NAME, "hf_quant_config.json")
@@ -106,9 +108,9 @@ class DirectoryTarget(Target):
 
 
 class GgufTarget(Target):
-    """A .gguf file with the metadata of the one that is read."""
+    """A .gguf file with the metadata of the one that is read, and its alignment."""
 
-    def __init__(self, source: Checkpoint, items: Sequence[Item], bits: Bits, path: Path) -> None:
+    def __init__(self, source: GgufCheckpoint, items: Sequence[Item], bits: Bits, path: Path) -> None:
         if path.suffix.lower() != ".gguf":
             raise ArgumentError(f"{path}: the model is a GGUF file, and so will this be; end its name in .gguf")
         if any(path.resolve() == file.resolve() for file in source.files):
@@ -118,38 +120,30 @@ class GgufTarget(Target):
 
     def files(self) -> list[File]:
         """See `Target.files`."""
-        scratch = self.path.with_name(f"{self.path.name}.header")
-        try:
-            alignment = self._write_header(scratch)
-            header = scratch.read_bytes()
-        finally:
-            scratch.unlink(missing_ok=True)
-        header += bytes(-len(header) % alignment)
-        return [File(self.path, header, tuple(self.items), alignment)]
-
-    def _write_header(self, scratch: Path) -> int:
-        reader = gguf.GGUFReader(self.source.files[0])
-        fields = {f.name: f for f in reader.fields.values() if not f.name.startswith(("GGUF.", "split."))}
-        writer = gguf.GGUFWriter(scratch, str(self.source.config["general.architecture"]), endianess=reader.endianess)
-        file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if self.bits == 8 else gguf.LlamaFileType.MOSTLY_Q4_1
-        for field in fields.values():
-            if field.name == gguf.Keys.General.ARCHITECTURE:
-                continue
-            value = int(file_type) if field.name == gguf.Keys.General.FILE_TYPE else field.contents()
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+        # Metadata is copied byte for byte: gguf.GGUFWriter refuses empty lists.
+        entries = {key: raw for key, raw in self.source.raw_metadata().items() if not key.startswith("split.")}
+        if gguf.Keys.General.FILE_TYPE in entries:
+            file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if self.bits == 8 else gguf.LlamaFileType.MOSTLY_Q4_1
+            entries[gguf.Keys.General.FILE_TYPE] = struct.pack("<II", gguf.GGUFValueType.UINT32, file_type)
+        parts = [struct.pack("<4sIQQ", b"GGUF", _GGUF_VERSION, len(self.items), len(entries))]
+        parts += [_gguf_text(key) + raw for key, raw in entries.items()]
+        offset, alignment = 0, self.source.alignment
         for item in self.items:
-            kind = gguf.GGMLQuantizationType[item.kind]
-            # With raw_dtype given, any type but uint8 says that the shape counts elements, not bytes.
-            writer.add_tensor_info(item.name, item.shape, np.dtype(np.float32), item.nbytes, raw_dtype=kind)
-        writer.write_header_to_file(path=scratch)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        return int(writer.data_alignment)
+            sizes, kind = item.shape[::-1], gguf.GGMLQuantizationType[item.kind]
+            info = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+            parts.append(_gguf_text(item.name) + info)
+            offset += ceil_div(item.nbytes, alignment) * alignment
+        packed = b"".join(parts)
+        packed += bytes(-len(packed) % alignment)
+        return [File(self.path, packed, tuple(self.items), alignment)]
 
     def finish(self) -> None:
         """See `Target.finish`: the file is all there is."""
+
+
+def _gguf_text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def _safetensors_header(items: Sequence[Item]) -> bytes:
