@@ -196,6 +196,99 @@ def test_a_killed_one_goes_on(directory: Path, tmp_path: Path) -> None:
     assert content(out) == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_one_that_stopped_behind_its_last_tensor_goes_on(
+    form: str, directory: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files have their names by then, or some of them have."""
+    monkeypatch.setattr(targets, "SHARD_BYTES", 250_000)
+    source, end = (directory, "") if form == "directory" else (gguf_file, ".gguf")
+    pack(source, tmp_path / f"whole{end}")
+    out = tmp_path / f"out{end}"
+    target = targets.DirectoryTarget if form == "directory" else targets.GgufTarget
+
+    def full(_target: targets.Target) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "finish", full)
+        with pytest.raises(LoadError, match="the same command goes on from it"):
+            pack(source, out)
+    if form == "directory":
+        last = sorted(out.glob("*.safetensors"))[-1]
+        last.rename(last.with_name(f"{last.name}.partial"))
+    pack(source, out)
+    assert content(out) == content(tmp_path / f"whole{end}")
+
+
+@pytest.mark.parametrize("lost", ["missing", "short", "foreign"])
+def test_bytes_that_the_journal_has_and_the_disk_has_not_are_made_again(
+    lost: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "SHARD_BYTES", 250_000)
+    monkeypatch.setattr("freehold.quantize.job.SYNC_BYTES", 10_000)
+    whole = pack(directory, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(StopHereError):
+        pack(directory, out, stop_after=len(whole.done) - 1)
+    first, *rest = sorted(out.glob("*.partial"))
+    assert rest
+    if lost == "missing":
+        first.unlink()
+    elif lost == "short":
+        os.truncate(first, first.stat().st_size // 2)
+    else:
+        first.write_bytes(bytes(first.stat().st_size))
+    done = pack(directory, out)
+    assert (done.resumed > 0) == (lost == "short")
+    assert done.done == whole.done
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_line_that_a_full_disk_cut_is_all_that_is_lost(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the disk is still full when it goes on, so that nothing can be written."""
+    monkeypatch.setattr("freehold.quantize.job.SYNC_BYTES", 1)
+    out, write = tmp_path / "out", os.write
+
+    def cut(file: int, data: bytes) -> int:
+        write(file, data[:7])
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StopHereError):
+        pack(directory, out, stop_after=20)
+    before = (out / JOURNAL_NAME).read_bytes()
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("freehold.quantize.journal.os.write", cut)
+            with pytest.raises(LoadError, match=r"No space left on device; .*the same command goes on from it"):
+                pack(directory, out)
+        assert (out / JOURNAL_NAME).read_bytes()[: len(before)] == before
+    assert pack(directory, out).resumed == before.count(b"\n") - 1
+    pack(directory, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_one_process_at_a_time(form: str, directory: Path, gguf_file: Path, tmp_path: Path) -> None:
+    source, out = (directory, tmp_path / "out") if form == "directory" else (gguf_file, tmp_path / "out.gguf")
+    refused = False
+
+    def progress(*_: object) -> None:
+        nonlocal refused
+        if not refused:
+            with pytest.raises(LoadError, match="another process is quantising to this place"):
+                pack(source, out)
+            refused = True
+
+    with open_checkpoint(source) as checkpoint:
+        quantize(checkpoint, out, 4, progress=progress)
+    assert refused
+    pack(source, tmp_path / f"whole{out.suffix}")
+    assert content(out) == content(tmp_path / f"whole{out.suffix}")
+
+
 def test_a_gguf_file_keeps_its_alignment_and_lists_that_are_empty(gguf_file: Path, tmp_path: Path) -> None:
     source, packed, plain = tmp_path / "source.gguf", tmp_path / "out.gguf", tmp_path / "plain.gguf"
     copy_gguf(gguf_file, source, alignment=256)

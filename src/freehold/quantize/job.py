@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,8 +36,10 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
     """Writes the checkpoint with its matrices as codes of `bits` bits.
 
     path: a directory for a model in safetensors, a .gguf file for one in GGUF. One that was interrupted goes on where
-    it was. It holds a matrix of 256 MiB in memory at a time, whatever the model's size.
-    Raises ArgumentError if something else is at `path`, LoadError if a tensor cannot be read or the disk refuses.
+    it was. What it holds in memory, besides pages of the source that are mapped, stays below 256 MiB, whatever the
+    model's size, unless a single row takes more.
+    Raises ArgumentError if something else is at `path`, LoadError if a tensor cannot be read, the disk refuses, or
+    another process is writing to `path`.
     """
     items = plan_items(checkpoint, bits)
     target: Target
@@ -46,18 +49,19 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
         target = DirectoryTarget(checkpoint, items, bits, path)
     _check_free(target)
     try:
-        journal = Journal(target.journal, {"version": 1, "source": checkpoint.digest(), "bits": bits})
-        resumed = len(journal.done)
-        files = target.files()
-        total, so_far = sum(item.nbytes for item in items), 0
-        for file in files:
-            for nbytes in _write(checkpoint, file, journal):
-                so_far += nbytes
-                progress("quantising", so_far, total)
-        for file in files:
-            partial_of(file.path).replace(file.path)
-        target.finish()
-        target.journal.unlink()
+        with closing(Journal(target.journal, {"version": 1, "source": checkpoint.digest(), "bits": bits})) as journal:
+            files = target.files()
+            resumed = _resume(files, journal)
+            total, so_far = sum(item.nbytes for item in items), 0
+            for file, there in zip(files, _split(files, resumed), strict=True):
+                for nbytes in _write(checkpoint, file, there, journal):
+                    so_far += nbytes
+                    progress("quantising", so_far, total)
+            for file in files:
+                if partial_of(file.path).exists():  # else it has its name since an earlier time
+                    partial_of(file.path).replace(file.path)
+            target.finish()
+            target.journal.unlink()
     except OSError as error:
         raise LoadError(f"{path}: cannot be written: {error.strerror or error}; what is there is kept, and the same"
                         " command goes on from it") from error  # fmt: skip
@@ -78,16 +82,50 @@ def _check_free(target: Target) -> None:
         raise ArgumentError(f"{target.path}: is there already; name another place, or remove it")
 
 
-def _write(checkpoint: Checkpoint, file: File, journal: Journal) -> Iterator[int]:
-    """Writes one file, and yields bytes as they are written. Tensors that the journal has are there already."""
-    if file.path.exists():  # it was finished, and then the rest was interrupted
-        yield from (item.nbytes for item in file.items)
+def _resume(files: Sequence[File], journal: Journal) -> int:
+    """Tensors that are there. The journal forgets those that it has and the files do not, and all after them."""
+    found = 0
+    for file, noted in zip(files, _split(files, len(journal.done)), strict=True):
+        there = _there(file, noted)
+        found += there
+        if there < len(file.items):
+            break
+    journal.cut(found)
+    return found
+
+
+def _split(files: Sequence[File], count: int) -> list[int]:
+    """How many of the first `count` tensors are in each file."""
+    found = []
+    for file in files:
+        found.append(min(count, len(file.items)))
+        count -= found[-1]
+    return found
+
+
+def _there(file: File, noted: int) -> int:
+    """How many of the first `noted` tensors it has. Under its final name it is whole, or counts for nothing."""
+    ends = file.offsets()[1 : noted + 1]
+    if _begins(partial_of(file.path), file.header):
+        nbytes = partial_of(file.path).stat().st_size
+        return sum(1 for end in ends if end <= nbytes)
+    whole = noted == len(file.items) and _begins(file.path, file.header)
+    return noted if whole and file.path.stat().st_size == ends[-1] else 0
+
+
+def _begins(path: Path, header: bytes) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return file.read(len(header)) == header
+    return False
+
+
+def _write(checkpoint: Checkpoint, file: File, there: int, journal: Journal) -> Iterator[int]:
+    """Writes one file, and yields bytes as they are written. there: tensors of it that were written already."""
+    if there == len(file.items):
+        yield sum(item.nbytes for item in file.items)
         return
-    names = {done.name for done in journal.done}
     offsets = file.offsets()
-    there = sum(1 for item in file.items if item.name in names)
-    partial = partial_of(file.path)
-    with partial.open("r+b" if partial.exists() and there else "wb") as out:
+    with partial_of(file.path).open("r+b" if there else "wb") as out:
         if there:
             yield sum(item.nbytes for item in file.items[:there])
         else:
