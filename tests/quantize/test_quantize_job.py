@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 import freehold
 from freehold.core.errors import ArgumentError, LoadError
 from freehold.loading.checkpoint import JOURNAL_NAME, open_checkpoint
+from freehold.loading.quantized import QuantizedTensor
 from freehold.quantize import target as targets
+from freehold.quantize import values
 from freehold.quantize.job import Written, quantize
 from freehold.quantize.recipe import Bits
 from support.checkpoints_raw import ARRAY, STRING, U32, array, key, text
@@ -287,6 +289,26 @@ def test_one_process_at_a_time(form: str, directory: Path, gguf_file: Path, tmp_
     assert refused
     pack(source, tmp_path / f"whole{out.suffix}")
     assert content(out) == content(tmp_path / f"whole{out.suffix}")
+
+
+def test_a_matrix_is_expanded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its codes are does not depend on the pieces; none of the source's matrices is in memory as a whole."""
+    release = write_quantised_m3(SPEC, tmp_path / "release", "FP8")
+    for number, (source, end) in enumerate(((release / "packed", ""), (codes_of(release, tmp_path), ".gguf"))):
+        whole, out = tmp_path / f"whole{number}{end}", tmp_path / f"out{number}{end}"
+        pack(source, whole, 8)
+        with monkeypatch.context() as patch:
+            patch.setattr(values, "_PIECE_ELEMENTS", 1000)
+            patch.delattr(QuantizedTensor, "dequantize")
+            pack(source, out, 8)
+        assert content(out) == content(whole)
+
+
+def codes_of(release: Path, place: Path) -> Path:
+    """The same model in GGUF, with stacks of experts as codes."""
+    write_tiny_m3_gguf(SPEC, place / "floats.gguf")
+    pack(place / "floats.gguf", place / "codes.gguf", 4)
+    return place / "codes.gguf"
 
 
 def test_a_gguf_file_keeps_its_alignment_and_lists_that_are_empty(gguf_file: Path, tmp_path: Path) -> None:

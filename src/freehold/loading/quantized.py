@@ -48,17 +48,22 @@ class QuantizedTensor(ABC):
         memory and a few megabytes for each thread. Raises ArgumentError for another dtype, LoadError if memory does not
         suffice or the kind cannot be read.
         """
+        return self.rows(0, math.prod(self.shape[:-1]), dtype).view(self.shape)
+
+    def rows(self, first: int, last: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Rows [first, last) as `dequantize` has them, (last - first, columns); those of a stack are counted through.
+        Raises as `dequantize`."""
         if dtype not in (torch.float32, torch.bfloat16):
             raise ArgumentError(f"dtype is {dtype}; weights are dequantised to float32 or bfloat16")
         try:
-            out = torch.empty(self.shape, dtype=dtype)
+            out = torch.empty((last - first, self.shape[-1]), dtype=dtype)
         except (RuntimeError, MemoryError) as error:  # torch says it with a RuntimeError
-            nbytes, word = math.prod(self.shape) * dtype.itemsize, str(dtype).removeprefix("torch.")
+            nbytes, word = (last - first) * self.shape[-1] * dtype.itemsize, str(dtype).removeprefix("torch.")
             raise LoadError(
                 f"{self.where}: tensor {quoted(self.name)} takes {nbytes} bytes as {word}, and there is no memory for"
                 " that"
             ) from error
-        self._fill(out)
+        self._fill(first, out)
         return out
 
     @property
@@ -82,9 +87,9 @@ class QuantizedTensor(ABC):
     def _decode(self, first: int, last: int, out: NDArray[np.float32]) -> None:
         """Expand units [first, last) into out (last - first, elements of a unit)."""
 
-    def _fill(self, out: torch.Tensor) -> None:
+    def _fill(self, first_row: int, out: torch.Tensor) -> None:
         unit = self._unit()
-        count = out.numel() // unit if unit else 0
+        begin, count = (first_row * self.shape[-1] // unit, out.numel() // unit) if unit else (0, 0)
         narrow = out.dtype == torch.bfloat16
         target = (out.view(torch.uint16) if narrow else out).numpy().reshape(count, unit)
         step = max(1, _CHUNK_ELEMENTS // max(unit, 1))
@@ -95,10 +100,10 @@ class QuantizedTensor(ABC):
             with np.errstate(all="ignore"):
                 if narrow:
                     wide = np.empty((last - first, unit), np.float32)
-                    self._decode(first, last, wide)
+                    self._decode(begin + first, begin + last, wide)
                     target[first:last] = scaled_floats.bfloat16_codes(wide)
                 else:
-                    self._decode(first, last, target[first:last])
+                    self._decode(begin + first, begin + last, target[first:last])
 
         firsts = range(0, count, step)
         threads = min(len(firsts), torch.get_num_threads())

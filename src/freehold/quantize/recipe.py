@@ -67,7 +67,7 @@ def plan_items(checkpoint: Checkpoint, bits: Bits) -> list[Item]:
 
 
 def _kind(checkpoint: Checkpoint, name: str, info: TensorInfo, bits: Bits, matrices: frozenset[str]) -> str:
-    if name in matrices and info.shape[-1] % BLOCK == 0:
+    if name in matrices and len(info.shape) > 1 and info.shape[-1] % BLOCK == 0:
         return _INT8 if bits == 8 or any(part in name for part in _DELICATE) else _INT4
     stored = checkpoint.quantized(name)
     if stored is None:

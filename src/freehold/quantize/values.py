@@ -13,8 +13,8 @@ from freehold.kernels import encode
 from freehold.loading.checkpoint import Checkpoint
 from freehold.quantize.recipe import Item
 
-_PIECE_ELEMENTS = 2**26
-"""Elements that are held as float32 at a time, 256 MiB: M3's widest matrix has 1.2e9."""
+_PIECE_ELEMENTS = 2**22
+"""Elements that are held at a time, in about 30 bytes each; M3's widest matrix has 1.2e9."""
 
 
 @dataclass(slots=True)
@@ -51,17 +51,15 @@ def pieces(checkpoint: Checkpoint, item: Item, error: Error) -> Iterator[torch.T
 
 
 def _float_rows(checkpoint: Checkpoint, item: Item) -> Iterator[torch.Tensor]:
-    """(rows, columns) of the tensor's values, at most `_PIECE_ELEMENTS` at a time."""
+    """(rows, columns) of the tensor's values, at most `_PIECE_ELEMENTS` at a time, or a row."""
+    if item.nbytes == 0:
+        return
+    columns = item.shape[-1] if item.shape else 1
+    step = max(1, _PIECE_ELEMENTS // columns)
     stored = checkpoint.quantized(item.name)
     if stored is None:
-        tensor = checkpoint.tensor(item.name)
-        yield from _split(tensor if tensor.ndim else tensor.view(1))
+        yield from torch.split(checkpoint.tensor(item.name).view(-1, columns), step)
         return
-    parts = [stored.part(i) for i in range(item.shape[0])] if len(item.shape) == 3 else [stored]
-    for part in parts:
-        yield from _split(part.dequantize(part.lossless_dtype))
-
-
-def _split(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    yield from torch.split(rows, max(1, _PIECE_ELEMENTS // rows.shape[1]))
+    dtype, num_rows = stored.lossless_dtype, math.prod(item.shape[:-1])
+    for first in range(0, num_rows, step):
+        yield stored.rows(first, min(first + step, num_rows), dtype)
