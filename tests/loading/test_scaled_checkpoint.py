@@ -98,6 +98,16 @@ def test_fp8(tmp_path: Path, block: list[int] | None) -> None:
         assert equal(checkpoint.tensor("a.weight"), fp8_values(codes(5, 96).numpy(), scales.numpy(), rows, columns))
 
 
+@pytest.mark.parametrize("block", [[2**62, 2**62], [1, 10**30], [10**30, 1]])
+def test_a_block_that_is_larger_than_the_matrix_ends_with_it(tmp_path: Path, block: list[int]) -> None:
+    """A scale is not repeated beyond the matrix, which would fill the memory."""
+    stored, scales = codes(7, 10), torch.rand(7 if block[0] == 1 else 1, 10 if block[1] == 1 else 1) + 0.5
+    quantization = {"quant_method": "fp8", "weight_block_size": block}
+    path = write(tmp_path, {"a.weight": stored.view(F8), "a.weight_scale_inv": scales}, quantization)
+    with open_checkpoint(path) as checkpoint:
+        assert equal(checkpoint.tensor("a.weight"), fp8_values(stored.numpy(), scales.expand(7, 10).numpy(), 1, 1))
+
+
 def test_mixed_precision_says_it_layer_by_layer(tmp_path: Path) -> None:
     """Experts in NVFP4, named by the module above them; the rest in MXFP8, and what is not named in floats."""
     quantization = {

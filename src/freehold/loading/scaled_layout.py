@@ -88,7 +88,8 @@ def _layout(
         problems.misshapen.append(f"{name}: is {info.shape}; a quantised weight must be a matrix")
         return None
     rows, columns = info.shape[0], info.shape[1] * (2 if expected.kind == "NVFP4" else 1)
-    block = expected.block or (max(rows, 1), max(columns, 1))
+    block = expected.block or (rows, columns)
+    block = min(block[0], max(rows, 1)), min(block[1], max(columns, 1))  # it ends with the matrix
     module = name.removesuffix(".weight")
     scales = _scales_name(stored, module, expected, problems)
     if scales is None:
