@@ -48,7 +48,7 @@ def find_blocks(values: Mapping[str, Any], stored: Mapping[str, TensorInfo], whe
     if values.get("version") != _VERSION:
         raise ConfigError(f"{where}: version is {quoted(values.get('version'))}; this release reads {_VERSION}")
     default, others = str(values.get("default")), values.get("tensors")
-    if not isinstance(others, Mapping) or not all(isinstance(names, list) for names in others.values()):
+    if not isinstance(others, Mapping) or not all(map(_is_names, others.values())):
         raise ConfigError(f"{where}: tensors is {quoted(others)}; it must map kinds to lists of names")
     for kind in (default, *others):
         if kind not in LAYOUTS:
@@ -72,3 +72,7 @@ def find_blocks(values: Mapping[str, Any], stored: Mapping[str, TensorInfo], whe
     if misshapen or mistyped:
         raise TensorMismatchError(where, misshapen=misshapen, mistyped=mistyped)
     return found
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from freehold.core.errors import ConfigError
+from freehold.core.typed import is_kind, kind_name
+from freehold.loading.quoting import quoted
 
 T = TypeVar("T")
 
@@ -22,6 +25,15 @@ HARMLESS = frozenset(
 """Keys that say nothing about a forward pass of inference. quantization_config is read, strictly, with the tensors."""
 
 
+MOST = 2**31 - 1
+"""Largest size. What is built before a model's tensors are compared with its sizes has lower bounds:"""
+MOST_LAYERS = 1024
+MOST_EXPERTS = 2**16
+"""In all layers together; M3 has 7,296."""
+MOST_CHANNELS = 2**16
+"""Of a head."""
+
+
 class Fields:
     """A configuration mapping that remembers which keys were read. `where` names it in errors."""
 
@@ -30,28 +42,40 @@ class Fields:
         self.where = where
         self._read: set[str] = set()
 
-    def get(self, key: str, kind: Callable[[Any], T], default: T | None = None) -> T:
-        """The value of `key`, converted; a missing or null key gives the default, or ConfigError without one."""
-        self._read.add(key)
-        value = self.values.get(key)
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The value of `key`; a missing or null key gives the default, or ConfigError without one."""
+        value = self.maybe(key, kind)
         if value is None:
-            if default is None:
-                raise ConfigError(f"{self.where}: {key!r} is missing; the model cannot be built without it")
-            return default
-        try:
-            if kind in (int, float) and (isinstance(value, (bool, str)) or (kind is int and int(value) != value)):
-                raise ValueError(value)
-            return kind(value)
-        except (TypeError, ValueError, OverflowError):
-            name = getattr(kind, "__name__", str(kind))
-            raise ConfigError(f"{self.where}: {key!r} is {value!r}; it must be of type {name}") from None
-
-    def positive(self, key: str, default: int | None = None) -> int:
-        """An integer of at least 1."""
-        value = self.get(key, int, default)
-        if value < 1:
-            raise ConfigError(f"{self.where}: {key!r} is {value}; it must be at least 1")
+            value = default
+        if value is None:
+            raise ConfigError(f"{self.where}: {key!r} is missing; the model cannot be built without it")
         return value
+
+    def maybe(self, key: str, kind: type[T]) -> T | None:
+        """The value of `key`, a finite number if it is one; None if it is missing or null."""
+        value = self.optional(key)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None:
+            return None
+        try:
+            if is_kind(value, kind) and (kind is not float or math.isfinite(value)):
+                return kind(value)  # type: ignore[call-arg]
+        except OverflowError:  # a whole number that is too large for a float
+            pass
+        raise ConfigError(f"{self.where}: {key!r} is {quoted(value)}; it must be {kind_name(kind)}")
+
+    def positive(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
+        """An integer from 1 to `most`."""
+        value = self.get(key, int, default)
+        if not 1 <= value <= most:
+            bound = "at least 1" if value < 1 else f"at most {most}"
+            raise ConfigError(f"{self.where}: {key!r} is {quoted(value)}; it must be {bound}")
+        return value
+
+    def object(self, key: str) -> Fields:
+        """The fields of the object `key`; none if it is missing or null."""
+        return Fields(self.get(key, dict, {}), f"{self.where}: {key}")
 
     def optional(self, key: str) -> Any:
         """The raw value of `key`, or None."""
@@ -66,7 +90,7 @@ class Fields:
         known = ", ".join(map(repr, allowed)) or "only null"
         if value is not None and value not in allowed:
             raise ConfigError(
-                f"{self.where}: {key!r} is {value!r}, which changes the mathematics and is not supported; "
+                f"{self.where}: {key!r} is {quoted(value)}, which changes the mathematics and is not supported; "
                 f"supported: {known}"
             )
 
@@ -77,7 +101,7 @@ class Fields:
             return None
         if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
             raise ConfigError(
-                f"{self.where}: {key!r} must list {length} zeros and ones, one for each layer; it is {value!r}"
+                f"{self.where}: {key!r} must list {length} zeros and ones, one for each layer; it is {quoted(value)}"
             )
         return tuple(bool(v) for v in value)
 

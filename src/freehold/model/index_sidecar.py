@@ -12,6 +12,7 @@ from typing import Any
 
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint, open_checkpoint
+from freehold.loading.quoting import quoted
 from freehold.model.fields import Fields
 from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.weights import Source
@@ -86,7 +87,7 @@ def open_index(path: str | Path) -> IndexSidecar:
         )
     layers = f.get("sparse_layers", list)
     if not layers or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in layers):
-        raise ConfigError(f"{where}: sparse_layers is {layers!r}; it must name at least one layer by its number")
+        raise ConfigError(f"{where}: sparse_layers is {quoted(layers)}; it must name at least one layer by its number")
     sidecar = IndexSidecar(checkpoint, sizes, f.positive("hidden_size"), frozenset(layers), f.get("base_digest", str))
     f.done(ignored=("card",))
     return sidecar

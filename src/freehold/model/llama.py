@@ -15,7 +15,7 @@ from freehold.kernels import FusedLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
 from freehold.model.compute import Compute
-from freehold.model.fields import Fields
+from freehold.model.fields import MOST_CHANNELS, MOST_LAYERS, Fields
 from freehold.model.fusion import Fusion, index_parts
 from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.index_sidecar import IndexSidecar
@@ -52,19 +52,20 @@ class LlamaConfig:
         f.require("rope_interleaved", [False])
         f.require("attention_dropout", [0, 0.0])
         hidden_size, num_q_heads = f.positive("hidden_size"), f.positive("num_attention_heads")
-        rope = f.optional("rope_parameters") or {}
-        scaling = f.optional("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+        rope = f.object("rope_parameters")
+        given = f.object("rope_scaling").values
+        scaling = given or (rope.values if rope.get("rope_type", str, "default") != "default" else None)
         config = LlamaConfig(
             vocab_size=f.positive("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=f.positive("intermediate_size"),
-            num_layers=f.positive("num_hidden_layers"),
+            num_layers=f.positive("num_hidden_layers", most=MOST_LAYERS),
             num_q_heads=num_q_heads,
             num_kv_heads=f.positive("num_key_value_heads", num_q_heads),
-            head_dim=f.positive("head_dim", max(1, hidden_size // num_q_heads)),
+            head_dim=f.positive("head_dim", max(1, hidden_size // num_q_heads), most=MOST_CHANNELS),
             context_length=f.positive("max_position_embeddings", 2048),
             rms_norm_eps=f.get("rms_norm_eps", float, 1e-6),
-            rope_theta=f.get("rope_theta", float, float(rope.get("rope_theta", 10000.0))),
+            rope_theta=f.get("rope_theta", float, rope.get("rope_theta", float, 10000.0)),
             rope_scaling=scaling,
             tie_embeddings=f.get("tie_word_embeddings", bool, False),
             attention_bias=f.get("attention_bias", bool, False),
@@ -78,7 +79,7 @@ class LlamaConfig:
         """Reads GGUF metadata of architecture "llama"; tied embeddings and biases show in the tensor names."""
         f = Fields({k[6:]: v for k, v in metadata.items() if k.startswith("llama.")}, where)
         hidden_size, num_q_heads = f.positive("embedding_length"), f.positive("attention.head_count")
-        head_dim = f.positive("attention.key_length", max(1, hidden_size // num_q_heads))
+        head_dim = f.positive("attention.key_length", max(1, hidden_size // num_q_heads), most=MOST_CHANNELS)
         f.require("attention.value_length", [head_dim])
         f.require("rope.dimension_count", [head_dim])
         f.require("rope.scaling.type", ["none", "linear"])
@@ -89,10 +90,10 @@ class LlamaConfig:
         if "rope_freqs.weight" in tensors:
             raise ConfigError(f"{where}: rope_freqs.weight (Llama 3 scaling) is not supported in GGUF; use safetensors")
         config = LlamaConfig(
-            vocab_size=f.positive("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or [])),
+            vocab_size=f.positive("vocab_size", len(Fields(metadata, where).get("tokenizer.ggml.tokens", list, []))),
             hidden_size=hidden_size,
             intermediate_size=f.positive("feed_forward_length"),
-            num_layers=f.positive("block_count"),
+            num_layers=f.positive("block_count", most=MOST_LAYERS),
             num_q_heads=num_q_heads,
             num_kv_heads=f.positive("attention.head_count_kv", num_q_heads),
             head_dim=head_dim,
@@ -112,6 +113,9 @@ class LlamaConfig:
             raise ConfigError(
                 f"{where}: {self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads"
             )
+        for name in ("rope_theta", "rms_norm_eps"):
+            if not 0 < getattr(self, name) < 1e12:
+                raise ConfigError(f"{where}: {name} is {getattr(self, name)}; it must be a positive number")
         if self.head_dim % 2:
             raise ConfigError(f"{where}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
         return self

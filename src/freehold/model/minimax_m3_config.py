@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.core.errors import ConfigError
-from freehold.model.fields import Fields
+from freehold.loading.quoting import quoted
+from freehold.model.fields import MOST_CHANNELS, MOST_EXPERTS, MOST_LAYERS, Fields
 
 _VISION_KEYS = frozenset(
     """
@@ -62,17 +63,17 @@ class MiniMaxM3Config:
         """
         text = values.get("text_config", values)
         if not isinstance(text, Mapping):
-            raise ConfigError(f"{where}: 'text_config' is {text!r}; it must be an object")
+            raise ConfigError(f"{where}: 'text_config' is {quoted(text)}; it must be an object")
         if text is not values:
             outer = Fields(values, where)
             outer.require("tie_word_embeddings", [False, text.get("tie_word_embeddings", False)])
             outer.done(ignored=_VISION_KEYS)
         f = Fields(text, where)
-        layers = f.positive("num_hidden_layers")
+        layers = f.positive("num_hidden_layers", most=MOST_LAYERS)
         for key, allowed in _FIXED.items():
             f.require(key, allowed)
-        head_dim = f.positive("head_dim")
-        sparse = Fields(f.optional("sparse_attention_config") or {}, f"{where}: sparse_attention_config")
+        head_dim = f.positive("head_dim", most=MOST_CHANNELS)
+        sparse = f.object("sparse_attention_config")
         has_release_form = bool(sparse.values)
         if not has_release_form and "index_head_dim" not in text:
             raise ConfigError(
@@ -115,12 +116,15 @@ class MiniMaxM3Config:
         f = Fields({k[11:]: v for k, v in metadata.items() if k.startswith("minimax-m3.")}, where)
         f.require("expert_gating_func", [2])
         f.require("expert_weights_norm", [True])
-        layers, lead = f.positive("block_count"), f.get("leading_dense_block_count", int)
-        head_dim, expert = f.positive("attention.key_length"), f.positive("expert_feed_forward_length")
+        layers, lead = f.positive("block_count", most=MOST_LAYERS), f.get("leading_dense_block_count", int)
+        if not 0 <= lead <= layers:
+            raise ConfigError(f"{where}: 'leading_dense_block_count' is {lead}; the model has {layers} layers")
+        head_dim = f.positive("attention.key_length", most=MOST_CHANNELS)
+        expert = f.positive("expert_feed_forward_length")
         f.require("attention.value_length", [head_dim])
         flags = (False,) * lead + (True,) * (layers - lead)
         config = MiniMaxM3Config(
-            vocab_size=f.positive("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or [])),
+            vocab_size=f.positive("vocab_size", len(Fields(metadata, where).get("tokenizer.ggml.tokens", list, []))),
             hidden_size=f.positive("embedding_length"),
             num_layers=layers,
             num_q_heads=f.positive("attention.head_count"),
@@ -159,8 +163,8 @@ class MiniMaxM3Config:
         ]
         if self.rms_norm_eps >= 1:
             problems.append(f"rms_norm_eps is {self.rms_norm_eps}; it must be below 1")
-        if self.context_length > 2**31:
-            problems.append(f"a context of {self.context_length} tokens is beyond what can be addressed")
+        if sum(self.moe) * self.num_experts > MOST_EXPERTS:
+            problems.append(f"{sum(self.moe)} layers of {self.num_experts} experts; at most {MOST_EXPERTS} are read")
         if self.num_q_heads % self.num_kv_heads:
             problems.append(f"{self.num_q_heads} query heads are no multiple of {self.num_kv_heads} KV heads")
         if any(self.sparse_attention) and self.num_index_heads != self.num_kv_heads:
@@ -255,8 +259,9 @@ def _layer_list(
     flags = None if flags_key is None else f.flags(flags_key, layers)
     names = f.optional(types_key)
     if names is not None:
-        if not isinstance(names, list) or len(names) != layers or any(n not in types for n in names):
-            raise ConfigError(f"{f.where}: {types_key!r} must list {layers} of {sorted(types)}; it is {names!r}")
+        kinds = list(types)  # in a list anything may be looked for
+        if not isinstance(names, list) or len(names) != layers or any(n not in kinds for n in names):
+            raise ConfigError(f"{f.where}: {types_key!r} must list {layers} of {sorted(types)}; it is {quoted(names)}")
         named = tuple(types[n] for n in names)
         if flags is not None and flags != named:
             raise ConfigError(f"{f.where}: {flags_key!r} and {types_key!r} contradict each other")
@@ -269,11 +274,10 @@ def _layer_list(
 
 def _rotary(f: Fields, head_dim: int, where: str) -> dict[str, Any]:
     """rotary_dim and theta, which are told up to three times; contradictions are errors."""
-    rope = f.optional("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"{where}: rope type {rope['rope_type']!r} is not supported for MiniMax-M3")
-    theta = f.get("rope_theta", float, rope.get("rope_theta"))
-    factor = f.optional("partial_rotary_factor") or rope.get("partial_rotary_factor")
+    rope = f.object("rope_parameters")
+    rope.require("rope_type", ["default"])
+    theta = f.get("rope_theta", float, rope.maybe("rope_theta", float))
+    factor = f.maybe("partial_rotary_factor", float) or rope.maybe("partial_rotary_factor", float)
     rotary_dim = f.positive("rotary_dim", None if factor is None else int(head_dim * factor))
     if factor is not None and int(head_dim * factor) != rotary_dim:
         raise ConfigError(

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from freehold.core.errors import ConfigError, TensorMismatchError
+from freehold.core.typed import is_kind
 from freehold.loading.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from freehold.loading.quoting import quoted
 from freehold.model.fields import Fields
 
 # Not in the file: llama.cpp has them in its code.
@@ -148,7 +150,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     projector = f.optional("projector_type") or f.optional("vision.projector_type")
     f.optional("vision.projector_type")
     if projector != "minimax_m3":
-        raise ConfigError(f"{where}: its projector_type is {projector!r}; only 'minimax_m3' is read")
+        raise ConfigError(f"{where}: its projector_type is {quoted(projector)}; only 'minimax_m3' is read")
     for key, allowed in (("has_vision_encoder", [True]), ("has_audio_encoder", [False]), ("use_gelu", [True])):
         f.require(key, allowed)
     _check_colours(f, "vision.image_mean", _MEAN)
@@ -174,14 +176,14 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         "vision_config": vision,
         "text_config": {"hidden_size": out_size},
         # The width inside the projector is told by its weight alone; without it, loading says what is missing.
-        "projector_hidden_size": out_size if inner is None else inner.shape[0],
+        "projector_hidden_size": out_size if inner is None or not inner.shape else inner.shape[0],
     }
 
 
 def _check_colours(f: Fields, key: str, expected: tuple[float, ...]) -> None:
     """Pictures are normalised with the release's numbers; a file with others was made for another model."""
     found = f.optional(key)
-    if not isinstance(found, list) or len(found) != len(expected):
-        raise ConfigError(f"{f.where}: {key!r} is {found!r}; it must be a list of {len(expected)} numbers")
+    if not isinstance(found, list) or len(found) != len(expected) or not all(is_kind(value, float) for value in found):
+        raise ConfigError(f"{f.where}: {key!r} is {quoted(found)}; it must be a list of {len(expected)} numbers")
     if not all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(found, expected, strict=True)):
         raise ConfigError(f"{f.where}: {key!r} is {found}; MiniMax-M3 has {list(expected)}")

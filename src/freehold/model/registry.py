@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint, CheckpointFormat
+from freehold.loading.quoting import quoted
 from freehold.model.base import Model
 from freehold.model.compute import Compute, ReferenceCompute
 from freehold.model.index_sidecar import IndexSidecar
@@ -64,7 +65,7 @@ def family_of(config: Mapping[str, Any], checkpoint_format: CheckpointFormat, wh
     kind = _kind(config, checkpoint_format)
     known = _GGUF_KINDS if checkpoint_format == "gguf" else _HF_KINDS
     if kind not in known:
-        raise ConfigError(f"{where}: model type {kind!r} is not supported; supported are {', '.join(known)}")
+        raise ConfigError(f"{where}: model type {quoted(kind)} is not supported; supported are {', '.join(known)}")
     return known[kind]
 
 

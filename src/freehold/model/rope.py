@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from freehold.core.errors import ConfigError
+from freehold.core.typed import is_kind
+from freehold.loading.quoting import quoted
 
 _KEYS = {
     "default": set(),
@@ -47,8 +49,8 @@ def make_rope(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None, 
     scaling.pop("type", None)
     scaling.pop("rope_theta", None)
     scaling.pop("partial_rotary_factor", None)
-    if kind not in _KEYS:
-        raise ConfigError(f"rope type {kind!r} is not supported; supported are {', '.join(_KEYS)}")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise ConfigError(f"rope type {quoted(kind)} is not supported; supported are {', '.join(_KEYS)}")
     unknown = set(scaling) - _KEYS[kind]
     if unknown:
         raise ConfigError(f"rope type {kind!r} has unknown keys {sorted(unknown)}; known are {sorted(_KEYS[kind])}")
@@ -63,10 +65,11 @@ def make_rope(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None, 
     return Rope(plain, 1.0)
 
 
-def _number(kind: str, scaling: Mapping[str, Any], key: str) -> float:
-    value = scaling.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"rope type {kind!r} needs {key} as a positive number, not {value!r}")
+def _number(kind: str, scaling: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value: Any = scaling.get(key)
+    value = default if value is None else value
+    if not is_kind(value, float) or not 0 < value < 1e12:
+        raise ConfigError(f"rope type {kind!r} needs {key} as a positive number, not {quoted(value)}")
     return float(value)
 
 
@@ -87,14 +90,19 @@ def _llama3(plain: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
 def _yarn(plain: torch.Tensor, dim: int, theta: float, scaling: Mapping[str, Any], max_position: int) -> Rope:
     """YaRN (arXiv 2309.00071): frequencies are interpolated, kept, or mixed along a ramp between two rotations."""
     factor = _number("yarn", scaling, "factor")
-    original = float(scaling.get("original_max_position_embeddings") or max_position)
+    original = _number("yarn", scaling, "original_max_position_embeddings", max_position)
+    if theta <= 1:
+        raise ConfigError(f"rope type 'yarn' needs rope_theta above 1, not {theta}")
 
     def dimension_of(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = dimension_of(float(scaling.get("beta_fast") or 32))
-    high = dimension_of(float(scaling.get("beta_slow") or 1))
-    if scaling.get("truncate", True):
+    low = dimension_of(_number("yarn", scaling, "beta_fast", 32))
+    high = dimension_of(_number("yarn", scaling, "beta_slow", 1))
+    truncate = scaling.get("truncate")
+    if truncate not in (None, True, False):
+        raise ConfigError(f"rope type 'yarn' has truncate {quoted(truncate)}; it must be true or false")
+    if truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
@@ -103,8 +111,9 @@ def _yarn(plain: torch.Tensor, dim: int, theta: float, scaling: Mapping[str, Any
     def magnitude(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    scale = scaling.get("attention_factor")
-    if scale is None:
-        mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        scale = magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1.0)
-    return Rope(inv_freq, float(scale))
+    if scaling.get("attention_factor") is not None:
+        return Rope(inv_freq, _number("yarn", scaling, "attention_factor"))
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        above, below = (_number("yarn", scaling, key) for key in ("mscale", "mscale_all_dim"))
+        return Rope(inv_freq, magnitude(above) / magnitude(below))
+    return Rope(inv_freq, magnitude(1.0))

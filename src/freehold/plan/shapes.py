@@ -7,7 +7,8 @@ from typing import Any
 
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import TensorInfo
-from freehold.model.fields import Fields
+from freehold.loading.quoting import quoted
+from freehold.model.fields import MOST_LAYERS, Fields
 from freehold.model.llama import LlamaConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 
@@ -116,16 +117,17 @@ def _vision(values: Mapping[str, Any], text_hidden: int, where: str) -> Iterator
     """The tower, the projector and the merging of neighbouring patches."""
     given = values["vision_config"]
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}: 'vision_config' is {given!r}; it must be an object")
+        raise ConfigError(f"{where}: 'vision_config' is {quoted(given)}; it must be an object")
     f = Fields(given, f"{where}: vision_config")
-    merging = Fields(given.get("img_token_compression_config") or given, f"{where}: img_token_compression_config")
+    merging = f.object("img_token_compression_config")
+    merging = merging if merging.values else f
     frames, merge = merging.positive("temporal_patch_size", 2), merging.positive("spatial_merge_size", 2)
     hidden, inner, patch = f.positive("hidden_size"), f.positive("intermediate_size"), f.positive("patch_size")
     projected = Fields(values, where).positive("projector_hidden_size")
     root = "vision_tower.vision_model."
     yield f"{root}embeddings.patch_embedding.weight", (hidden, f.positive("num_channels", 3), frames, patch, patch)
     yield from _with_bias(f"{root}pre_layrnorm", (hidden,))
-    for i in range(f.positive("num_hidden_layers")):
+    for i in range(f.positive("num_hidden_layers", most=MOST_LAYERS)):
         layer = f"{root}encoder.layers.{i}."
         for name in ("layer_norm1", "layer_norm2"):
             yield from _with_bias(layer + name, (hidden,))
@@ -144,13 +146,15 @@ def _with_bias(name: str, shape: tuple[int, ...]) -> Iterator[Named]:
     yield f"{name}.bias", shape[:1]
 
 
-def _quantised(tensors: Mapping[str, TensorInfo], quantisation: Mapping[str, Any], where: str) -> dict[str, TensorInfo]:
+def _quantised(tensors: Mapping[str, TensorInfo], quantisation: Any, where: str) -> dict[str, TensorInfo]:
     """MXFP8: each matrix in 8-bit floats, and one exponent for each 32 of its weights."""
+    if not isinstance(quantisation, Mapping):
+        raise ConfigError(f"{where}: 'quantization_config' is {quoted(quantisation)}; it must be an object")
     method, ignored = quantisation.get("quant_method"), quantisation.get("ignored_layers") or []
     if method != "mxfp8" or not isinstance(ignored, list):
         raise ConfigError(
-            f"{where}: 'quantization_config' asks for {method!r}, whose sizes do not follow from the configuration; "
-            "name the directory that holds the files"
+            f"{where}: 'quantization_config' asks for {quoted(method)}, whose sizes do not follow from the"
+            " configuration; name the directory that holds the files"
         )
     found = {}
     for name, info in tensors.items():

@@ -17,6 +17,7 @@ from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open
 from freehold.loading.json_object import read_json_object
 from freehold.loading.pull import resolve
 from freehold.loading.quantization_config import read_quantization
+from freehold.loading.quoting import quoted
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
 from freehold.model.llama import LlamaConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
@@ -204,7 +205,7 @@ def _dtype(values: Mapping[str, Any], where: str) -> str:
     )
     word = _WORDS.get(str(named).removeprefix("torch."))
     if word is None:
-        raise ConfigError(f"{where}: 'torch_dtype' is {named!r}; known are {', '.join(_WORDS)}")
+        raise ConfigError(f"{where}: 'torch_dtype' is {quoted(named)}; known are {', '.join(_WORDS)}")
     return word
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.core.errors import ConfigError
-from freehold.model.fields import Fields
+from freehold.model.fields import MOST_LAYERS, Fields
 
 _ROPE_AXES = 3
+_MOST_PIXELS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +71,21 @@ class VisionConfig:
         f = Fields(vision, f"{where}: vision_config")
         for key, allowed in _FIXED.items():
             f.require(key, allowed)
-        merge = Fields(f.optional("img_token_compression_config") or {}, f"{where}: img_token_compression_config")
+        merge = f.object("img_token_compression_config")
         merge.require("image_token_compression_method", ["patch_merge"])
-        rope = f.optional("rope_parameters") or {}
-        if rope.get("rope_type", "axial") != "axial":
-            raise ConfigError(f"{where}: vision rope type {rope['rope_type']!r} is not supported; only 'axial' is")
+        rope = f.object("rope_parameters")
+        rope.require("rope_type", ["axial"])
         out_size = Fields(text, where).positive("hidden_size")
         f.require("projection_dim", [out_size])
         config = VisionConfig(
             hidden_size=f.positive("hidden_size"),
             intermediate_size=f.positive("intermediate_size"),
-            num_layers=f.positive("num_hidden_layers"),
+            num_layers=f.positive("num_hidden_layers", most=MOST_LAYERS),
             num_heads=f.positive("num_attention_heads"),
-            patch_size=f.positive("patch_size"),
-            temporal_patch_size=f.positive("temporal_patch_size", merge.optional("temporal_patch_size")),
-            merge_size=f.positive("spatial_merge_size", merge.optional("spatial_merge_size")),
-            rope_theta=f.get("rope_theta", float, rope.get("rope_theta")),
+            patch_size=f.positive("patch_size", most=_MOST_PIXELS),
+            temporal_patch_size=f.positive("temporal_patch_size", merge.maybe("temporal_patch_size", int)),
+            merge_size=f.positive("spatial_merge_size", merge.maybe("spatial_merge_size", int), most=_MOST_PIXELS),
+            rope_theta=f.get("rope_theta", float, rope.maybe("rope_theta", float)),
             layer_norm_eps=f.get("layer_norm_eps", float),
             projector_size=outer.positive("projector_hidden_size"),
             out_size=out_size,
@@ -107,8 +107,7 @@ class VisionConfig:
 
 def _token(outer: Fields, kind: str) -> int:
     """transformers reads either name, and saves the first."""
-    other: int | None = outer.optional(f"{kind}_token_id")
-    return outer.get(f"{kind}_token_index", int, other)
+    return outer.get(f"{kind}_token_index", int, outer.maybe(f"{kind}_token_id", int))
 
 
 _OUTER_FIXED: dict[str, list[Any]] = {
