@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.core.config import Activations
 from freehold.core.errors import ArgumentError
 from freehold.engine.memory import LEAST_FRAMES
 from freehold.plan.calibration import Calibration, Identity
@@ -155,6 +156,12 @@ def test_the_command_of_a_streamed_way_gives_experts_their_budget() -> None:
     budget = int(words[words.index("--expert-budget") + 1])
     assert budget + row.way.need <= 64 * GB + 2 * plan.weights.expert
     assert budget == pytest.approx(row.way.cached_experts * plan.weights.routed, abs=1)
+
+
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_the_command_computes_what_was_planned(activations: Activations) -> None:
+    plan = make_plan(m3(), PlanSettings(context=8192, activations=activations))
+    assert ("--activations int8" in start_line(plan, plan.rows[0])) == (activations == "int8")
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:

@@ -240,6 +240,7 @@ def start_line(plan: Plan, row: Row) -> str:
         "context-length": row.task.context,
         "cache-tokens": row.task.users * plan.cache.blocks(row.task.context) * plan.cache.block_tokens,
         "kv-dtype": plan.cache.kv_dtype,
+        "activations": plan.settings.activations,
         "ram-budget": row.way.frames_given if row.way.paged else None,
         "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
     }
