@@ -172,8 +172,10 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="goes with the native kernels"):
         freehold.LLM(model, expert_budget=2**30, impl="reference")
     write_tiny_llama(next(iter(LLAMAS.values())), tmp_path / "llama")
-    with pytest.raises(ConfigError, match="has no experts"):
-        freehold.LLM(tmp_path / "llama", expert_budget=2**30)
+    write_tiny_m3(TinyM3Spec("dense", (0, 1), (0, 0)), tmp_path / "m3")
+    for name in ("llama", "m3"):
+        with pytest.raises(ConfigError, match=rf"expert_budget is 1073741824; .*/{name} has no experts\. Leave it out"):
+            freehold.LLM(tmp_path / name, expert_budget=2**30)
 
 
 @settings(deadline=None, max_examples=40)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from freehold.core.blocks import LaneSpec, LayerLanes, Spans
+from freehold.core.errors import ConfigError
 from freehold.core.visuals import Overlay
 from freehold.kernels import FusedLayerParts, Gate
 from freehold.loading.checkpoint import Checkpoint
@@ -193,6 +194,8 @@ class MiniMaxM3(nn.Module):
         wanted, ignored = model.sources(checkpoint)
         if expert_budget is None:
             load_weights(checkpoint, wanted, ignored=ignored)
+        elif not any(model.config.moe):
+            raise ConfigError(f"expert_budget is {expert_budget}; {checkpoint.path} has no experts. Leave it out")
         else:
             with ExpertLoading(checkpoint, compute, model.config.num_experts) as loading:
                 load_weights(checkpoint, loading.divert(wanted), ignored=ignored)
