@@ -6,7 +6,7 @@ Read are the forms in which MiniMax-M3 is published, and their close kin:
     quant_method "fp8"       transformers: E4M3 with a float scale for weight_block_size, or one for the matrix
     quant_method "modelopt"  NVIDIA: quant_algo MXFP8, FP8, NVFP4, W4A16_NVFP4, or MIXED_PRECISION of these
 
-How activations are to be quantised is left out of account: here they are not.
+How activations are to be quantised is left out of account: here the engine's own settings say it.
 """
 
 from __future__ import annotations
