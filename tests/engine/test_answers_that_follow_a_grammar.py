@@ -188,3 +188,12 @@ def test_fields_that_contradict_a_grammar_are_refused():
 def test_a_stop_text_still_ends_an_answer(model):
     _, text, last = answer(byte_engine(model), params('start: "abcdef"', stop=("cd",)))
     assert (text, last.reason) == ("ab", "stop")
+
+
+def test_a_grammar_that_becomes_too_large_is_the_request_s_own_fault(model):
+    members = ", ".join(f'"p{i}": {{"type": "null"}}' for i in range(6500))
+    _, _, last = answer(
+        byte_engine(model), params(f'start: "a" b\nb: %json {{"properties": {{{members}}}, "type": "object"}}')
+    )
+    assert (last.reason, last.refusal) == ("error", last.error)
+    assert "cannot be followed any further" in last.refusal

@@ -106,3 +106,18 @@ def test_a_piece_that_must_come_may_come_in_any_tokens():
 
     matcher = Grammars(Pairs(), NUM_TOKENS + 1).matcher('start: "abc"')
     assert matcher.allowed().tolist() == [ord("a"), NUM_TOKENS]
+
+
+def test_an_answer_that_uses_up_the_lexer_spoils_no_later_one():
+    long = '%json {"type": "string", "minLength": 50000}'
+    grammars, grammar = Grammars(Bytes(), NUM_TOKENS), f'start: "<" long | ">"\nlong: {long}'
+    first = grammars.matcher(grammar)
+
+    def answer() -> None:
+        for byte in b'<"' + b"a" * 50_000:
+            first.allowed()
+            first.push(byte)
+
+    with pytest.raises(RequestError, match="too many states"):
+        answer()
+    assert ord(">") in grammars.matcher(grammar).allowed()

@@ -182,6 +182,16 @@ def test_a_failing_engine_gives_an_error_without_internals(ask, script, status):
         assert stream.headers["x-request-id"] in last
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_breaks_off_by_the_request_s_own_fault_says_so(ask, stream):
+    asker = ask(create_app(FakeBackend(Script(reason="error", error="SECRET", refusal="the grammar is too large"))))
+    response = asker.chat(stream=stream)
+    assert response.status_code == (200 if stream else 400)
+    assert "the grammar is too large" in response.text
+    assert '"type":"invalid_request_error"' in response.text
+    assert "SECRET" not in response.text
+
+
 def test_when_one_choice_fails_the_others_are_cancelled(ask):
     scripts = iter([Script(delay=5), Script(reason="error")])
     backend = FakeBackend(lambda *_: next(scripts))

@@ -26,7 +26,7 @@ class Script:
     tokens: the bytes of each token of the answer. A character may be spread over several.
     prefill: seconds before the first token, spent in `prefill_steps` steps; delay: seconds before each token.
     reason, error: how it ends after the last token. crash: raised by the iterator instead of an end.
-    stop_text: the stop text that ends it.
+    stop_text: the stop text that ends it. refusal: see FinishEvent.
     """
 
     tokens: Sequence[bytes] = (b"Hello", b", ", b"world")
@@ -37,6 +37,7 @@ class Script:
     error: str | None = None
     crash: Exception | None = None
     stop_text: str | None = None
+    refusal: str | None = None
 
 
 @dataclass
@@ -84,7 +85,9 @@ class FakeStream:
         self.ended = reason != "cancelled"
         usage = Usage(total, self.cached_tokens, count)
         text, stop_text = decoder.decode(b"", final=True), self.script.stop_text if reason == "stop" else None
-        yield FinishEvent(self.request_id, reason, usage, text, self.script.error, stop_text=stop_text)
+        yield FinishEvent(
+            self.request_id, reason, usage, text, self.script.error, stop_text=stop_text, refusal=self.script.refusal
+        )
 
     async def _sleep(self, seconds: float) -> None:
         if seconds:

@@ -81,7 +81,8 @@ class TokenEvent:
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The request ended; nothing follows. `text` is what had been held back and belongs to the answer.
-    `provenance` is there if it was asked for. `stop_text` is the stop text that ended the answer, if one did."""
+    `provenance` is there if it was asked for. `stop_text` is the stop text that ended the answer, if one did.
+    `refusal`: of an error that is the request's own fault, what its sender is to know."""
 
     request_id: str
     reason: FinishReason
@@ -90,6 +91,7 @@ class FinishEvent:
     error: str | None = None
     provenance: Provenance | None = None
     stop_text: str | None = None
+    refusal: str | None = None
 
 
 Event = PrefillEvent | PromptLogprobsEvent | TokenEvent | FinishEvent

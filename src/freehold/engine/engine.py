@@ -273,7 +273,7 @@ class Engine:
         try:
             allowed = None if matcher is None else matcher.allowed()
         except RequestError as error:
-            return [self._finish(request, "error", error=str(error))]
+            return [self._finish(request, "error", refusal=str(error))]
         if matcher is not None and allowed is not None and not len(allowed):
             if matcher.may_end:
                 return [self._finish(request, "stop", flush=True)]
@@ -299,7 +299,7 @@ class Engine:
             try:
                 request.matcher.push(token)
             except RequestError as error:
-                return [event, self._finish(request, "error", error=str(error))]
+                return [event, self._finish(request, "error", refusal=str(error))]
             if request.matcher.is_done:
                 return [event, self._finish(request, "stop", flush=True)]
         if len(request.tokens) >= request.max_total_tokens:
@@ -307,7 +307,13 @@ class Engine:
         return [event]
 
     def _finish(
-        self, request: Request, reason: FinishReason, *, flush: bool = False, error: str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        *,
+        flush: bool = False,
+        error: str | None = None,
+        refusal: str | None = None,
     ) -> FinishEvent:
         """Ends a request. With `flush`, text that was held back belongs to the answer."""
         text = ""
@@ -318,7 +324,8 @@ class Engine:
         del self._requests[request.request_id]
         reads = None if request.reads is None else Provenance(self.cache.block_tokens, tuple(request.reads))
         stop_text = request.stops.matched if reason == "stop" else None
-        return FinishEvent(request.request_id, reason, request.usage(self._clock()), text, error, reads, stop_text)
+        usage = request.usage(self._clock())
+        return FinishEvent(request.request_id, reason, usage, text, error or refusal, reads, stop_text, refusal)
 
     def close(self) -> None:
         """Waits until the block store has everything, and lets go of it."""

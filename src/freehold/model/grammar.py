@@ -63,7 +63,13 @@ class Grammars:
 
     def matcher(self, grammar: str) -> GrammarMatcher:
         """A matcher at the beginning of the grammar. Raises RequestError if the grammar is none, or too large."""
-        return GrammarMatcher(self._compile(grammar).deep_copy(), self._vocab_size, self._eos)
+        copy = self._compile(grammar).deep_copy()
+        copy.compute_bitmask()
+        if copy.is_error():  # copies share a lexer, and one of them has used it up
+            with self._lock:
+                self._compiled.pop(grammar, None)
+            copy = self._compile(grammar).deep_copy()
+        return GrammarMatcher(copy, self._vocab_size, self._eos)
 
     def check(self, grammar: str) -> None:
         """Raises RequestError where `matcher` would, and makes the next call of it cheap."""
@@ -133,7 +139,11 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the grammar cannot be followed any further: {_first_line(self._matcher.get_error())}")
+            reason = _first_line(self._matcher.get_error())
+            raise RequestError(
+                f"the grammar cannot be followed any further: {reason}; where it is too large, send a simpler schema",
+                field="grammar",
+            )
 
 
 def lark_error(grammar: str) -> str:

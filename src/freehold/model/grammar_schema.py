@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from freehold.core.errors import RequestError
 from freehold.model.grammar import lark_error
 from freehold.model.grammar_finite import FiniteValues
+from freehold.model.grammar_size import too_large
 
 WHITESPACE = r"\r?\n[ \t]{0,64}|[ ]{1,2}"
 """White space between the parts of a JSON text; bounded, or a model may write nothing else for ever."""
@@ -32,9 +33,12 @@ def checked(schema: Any, field: str) -> Any:
     it that no finite JSON fits are false.
 
     field: what the schema is called in messages, such as "response_format.json_schema.schema".
-    Raises RequestError that names the keyword and the path to it.
+    Raises RequestError that names the keyword and the path to it, or says what of the schema is too large.
     """
     plain = walked(schema, field)
+    large = too_large(plain, plain, resolve)
+    if large:  # before the library, which may take half a minute over it
+        raise RequestError(f"{field}: the schema is too large: {large}", field=field)
     error = lark_error(f"start: {inline(plain)}")
     if error:
         where, reason = _culprit(plain, plain, field, error)

@@ -134,6 +134,9 @@ def broken_answer(broken: Broken, http_request_id: str) -> tuple[int, str, str]:
         # A status that client libraries do not take for a reason to send the request again.
         message = "the request was ended by DELETE /v1/requests/{id}; what was read of its prompt is kept"
         return 410, message, "request_cancelled"
+    if broken.refusal is not None:
+        logger.info("request %s was refused in its answer: %s", http_request_id, broken.detail)
+        return 400, broken.refusal, "invalid_value"
     log_failure(http_request_id, broken.detail)
     if broken.reason == "timeout":
         message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"

@@ -55,11 +55,12 @@ class Broken:
     """A stream did not come to a proper end: the engine failed ("error"), gave the request up ("cancelled"), somebody
     wanted it to end ("withdrawn"), or it did not get to its end in time ("timeout").
 
-    detail: for the log.
+    detail: for the log. refusal: of an error that is the request's own fault, what the client is to know.
     """
 
     reason: BrokenReason
     detail: str
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,8 @@ class Generation:
         if isinstance(event, FinishEvent) and event.reason != "stop" and event.reason != "length":
             withdrawn = event.reason == "cancelled" and self._entry.cancelled
             reason: BrokenReason = "withdrawn" if withdrawn else event.reason
-            return Broken(reason, f"engine request {event.request_id} ended with {event.reason}: {event.error}")
+            detail = f"engine request {event.request_id} ended with {event.reason}: {event.error}"
+            return Broken(reason, detail, event.refusal)
         answer = self.answers[index]
         heard = answer.hear(event)
         if answer.finish is not None:
