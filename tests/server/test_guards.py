@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 
 import pytest
@@ -89,6 +91,27 @@ def test_what_a_web_page_may_send_unasked_is_refused(ask, content_type):
     headers = {"Content-Type": content_type} if content_type else {}
     response = ask(create_app(FakeBackend())).request("POST", "/v1/chat/completions", content=b"{}", headers=headers)
     assert error_of(response) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "zstd, gzip", "identity, deflate"])
+def test_a_compressed_body_is_refused_by_the_name_of_its_header(ask, coding):
+    backend = FakeBackend()
+    headers = {**JSON, "Content-Encoding": coding}
+    body = gzip.compress(json.dumps(CHAT).encode())
+    response = ask(create_app(backend)).request("POST", "/v1/chat/completions", content=body, headers=headers)
+    assert error_of(response) == (415, "unsupported_content_encoding")
+    assert "Content-Encoding" in response.json()["error"]["message"]
+    assert response.headers["accept-encoding"] == "identity"
+    assert backend.streams == []
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+def test_a_body_that_is_declared_to_be_plain_is_read(ask, coding):
+    headers = {**JSON, "Content-Encoding": coding}
+    response = ask(create_app(FakeBackend())).request(
+        "POST", "/v1/chat/completions", content=json.dumps(CHAT), headers=headers
+    )
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ _WITH_A_KEY = {401: "The API key is missing, wrong or expired."}
 _WITH_A_BODY = {
     408: "The body took too long to arrive.",
     413: "The body is too large.",
-    415: "The body is not declared to be JSON.",
+    415: "The body is not declared to be JSON, or it is declared to be compressed.",
     503: "The server is shutting down, or reads too many large bodies; try again.",
 }
 _POSTED = {429: "The engine's queue is full, or a limit of the key is reached; try again after Retry-After."}

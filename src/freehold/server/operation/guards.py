@@ -46,6 +46,7 @@ MAX_HEADER_BYTES = 32 * 1024
 _DISCARD_FACTOR = 4
 # Bodies of all requests together, while they are read; afterwards the engine's queue has its own limits.
 _BODIES_AT_ONCE = 8
+_NOTHING_WRONG = (0, "", "")
 
 
 def opening_scopes(path: str) -> tuple[str, ...]:
@@ -372,8 +373,8 @@ class BodyGuard:
     """Reads the whole body of a POST, and hands it on in one piece; later messages (the disconnect) pass.
 
     Answers 413 above `max_body_bytes`, 408 when it takes longer than `body_seconds`, 503 when too many large bodies
-    are read at once, and 415 unless the body is declared to be JSON: a web page can send any other type to a
-    loopback port without asking the server first.
+    are read at once, 415 for a body that is declared to be compressed, and 415 unless it is declared to be JSON: a web
+    page can send any other type to a loopback port without asking the server first.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, body_seconds: float = 60.0, refuse: Refuse = refuse) -> None:
@@ -397,13 +398,12 @@ class BodyGuard:
             self._held -= len(body)
         if refusal is None:
             return
-        content_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-        if not refusal[0] and body and content_type != "application/json":
-            text = f"the Content-Type is {content_type[:80]!r}; it must be 'application/json'"
-            refusal = (415, text, "unsupported_media_type")
+        if not refusal[0] and body:
+            refusal = _undeclared(Headers(scope=scope))
         if refusal[0]:
             headers = {"Connection": "close"} if refusal[0] in (408, 503) else {}
             headers |= {"Retry-After": "1"} if refusal[0] == 503 else {}
+            headers |= {"Accept-Encoding": "identity"} if refusal[0] == 415 else {}
             await self._refuse(scope, *refusal, headers)(scope, receive, send)
             return
         await self._app(scope, _with_body(bytes(body), receive), send)
@@ -426,7 +426,24 @@ class BodyGuard:
         if total > self._limit:
             text = f"the request body is larger than {self._limit} bytes, the limit of this server"
             return 413, text, "body_too_large"
-        return 0, "", ""
+        return _NOTHING_WRONG
+
+
+def _undeclared(headers: Headers) -> tuple[int, str, str]:
+    """What to refuse a body with whose headers do not say that it is plain JSON; a status of 0 if they do."""
+    codings = [name.strip().lower() for name in ",".join(headers.getlist("content-encoding")).split(",")]
+    packed = [name for name in codings if name not in ("", "identity")]
+    if packed:
+        text = (
+            f"the Content-Encoding is {', '.join(packed)[:80]!r}; this server unpacks nothing: send the body as it is, "
+            "without this header"
+        )
+        return 415, text, "unsupported_content_encoding"
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        text = f"the Content-Type is {content_type[:80]!r}; it must be 'application/json'"
+        return 415, text, "unsupported_media_type"
+    return _NOTHING_WRONG
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:
