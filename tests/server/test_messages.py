@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import anthropic
 import pytest
 
 from freehold.model.answers.json_calls import JsonCallParser
 from freehold.server.app import create_app
+from support.anthropic_types import checked_error, checked_models
 from support.fake_backend import FakeBackend, Script
 
 HI = [{"role": "user", "content": "hi"}]
@@ -51,6 +53,30 @@ def connect(running) -> Iterator[object]:
     for client, server in open_things:
         client.close()
         server.__exit__(None, None, None)
+
+
+def test_models_are_listed_in_the_form_of_the_client(connect):
+    client = connect(FakeBackend(), aliases=["other"])
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("fake/model", "model", "fake/model")
+    assert model.created_at == datetime.fromtimestamp(1_700_000_000, timezone.utc)
+    assert (model.lifecycle, model.max_input_tokens) == ("active", 4096)
+    for name in ("fake/model", "other"):
+        assert client.models.retrieve(name).model_dump() == model.model_dump()
+    assert checked_models(client.models.with_raw_response.list(limit=1).http_response.json()) == [model]
+    assert list(client.models.list(after_id="fake/model")) == list(client.models.list(before_id="other")) == []
+
+
+@pytest.mark.parametrize("ask", ["retrieve", "list"])
+def test_errors_about_models_have_the_form_of_the_client(connect, ask):
+    client = connect(FakeBackend())
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.models.retrieve("claude-x") if ask == "retrieve" else client.models.list(after_id="claude-x")
+    checked_error(missing.value.body)
+    assert missing.value.request_id == missing.value.body["request_id"] != ""
+    with pytest.raises(anthropic.AuthenticationError) as unknown:
+        client.with_options(api_key="other").models.list()
+    checked_error(unknown.value.body)
 
 
 def test_a_message_and_its_counts(connect):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from anthropic.pagination import SyncPage
 from anthropic.types import ErrorResponse as AnthropicError
-from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -24,6 +25,17 @@ def checked_count(body: Any) -> int:
     count = MessageTokensCount.model_validate_json(json.dumps(body), strict=True)
     _assert_nothing_else(count)
     return count.input_tokens
+
+
+def checked_models(body: Any) -> list[ModelInfo]:
+    """`body` as a page of models, which is the only one."""
+    page = SyncPage[ModelInfo].model_validate_json(json.dumps(body), strict=True)
+    for model in page.data:
+        _assert_nothing_else(model)
+    ids = [model.id for model in page.data]
+    assert set(body) == {"data", "has_more", "first_id", "last_id"}
+    assert (page.has_more, page.first_id, page.last_id) == (False, ids[0] if ids else None, ids[-1] if ids else None)
+    return page.data
 
 
 def checked_error(body: Any) -> AnthropicError:

@@ -104,13 +104,18 @@ def _describe(path: str, method: str, operation: Json) -> None:
     for status in answers:
         if status.startswith(("4", "5")) and int(status) not in refusals and path not in OPEN_PATHS:
             refusals[int(status)] = answers[status]["description"]
-    error = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
     for status, text in refusals.items():
-        content = {"application/json": {"schema": _reference(error)}}
+        content = {"application/json": {"schema": _error_schema(path)}}
         answers[str(status)] = {"description": text, "content": content, "headers": _refusal_headers(status)}
     for answer in answers.values():
         answer.setdefault("headers", {})[REQUEST_ID_HEADER] = _header("The id under which the server's log knows it.")
     operation["responses"] = dict(sorted(answers.items()))
+
+
+def _error_schema(path: str) -> Json:
+    if path.startswith("/v1/models"):  # the client's headers decide
+        return {"anyOf": [_reference(ErrorBody), _reference(MessagesErrorBody)]}
+    return _reference(MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody)
 
 
 def _refusals(path: str, method: str) -> dict[int, str]:

@@ -1,4 +1,5 @@
-"""What is answered when something is refused: each API's own form of error, chosen by the path."""
+"""What is answered when something is refused: each API's own form of error, chosen by the path, and by the client's
+headers where two APIs share a path."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
@@ -34,6 +36,15 @@ def route_path(scope: Scope) -> str:
     return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else path
 
 
+def speaks_messages(scope: Scope) -> bool:
+    """Whether the answer is to have the form of Anthropic's API. Its clients name its version in each request, which
+    tells them apart from OpenAI's where both ask for the same path: the list of models."""
+    path = route_path(scope)
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return True
+    return (path == "/v1/models" or path.startswith("/v1/models/")) and "anthropic-version" in Headers(scope=scope)
+
+
 def refuse(
     scope: Scope,
     status: int,
@@ -44,8 +55,7 @@ def refuse(
     param: str | None = None,
 ) -> Response:
     """The answer in the form that clients of this path know. param: the field that is at fault."""
-    path = route_path(scope)
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+    if speaks_messages(scope):
         request_id = scope.get("state", {}).get("http_request_id")
         named = {"request-id": request_id} if request_id else {}
         # This form has no place of its own for the field.

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from datetime import datetime, timezone
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from freehold.server.messages.wire_answer import ModelInfo, ModelInfoList
 from freehold.server.openai.wire import ErrorBody, ModelCard, ModelList
 from freehold.server.operation.wire import Health
-from freehold.server.service import Service
+from freehold.server.refusals import speaks_messages
+from freehold.server.service import Service, http_request_id
+
+_Version = Annotated[str | None, Header(description="Sent by Anthropic's clients: the answer has their form.")]
 
 
 def model_routes(service: Service) -> APIRouter:
     """The routes of this file, serving `service`."""
     router = APIRouter()
 
-    @router.get("/v1/models")
-    async def list_models() -> ModelList:
-        return ModelList(data=[_card(service)])
+    @router.get("/v1/models", response_model=ModelList | ModelInfoList)
+    async def list_models(http: Request, anthropic_version: _Version = None) -> Response:
+        if not speaks_messages(http.scope):
+            return _json(http, ModelList(data=[_card(service)]))
+        # The list ends where it begins: before and behind its only model there is nothing.
+        bounds = [name for key in ("after_id", "before_id") if (name := http.query_params.get(key))]
+        for name in bounds:
+            service.check_model(name)
+        return _json(http, ModelInfoList.of([] if bounds else [_info(service)]))
 
     # Names may hold slashes.
-    @router.get("/v1/models/{model_id:path}", responses={404: {"model": ErrorBody}})
-    async def retrieve_model(model_id: str) -> ModelCard:
+    @router.get(
+        "/v1/models/{model_id:path}", response_model=ModelCard | ModelInfo, responses={404: {"model": ErrorBody}}
+    )
+    async def retrieve_model(http: Request, model_id: str, anthropic_version: _Version = None) -> Response:
         service.check_model(model_id)
-        return _card(service)
+        return _json(http, _info(service) if speaks_messages(http.scope) else _card(service))
 
     # Probes often ask for the head alone.
     @router.head("/health", include_in_schema=False)
@@ -35,6 +52,11 @@ def model_routes(service: Service) -> APIRouter:
     return router
 
 
+def _json(http: Request, body: BaseModel) -> Response:
+    named: dict[str, Any] = {"request-id": http_request_id(http)} if speaks_messages(http.scope) else {}
+    return JSONResponse(body.model_dump(), headers=named)
+
+
 def _card(service: Service) -> ModelCard:
     backend = service.backend
     return ModelCard(
@@ -42,4 +64,16 @@ def _card(service: Service) -> ModelCard:
         created=backend.created,
         context_length=backend.context_length,
         input_modalities=list(backend.input_modalities),
+    )
+
+
+def _info(service: Service) -> ModelInfo:
+    """The same for Anthropic's clients."""
+    backend = service.backend
+    created = datetime.fromtimestamp(backend.created, timezone.utc).isoformat().replace("+00:00", "Z")
+    return ModelInfo(
+        id=backend.model_name,
+        display_name=backend.model_name,
+        created_at=created,
+        max_input_tokens=backend.context_length,
     )

@@ -147,3 +147,31 @@ class PingEvent(BaseModel):
 
 BlockEvent = BlockStartEvent | BlockDeltaEvent | BlockStopEvent
 MessageEvent = MessageStartEvent | BlockEvent | MessageDeltaEvent | MessageStopEvent | PingEvent
+
+
+# --- models -------------------------------------------------------------------------------------------------
+
+
+class ModelInfo(BaseModel):
+    """The served model. created_at: as RFC 3339 writes times. max_input_tokens: the context, the answer included."""
+
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int
+
+
+class ModelInfoList(BaseModel):
+    """A page of models, which is all of them."""
+
+    data: list[ModelInfo]
+    has_more: Literal[False] = False
+    first_id: str | None
+    last_id: str | None
+
+    @classmethod
+    def of(cls, models: list[ModelInfo]) -> ModelInfoList:
+        """A page with the ids at its ends."""
+        return cls(data=models, first_id=models[0].id if models else None, last_id=models[-1].id if models else None)
