@@ -137,11 +137,12 @@ def broken_answer(broken: Broken, http_request_id: str) -> tuple[int, str, str]:
     if broken.refusal is not None:
         logger.info("request %s was refused in its answer: %s", http_request_id, broken.detail)
         return 400, broken.refusal, "invalid_value"
+    if broken.reason == "cancelled":  # a drain that was asked for, and no fault of anybody's
+        logger.warning("request %s was given up: %s", http_request_id, broken.detail)
+        message = "the server gave this request up, most likely because it is shutting down; send it again"
+        return 503, message, "request_cancelled"
     log_failure(http_request_id, broken.detail)
     if broken.reason == "timeout":
         message = "the request took longer than this server allows; what was read of the prompt is kept: send it again"
         return 504, message, "timeout"
-    if broken.reason == "cancelled":
-        message = "the server gave this request up, most likely because it is shutting down; send it again"
-        return 503, message, "request_cancelled"
     return 500, internal_error_body(http_request_id).error.message, "internal_error"
