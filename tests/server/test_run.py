@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -163,6 +164,30 @@ def test_while_it_drains_new_work_is_refused_and_it_is_not_ready(start_process):
     assert text.endswith("[DONE]")
     process.communicate(timeout=10)
     assert process.returncode == 0
+
+
+def test_an_orderly_end_is_no_error_in_the_log(start_process):
+    """However many answers it cuts short, whole ones and streams."""
+    process, url = start_process(10_000, 0.5)
+    body = stream_body(10_000)
+    with (
+        ThreadPoolExecutor() as pool,
+        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as response,
+    ):
+        whole = pool.submit(httpx.post, f"{url}/v1/completions", json={**body, "stream": False}, timeout=20)
+        lines = response.iter_lines()
+        next(lines)
+        while httpx.get(f"{url}/health").json()["engine"]["requests"] < 2:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert "shutting down" in "".join(lines)
+        assert whole.result().status_code == 503
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "2 running streams are cancelled" in err
+    assert err.count("warning: request ") == 2
+    assert " error: " not in err
+    assert "Traceback" not in err
 
 
 def test_a_second_signal_does_not_wait(start_process):
