@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from freehold.bench.slice_checkpoint import M3_TEXT, SMALL, slice_config, write_slice
+from freehold.bench.slice_checkpoint import SMALL, slice_config, write_slice
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.minimax_m3_release import M3_TEXT
 from support import published_m3
 
 SHORTENED = {"num_hidden_layers", "moe_layer_freq", "sparse_attention_config", "model_type"}

@@ -15,58 +15,14 @@ from safetensors.torch import save_file
 from freehold.core.errors import ArgumentError
 from freehold.loading.block_config import block_config
 from freehold.loading.checkpoint import INDEX_NAME
+from freehold.model.minimax_m3_release import M3_TEXT
 
 Say = Callable[[str], None]
 
 _BLOCK = 32
 _Q4_1, _Q8_0 = 20, 34  # bytes of a block
 _LAYERS, _LEAD = 3, 1
-
-M3_TEXT: dict[str, Any] = {
-    "architectures": ["MiniMaxM3SparseForCausalLM"],
-    "model_type": "minimax_m3_vl_text",
-    "hidden_size": 6144,
-    "intermediate_size": 3072,
-    "dense_intermediate_size": 12288,
-    "shared_intermediate_size": 3072,
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "vocab_size": 200064,
-    "max_position_embeddings": 1048576,
-    "rms_norm_eps": 1e-6,
-    "use_gemma_norm": True,
-    "rope_theta": 5000000.0,
-    "rotary_dim": 64,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "n_shared_experts": 1,
-    "scoring_func": "sigmoid",
-    "use_routing_bias": True,
-    "routed_scaling_factor": 2.0,
-    "moe_layer_freq": [0] * _LEAD + [1] * (_LAYERS - _LEAD),
-    "hidden_act": "swigluoai",
-    "swiglu_alpha": 1.702,
-    "swiglu_limit": 7.0,
-    "use_qk_norm": True,
-    "qk_norm_type": "per_head",
-    "attention_output_gate": False,
-    "tie_word_embeddings": False,
-    "sparse_attention_config": {
-        "use_sparse_attention": True,
-        "sparse_index_dim": 128,
-        "sparse_num_index_heads": 4,
-        "sparse_topk_blocks": 16,
-        "sparse_block_size": 128,
-        "sparse_score_type": "max",
-        "sparse_init_block": 0,
-        "sparse_local_block": 1,
-        "sparse_attention_freq": [0] * _LEAD + [1] * (_LAYERS - _LEAD),
-        "sparse_disable_index_value": [0] * _LEAD + [1] * (_LAYERS - _LEAD),
-    },
-}
-"""The text part of the published configuration, with three layers instead of sixty."""
+_FLAGS = [0] * _LEAD + [1] * (_LAYERS - _LEAD)
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 64, "dense_intermediate_size": 128, "shared_intermediate_size": 64,
@@ -78,10 +34,12 @@ SMALL = {
 
 def slice_config(small: bool) -> dict[str, Any]:
     """config.json of the slice, without its quantisation."""
-    config = dict(M3_TEXT)
+    sparse = {"sparse_attention_freq": _FLAGS, "sparse_disable_index_value": _FLAGS}
+    config = {**M3_TEXT, "num_hidden_layers": _LAYERS, "moe_layer_freq": _FLAGS}
+    config["sparse_attention_config"] = {**M3_TEXT["sparse_attention_config"], **sparse}
     if small:
         config.update(SMALL)
-        config["sparse_attention_config"] = {**M3_TEXT["sparse_attention_config"], "sparse_index_dim": 32}
+        config["sparse_attention_config"]["sparse_index_dim"] = 32
     return config
 
 

@@ -1,0 +1,134 @@
+"""A run of `freehold train`: from options to a model, in one process or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from freehold.cli.working import shown_work
+from freehold.core.errors import ArgumentError
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.tokenizer import Tokenizer
+from freehold.training.bytes_tokenizer import END, bytes_tokenizer, write_bytes_tokenizer
+from freehold.training.corpus import documents_at_hand, documents_in, origin_of_texts_at_hand
+from freehold.training.pretrain import PretrainSettings, Progress, Trainer, write_model
+from freehold.training.retrieval_rows import RetrievalRows
+from freehold.training.rows import Rows, TextRows
+from freehold.training.shapes import RETRIEVAL_WORDS, SHAPES
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+class TrainingRun:
+    """out: becomes the model. work: holds the state. options: as `freehold train` has them."""
+
+    def __init__(self, out: Path, work: Path, options: Mapping[str, Any]) -> None:
+        self.out, self.work, self.options = out, work, options
+
+    def run(self) -> Progress | None:
+        """Trains and writes the model; the last step, or None in a process that does not write."""
+        o = self.options
+        with _processes():
+            config = self._config()
+            rows, origin = self._rows(config)
+            settings = PretrainSettings(
+                steps=o["steps"], rows=o["rows"], dense_steps=o["dense_steps"], learning_rate=o["learning_rate"],
+                index_rate=o["index_rate"], save_every=o["save_every"], seed=o["seed"],
+            )  # fmt: skip
+            trainer = Trainer(config, rows, settings, self.work)
+            if trainer.rank:
+                trainer.run()
+                return None
+            with shown_work() as report:
+                trainer.run(lambda done: report("steps", done.step, settings.steps))
+            write_model(trainer, self.out, {"texts": origin, "rows": rows.name, "settings": asdict(settings)})
+            self._write_tokenizer()
+            return self._last()
+
+    def _last(self) -> Progress:
+        last = (self.work / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return Progress(**json.loads(last))
+
+    def _config(self) -> MiniMaxM3Config:
+        shape = self.options["shape"] or ("retrieval" if self.options["retrieval"] else "small")
+        config = SHAPES.get(shape)
+        if config is None:
+            path = Path(shape)
+            if not path.is_file():
+                raise ArgumentError(f"config is {shape!r}; it must be {', '.join(SHAPES)}, or a file like config.json")
+            try:
+                config = MiniMaxM3Config.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
+            except ValueError as error:
+                raise ArgumentError(f"{path}: is no JSON ({error})") from None
+        tokenizer = self._tokenizer()
+        return config if tokenizer is None else replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
+
+    def _tokenizer(self) -> Tokenizer | None:
+        where = self.options["tokenizer"]
+        if where is None:
+            return None
+        if self.options["retrieval"]:
+            raise ArgumentError("--tokenizer is for texts; --retrieval has words of its own")
+        return Tokenizer.from_directory(Path(where))
+
+    def _rows(self, config: MiniMaxM3Config) -> tuple[Rows, str]:
+        """What to learn from, and where it is from."""
+        o = self.options
+        if o["retrieval"]:
+            if o["texts"]:
+                raise ArgumentError(f"--text {o['texts'][0]} and --retrieval exclude each other")
+            words = RETRIEVAL_WORDS
+            if config.vocab_size < words.first + words.count:
+                raise ArgumentError(
+                    f"the model has {config.vocab_size} tokens; --retrieval needs {words.first + words.count}"
+                )
+            made = {"facts": o["facts"], "questions": o["questions"], "seed": o["seed"]}
+            return RetrievalRows(words, o["row_tokens"], **made), "names with values, in noise"
+        documents = documents_in(o["texts"]) if o["texts"] else documents_at_hand()
+        origin = ", ".join(map(str, o["texts"])) if o["texts"] else origin_of_texts_at_hand()
+        learnt = [d for d in documents if not d.held_out] or documents
+        tokenizer = self._tokenizer()
+        if tokenizer is not None:
+            if not tokenizer.eos_ids:
+                raise ArgumentError(f"{o['tokenizer']}: the tokenizer has no token that ends a text")
+            return TextRows(learnt, tokenizer.encode, min(tokenizer.eos_ids), o["row_tokens"], seed=o["seed"]), origin
+        plain = bytes_tokenizer()
+        end = plain.token_to_id(END)
+
+        def encode(text: str) -> list[int]:
+            return list(plain.encode(text).ids)
+
+        return TextRows(learnt, encode, end, o["row_tokens"], seed=o["seed"]), origin
+
+    def _write_tokenizer(self) -> None:
+        where = self.options["tokenizer"]
+        if where is None:
+            write_bytes_tokenizer(self.out, RETRIEVAL_WORDS.spelt() if self.options["retrieval"] else ())
+            return
+        for name in _TOKENIZER_FILES:
+            if (Path(where) / name).exists():
+                shutil.copyfile(Path(where) / name, self.out / name)
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Joins the others where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

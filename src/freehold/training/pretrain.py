@@ -1,0 +1,240 @@
+"""Training a MiniMax-M3 from scratch: dense warm-up, then sparse; balanced experts; killed and resumed with the same
+bits; over several processes if there are some."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from freehold.core.errors import ArgumentError
+from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.minimax_m3_release import release_config
+from freehold.training.m3_forward import Losses, M3Forward
+from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
+from freehold.training.rows import Rows, batch_of
+
+_BETAS = (0.9, 0.95)
+_LAST = 0.1
+"""What remains of the learning rate at the end."""
+_STATE, _LOG, _WHAT = "state.safetensors", "losses.jsonl", "training.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainSettings:
+    """rows: of a step, over all processes. dense_steps: of the warm-up, in which attention is dense. index_rate: the
+    learning rate of index branches; both go up over `warmup_steps` and down along a cosine. index_weight: of the
+    branches' loss. balance_rate: by how much a step moves the bias of an expert that got too much or too little.
+    clip: the largest norm of the gradient. save_every: steps after which the state is kept."""
+
+    steps: int
+    rows: int
+    dense_steps: int
+    learning_rate: float = 3e-3
+    index_rate: float = 3e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    index_weight: float = 1.0
+    balance_rate: float = 1e-2
+    clip: float = 1.0
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows", "warmup_steps", "save_every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "index_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        for name in ("dense_steps", "weight_decay", "index_weight", "balance_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def share(self, step: int) -> float:
+        """The learning rates of a step, counted from 0, as a share of their highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step: losses in nats before it, the norm of the gradient, and the largest load of an expert / the mean."""
+
+    step: int
+    language: float
+    index: float
+    gradient: float
+    imbalance: float
+
+
+class Trainer:
+    """A model in training. Its state is its weights, the optimiser's moments and the number of steps done."""
+
+    def __init__(self, config: MiniMaxM3Config, rows: Rows, settings: PretrainSettings, work: Path) -> None:
+        """work: directory of the state. Goes on where a run with the same description was.
+
+        Raises ArgumentError if the directory holds the work of another run, or if rows cannot be shared evenly.
+        """
+        self.config, self.rows, self.settings, self.work = config, rows, settings, work
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if settings.rows % self.world:
+            raise ArgumentError(f"{settings.rows} rows of a step cannot be shared by {self.world} processes")
+        torch.use_deterministic_algorithms(True)
+        self.forward = M3Forward(config)
+        self.weights = {
+            name: w.requires_grad_(not is_bias(name)) for name, w in first_weights(config, settings.seed).items()
+        }
+        self._learnt = [name for name, w in self.weights.items() if w.requires_grad]
+        self._optimizer = self._make_optimizer()
+        self.step = 0
+        self._open_work()
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        s, w = self.settings, self.weights
+        index = [n for n in self._learnt if is_index(n)]
+        decayed = [n for n in self._learnt if not is_index(n) and w[n].ndim == 2]
+        plain = [n for n in self._learnt if not is_index(n) and w[n].ndim == 1]
+        self._order = [*decayed, *plain, *index]
+        groups: list[dict[str, Any]] = [
+            {"params": [w[n] for n in names], "weight_decay": decay, "highest": rate, "lr": rate}
+            for names, decay, rate in (
+                (decayed, s.weight_decay, s.learning_rate), (plain, 0.0, s.learning_rate), (index, 0.0, s.index_rate),
+            )
+            if names
+        ]  # fmt: skip
+        return torch.optim.AdamW(groups, betas=_BETAS)
+
+    # The state on the disk.
+
+    def _open_work(self) -> None:
+        told = json.dumps(self._description(), sort_keys=True)
+        path = self.work / _WHAT
+        if path.exists() and path.read_text(encoding="utf-8") != told:
+            raise ArgumentError(
+                f"{self.work}: holds another training (other model, rows or settings); name another directory, or "
+                "remove this one"
+            )
+        if self.rank == 0:
+            self.work.mkdir(parents=True, exist_ok=True)
+            path.write_text(told, encoding="utf-8")
+        if (self.work / _STATE).exists():
+            self._restore(load_file(self.work / _STATE))
+        if self.rank == 0:
+            self._cut_log()
+
+    def _description(self) -> dict[str, Any]:
+        return {"config": release_config(self.config), "rows": self.rows.name, "settings": asdict(self.settings)}
+
+    def _cut_log(self) -> None:
+        """Steps after the state was kept will be done, and told, again."""
+        path = self.work / _LOG
+        lines = path.read_text(encoding="utf-8").splitlines()[: self.step] if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _save(self) -> None:
+        state = self._optimizer.state_dict()["state"]
+        tensors: Weights = {f"weight.{name}": w.detach() for name, w in self.weights.items()}
+        for number, name in enumerate(self._order):
+            tensors |= {f"{key}.{name}": state[number][key] for key in _MOMENTS}
+        tensors["steps"] = torch.tensor(self.step)
+        beside = self.work / f"{_STATE}.new"
+        save_file(tensors, beside)
+        os.replace(beside, self.work / _STATE)
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, w in self.weights.items():
+                w.copy_(tensors[f"weight.{name}"])
+        state: dict[str, Any] = self._optimizer.state_dict()
+        state["state"] = {
+            number: {key: tensors[f"{key}.{name}"] for key in _MOMENTS} for number, name in enumerate(self._order)
+        }
+        self._optimizer.load_state_dict(state)
+        self.step = int(tensors["steps"])
+
+    # Steps.
+
+    def run(self, progress: Callable[[Progress], None] = lambda _: None) -> None:
+        """Every step that is not done yet. What a step learns depends on its number alone."""
+        while self.step < self.settings.steps:
+            done = self._one_step()
+            if self.rank == 0:
+                with (self.work / _LOG).open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(asdict(done)) + "\n")
+                if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+                    self._save()
+            progress(done)
+
+    def _one_step(self) -> Progress:
+        s = self.settings
+        first = self.step * s.rows
+        batch = batch_of([self.rows.row(first + i) for i in range(self.rank, s.rows, self.world)])
+        losses = self.forward.losses(self.weights, batch, sparse=self.step >= s.dense_steps)
+        self._optimizer.zero_grad()
+        (losses.language + s.index_weight * losses.index).backward()  # type: ignore[no-untyped-call]
+        language, index = self._share(losses)
+        learnt = [self.weights[name] for name in self._learnt]
+        norm = float(torch.nn.utils.clip_grad_norm_([w for w in learnt if w.grad is not None], s.clip))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["highest"] * s.share(self.step)
+        self._optimizer.step()
+        imbalance = self._balance(losses.loads)
+        self.step += 1
+        return Progress(self.step, language, index, norm, imbalance)
+
+    def _share(self, losses: Losses) -> tuple[float, float]:
+        """Every process has the mean of all gradients, and the sums of all loads; the means of both losses."""
+        for name in self._learnt:  # experts without a token have no gradient: AdamW still needs one to have a state
+            w = self.weights[name]
+            w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+        figures = torch.tensor([float(losses.language.detach()), float(losses.index.detach())], dtype=torch.float64)
+        if self.world > 1:
+            whole = torch.cat([self._grad(name).flatten() for name in self._learnt])
+            dist.all_reduce(whole)
+            parts = (whole / self.world).split([self.weights[name].numel() for name in self._learnt])
+            for name, part in zip(self._learnt, parts, strict=True):
+                self._grad(name).copy_(part.view_as(self.weights[name]))
+            for load in losses.loads.values():
+                dist.all_reduce(load)
+            dist.all_reduce(figures)
+            figures /= self.world
+        return float(figures[0]), float(figures[1])
+
+    def _grad(self, name: str) -> torch.Tensor:
+        grad = self.weights[name].grad
+        assert grad is not None
+        return grad
+
+    def _balance(self, loads: Mapping[int, torch.Tensor]) -> float:
+        """Experts that got more than their share are chosen less: no loss pulls on the router for it."""
+        worst = 1.0
+        for layer, load in loads.items():
+            mean = load.double().mean()
+            bias = self.weights[f"model.layers.{layer}.block_sparse_moe.e_score_correction_bias"]
+            bias += self.settings.balance_rate * torch.sign(mean - load).float()
+            worst = max(worst, float(load.max() / mean))
+        return worst
+
+
+def write_model(trainer: Trainer, out: Path, card: Mapping[str, Any]) -> None:
+    """Writes config.json, model.safetensors (float32) and card.json: a checkpoint as the release's are."""
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: w.detach() for name, w in trainer.weights.items()}
+    beside = out / "model.safetensors.new"
+    save_file(weights, beside, metadata={"format": "pt"})
+    os.replace(beside, out / "model.safetensors")
+    config = {**release_config(trainer.config), "torch_dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / "card.json").write_text(json.dumps(dict(card), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,247 @@
+"""Training goes on where it was killed, is shared by processes, and balances experts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from freehold.cli.main import main
+from freehold.core.errors import ArgumentError
+from freehold.training.corpus import Document
+from freehold.training.m3_forward import NO_TARGET
+from freehold.training.pretrain import PretrainSettings, Trainer, write_model
+from freehold.training.retrieval_rows import RetrievalRows, RetrievalWords
+from freehold.training.rows import TextRows, batch_of
+from freehold.training.shapes import RETRIEVAL, RETRIEVAL_WORDS
+from support.proofs import PROVE
+
+CONFIG = replace(RETRIEVAL, hidden_size=32, num_q_heads=2, num_kv_heads=1, num_index_heads=1, topk=3)
+SETTINGS = PretrainSettings(steps=9, rows=2, dense_steps=3, warmup_steps=2, save_every=4)
+
+
+def rows(seed: int = 0) -> RetrievalRows:
+    return RetrievalRows(RETRIEVAL_WORDS, 96, facts=8, questions=4, seed=seed)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = Trainer(CONFIG, rows(), SETTINGS, tmp_path / "whole")
+    whole.run()
+
+    def stop_at(step: int) -> None:
+        def look(done: object) -> None:
+            if done.step == step:  # type: ignore[attr-defined]
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            Trainer(CONFIG, rows(), SETTINGS, tmp_path / "again").run(look)
+
+    stop_at(3)
+    stop_at(7)
+    again = Trainer(CONFIG, rows(), SETTINGS, tmp_path / "again")
+    assert again.step == 4
+    again.run()
+    for name, weight in whole.weights.items():
+        assert torch.equal(weight, again.weights[name]), name
+    logs = [(tmp_path / run / "losses.jsonl").read_text() for run in ("whole", "again")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["step"] for line in logs[0].splitlines()] == list(range(1, 10))
+
+
+def test_another_run_is_not_continued(tmp_path: Path) -> None:
+    Trainer(CONFIG, rows(), SETTINGS, tmp_path)
+    for other in (rows(1), RetrievalRows(RETRIEVAL_WORDS, 96, facts=9, questions=4, seed=0)):
+        with pytest.raises(ArgumentError, match="holds another training"):
+            Trainer(CONFIG, other, SETTINGS, tmp_path)
+    with pytest.raises(ArgumentError, match="holds another training"):
+        Trainer(CONFIG, rows(), replace(SETTINGS, learning_rate=1e-3), tmp_path)
+
+
+def test_an_expert_that_gets_too_much_is_chosen_less(tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, rows(), replace(SETTINGS, steps=40, balance_rate=0.05, learning_rate=1e-9), tmp_path)
+    bias = trainer.weights["model.layers.1.block_sparse_moe.e_score_correction_bias"]
+    with torch.no_grad():
+        bias[3] = 1.0  # everyone's choice
+    found: list[float] = []
+    trainer.run(lambda done: found.append(done.imbalance))
+    assert found[0] == pytest.approx(4.0, rel=1e-6)  # one of two places of 8 experts
+    assert sum(found[-5:]) / 5 < 3.0
+    assert bias[3] < 0.6
+
+
+def test_answers_are_the_values_of_the_facts() -> None:
+    words, source = (
+        RetrievalWords(10, 20, 6, 7),
+        RetrievalRows(RetrievalWords(10, 20, 6, 7), 60, facts=5, questions=3, seed=4),
+    )
+    for number in range(20):
+        row = source.row(number)
+        ids, said = row.token_ids.tolist(), {}
+        assert len(ids) == 60
+        for i, token in enumerate(ids):
+            if token == words.first:
+                said[ids[i + 1]] = ids[i + 2]
+        learnt = (row.targets != NO_TARGET).nonzero().flatten().tolist()
+        assert len(learnt) == 3
+        for i in learnt:
+            assert ids[i - 1] == words.first + 1
+            assert int(row.targets[i]) == said[ids[i]] == ids[i + 1]
+        assert len(said) == 5
+        assert torch.equal(source.row(number).token_ids, row.token_ids)
+    assert not torch.equal(source.row(0).token_ids, source.row(1).token_ids)
+    assert len(words.spelt()) == words.count == 35
+
+
+def test_text_rows_keep_documents_apart() -> None:
+    texts = [Document(f"d{i}", "prose", chr(97 + i) * (5 + i)) for i in range(6)]
+    source = TextRows(texts, lambda text: [ord(c) for c in text], 0, 12, seed=1)
+    seen: Counter[int] = Counter()
+    for number in range(60):
+        row = source.row(number)
+        edges = [*row.starts, 12]
+        seen[len(edges)] += 1
+        for begin, end in pairwise(edges):
+            inside = [t for t in row.token_ids[begin:end].tolist() if t]
+            assert len(set(inside)) <= 1
+            ends = (row.token_ids[begin:end] == 0).nonzero().flatten().tolist()
+            assert ends in ([], [end - begin - 1])
+        for i, token in enumerate(row.token_ids.tolist()):
+            target = int(row.targets[i])
+            assert (target == NO_TARGET) if token == 0 else (target in (token, 0))
+    assert len(seen) > 1
+    with pytest.raises(ArgumentError, match="a row has 5000"):
+        TextRows(texts, lambda text: [ord(c) for c in text], 0, 5000, seed=1)
+    both = batch_of([source.row(1), source.row(2)])
+    assert both.documents[0][0] == 0
+    assert both.documents[-1][1] == 24
+    assert (0, 12) not in both.documents or len(both.documents) > 1
+
+
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    for name, value, text in (
+        ("steps", 0, "at least 1"),
+        ("learning_rate", 0.0, "positive"),
+        ("clip", float("nan"), "positive"),
+        ("dense_steps", -1, "negative"),
+    ):
+        with pytest.raises(ArgumentError, match=f"{name} is .*{text}"):
+            replace(SETTINGS, **{name: value})
+    with pytest.raises(ArgumentError, match="9 facts and 4 questions do not fit into 30 tokens"):
+        RetrievalRows(RETRIEVAL_WORDS, 30, facts=9, questions=4, seed=0)
+
+
+OPTIONS = ["--retrieval", "--facts", "8", "--questions", "4", "--row-tokens", "96", "--rows", "2", "--dense-steps", "3"]
+
+
+def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = CliRunner().invoke(main, ["train", str(out), *OPTIONS, "--steps", "4", "--save-every", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 4
+    again = CliRunner().invoke(
+        main, ["generate", "--model", str(out), "--prompt", "<set><name-3><value-7> and <get><name-3>", "--max-tokens", "2"]
+    )
+    assert again.exit_code == 0, again.output
+    small = CliRunner().invoke(main, ["train", str(out), *OPTIONS, "--steps", "5"])
+    assert small.exit_code == 1
+    assert "holds another training" in small.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "nothing"], "it must be small, retrieval, or a file"),
+        (["--retrieval", "--config", "small"], "the model has 257 tokens; --retrieval needs"),
+        (["--retrieval", "--text", "."], "exclude each other"),
+        (["--retrieval", "--tokenizer", "x"], "--tokenizer is for texts"),
+        (["--retrieval", "--facts", "600", "--row-tokens", "4096"], "do not fit"),
+        (["--learning-rate", "-1"], "learning_rate is -1.0"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path: Path, options: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["train", str(tmp_path / "out"), *options])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+COMMAND = [sys.executable, "-c", "from freehold.cli.main import main; main()", "train"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.slow
+def test_killed_twice_it_ends_with_the_bits_of_a_run_never_killed(tmp_path: Path) -> None:
+    steps = 500 if PROVE else 60
+    arguments = [*OPTIONS, "--steps", str(steps), "--save-every", "7"]
+    subprocess.run([*COMMAND, str(tmp_path / "whole"), *arguments], check=True, capture_output=True, env=environment())
+    killed = 0
+    for at in (steps // 4, steps * 3 // 5):
+        running = subprocess.Popen(
+            [*COMMAND, str(tmp_path / "again"), *arguments],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+        )  # fmt: skip
+        log = tmp_path / "again.work" / "losses.jsonl"
+        while running.poll() is None and not (log.exists() and log.read_text().count("\n") >= at):
+            time.sleep(0.01)
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            killed += 1
+        running.wait()
+    assert killed == 2
+    subprocess.run([*COMMAND, str(tmp_path / "again"), *arguments], check=True, capture_output=True, env=environment())
+    whole, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again"))
+    assert whole == again
+    logs = [(tmp_path / f"{name}.work" / "losses.jsonl").read_text() for name in ("whole", "again")]
+    assert logs[0] == logs[1]
+    assert logs[0].count("\n") == steps
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    arguments = [*OPTIONS, "--steps", "6"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    subprocess.run([*COMMAND, str(tmp_path / "one"), *arguments], check=True, capture_output=True, env=environment())
+    two = subprocess.run(
+        [*torchrun, *COMMAND, str(tmp_path / "two"), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert two.returncode == 0, two.stderr[-3000:]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == other.keys()
+    worst = max(float((one[name] - other[name]).abs().max()) for name in one)
+    assert worst < 2e-3, worst  # the same mean gradient, summed in another order, through six steps of Adam
+    losses = [
+        [json.loads(line)["language"] for line in (tmp_path / f"{name}.work" / "losses.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_is_written_is_whole(tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, rows(), replace(SETTINGS, steps=1), tmp_path / "work")
+    trainer.run()
+    write_model(trainer, tmp_path / "model", {"texts": "made up"})
+    assert json.loads((tmp_path / "model" / "card.json").read_text()) == {"texts": "made up"}
+    assert not list((tmp_path / "model").glob("*.new"))
