@@ -155,7 +155,8 @@ def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 4
     again = CliRunner().invoke(
-        main, ["generate", "--model", str(out), "--prompt", "<set><name-3><value-7> and <get><name-3>", "--max-tokens", "2"]
+        main,
+        ["generate", "--model", str(out), "--prompt", "<set><name-3><value-7> and <get><name-3>", "--max-tokens", "2"],
     )
     assert again.exit_code == 0, again.output
     small = CliRunner().invoke(main, ["train", str(out), *OPTIONS, "--steps", "5"])

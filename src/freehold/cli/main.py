@@ -44,6 +44,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "freehold.cli.cmd_quantize", "quantize", "Write a model with its weights as codes of 8 or 4 bits."
     ),
     "serve": LazyCommand("freehold.cli.cmd_serve", "serve", "Serve a model over the OpenAI-compatible API."),
+    "tasks": LazyCommand("freehold.cli.cmd_tasks", "tasks", "What a model finds in long texts."),
     "train": LazyCommand("freehold.cli.cmd_train", "train", "Train a small model in M3's shape from scratch."),
 }
 

@@ -104,7 +104,7 @@ class TrainingRun:
                 raise ArgumentError(f"{o['tokenizer']}: the tokenizer has no token that ends a text")
             return TextRows(learnt, tokenizer.encode, min(tokenizer.eos_ids), o["row_tokens"], seed=o["seed"]), origin
         plain = bytes_tokenizer()
-        end = plain.token_to_id(END)
+        end = plain.encode(END).ids[0]
 
         def encode(text: str) -> list[int]:
             return list(plain.encode(text).ids)

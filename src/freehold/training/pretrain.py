@@ -203,7 +203,7 @@ class Trainer:
         if self.world > 1:
             whole = torch.cat([self._grad(name).flatten() for name in self._learnt])
             dist.all_reduce(whole)
-            parts = (whole / self.world).split([self.weights[name].numel() for name in self._learnt])
+            parts = torch.split(whole / self.world, [self.weights[name].numel() for name in self._learnt])
             for name, part in zip(self._learnt, parts, strict=True):
                 self._grad(name).copy_(part.view_as(self.weights[name]))
             for load in losses.loads.values():

@@ -1,0 +1,93 @@
+"""`freehold tasks`: what a model finds in long texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.core.errors import ArgumentError
+
+
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """`1024,4096`: numbers of tokens."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Split and convert; a usage error if something is no positive number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            found = ()
+        if not found or min(found) < 1:
+            self.fail(f"{value!r} is not a list of lengths, for example 1024,4096", param, ctx)
+        return found
+
+
+@click.command()
+@click.argument("model")
+@click.option("--index", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its index branch.")
+@click.option("--url", help="Ask MODEL behind an OpenAI-compatible address, up to and with /v1, instead of running it.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="For --url. Left out: OPENAI_API_KEY, if it is set.")
+@click.option(
+    "--task",
+    "tasks",
+    type=click.Choice(["needle", "needles", "variables", "words"]),
+    multiple=True,
+    help="May be given several times. Left out: all of them.",
+)
+@click.option("--lengths", type=Lengths(), default="1024,4096", show_default=True, help="Tokens of the prompts.")
+@click.option("--depths", type=click.IntRange(min=1), default=5, show_default=True, help="Places of a needle.")
+@click.option("--questions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each task and place.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the needle's map as a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def tasks(
+    model: str,
+    index: Path | None,
+    url: str | None,
+    api_key: str | None,
+    tasks: tuple[str, ...],
+    lengths: tuple[int, ...],
+    depths: int,
+    questions: int,
+    seed: int,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """What a model finds in long texts.
+
+    Generated questions as RULER has them: a number for a city somewhere in filler (needle), among many such (needles),
+    names that stand for others' values (variables), the commonest words of a list (words).
+    """
+    from freehold.cli.working import shown_work
+    from freehold.evaluation.answers import Endpoint, LocalModel
+    from freehold.evaluation.needle_map import ask_all, draw
+    from freehold.evaluation.tasks import TASKS
+
+    wanted: Any = tasks or TASKS
+    drawn: Any = next((task for task in ("needle", "needles") if task in wanted), None)
+    if picture is not None and drawn is None:
+        raise ArgumentError(f"--picture {picture} shows where needles are found; add --task needle")
+    if url is not None and index is not None:
+        raise ArgumentError(f"--index {index} and --url exclude each other: the server has its own")
+    if url is not None:
+        asked: Any = Endpoint(url, model, api_key)
+    else:
+        asked = LocalModel(model, **({} if index is None else {"index": str(index)}))
+    with shown_work() as progress:
+        cells = ask_all(asked, wanted, lengths, depths=depths, questions=questions, seed=seed, progress=progress)
+    if picture is not None and drawn is not None:
+        draw(cells, drawn, picture)
+    if as_json:
+        click.echo(json.dumps({"model": model, "cells": [cell.as_json() for cell in cells]}, allow_nan=False))
+        return
+    click.echo(f"{'task':<10} {'tokens':>8} {'depth':>6} {'found':>6}")
+    for cell in cells:
+        depth = "-" if cell.depth is None else f"{100 * cell.depth:.0f} %"
+        click.echo(f"{cell.task:<10} {cell.length:>8,} {depth:>6} {cell.score:>6.2f}")
