@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from freehold.engine.chat import prepare_chat
 from freehold.engine.request import Request
 from freehold.engine.sight import Sight
 from freehold.model import chat_visuals
+from freehold.model.vision.budget import LIMITS
 from support.engine_runs import logits_of_steps
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
@@ -370,9 +372,9 @@ def test_a_conversation_holds_a_most_of_images(shared: freehold.LLM, monkeypatch
     monkeypatch.setattr(chat_visuals, "MAX_VISUALS", 2)
     with pytest.raises(RequestError, match="holds 3 images"):
         shared.prompt(_about(*[_image(1)] * 3))
-    monkeypatch.setattr(chat_visuals, "MAX_PIXELS", 84 * 112 + 1)
+    monkeypatch.setitem(LIMITS, "pixels", replace(LIMITS["pixels"], most=84 * 112 + 1))
     assert shared.prompt(_about(_image(1)))
-    with pytest.raises(RequestError, match="more than 9409 pixels"):
+    with pytest.raises(RequestError, match=rf"has {2 * 84 * 112} pixels of images .* at most 9409 are taken"):
         shared.prompt(_about(_image(1), _image(2)))
 
 

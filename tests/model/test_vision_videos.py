@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freehold.core.errors import RequestError
+from freehold.model.vision.budget import LIMITS, Budget, Kind
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.video import MAX_FRAMES, MAX_TOKENS, choose_frames, frame_area, video_frames
 from freehold.model.vision.video_file import read_video
@@ -182,3 +186,86 @@ def test_a_film_without_pictures_is_refused() -> None:
             film.mux(packet)
     with pytest.raises(RequestError, match="no moving picture"):
         read_video(out.getvalue(), CONFIG)
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "data", "what"),
+    [
+        ("pixels", 6 * 84 * 56, "GIF", "pixels of images and frames of animations"),
+        ("frames", 6, "WEBP", "frames of animations"),
+        ("frames", 6, "PNG", "frames of animations"),
+        ("frames", 7, "GIF", "frames of animations"),  # its end is found by looking for one more
+        ("film_pixels", 61 * 84 * 56, "film", "pixels of all frames of films"),
+        ("film_frames", 61, "film", "frames of films"),
+        ("tokens", 12, "GIF", "tokens of images and videos"),
+    ],
+)
+def test_the_limits_are_of_all_videos_together(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, one: int, data: str, what: str
+) -> None:
+    video = _MP4 if data == "film" else _animation(data, [10, 60, 110, 160, 210, 250], 500)
+    monkeypatch.setitem(LIMITS, kind, replace(LIMITS[kind], most=2 * one))
+    budget = Budget()
+    for _ in range(2):
+        read_video(video, CONFIG, budget)
+    with pytest.raises(RequestError, match=rf"has \d+ {what}.* at most {2 * one} are taken.*leave|make"):
+        read_video(video, CONFIG, budget)
+
+
+def _gif(*sizes: tuple[int, int]) -> bytes:
+    """An animation on a canvas of the first size, with frames of any."""
+    out = b"GIF89a" + struct.pack("<HH", *sizes[0]) + b"\x80\0\0" + bytes([0, 0, 0, 255, 255, 255])
+    for width, height in sizes:
+        picture = io.BytesIO()
+        Image.new("P", (width, height)).save(picture, "GIF")
+        found = picture.getvalue()
+        pixels = found[found.index(struct.pack("<BHHHH", 0x2C, 0, 0, width, height)) + 10 : -1]
+        out += struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0) + pixels
+    return out + b";"
+
+
+def test_frames_of_an_animation_that_grow_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_video(_gif((84, 56), (84, 56)), CONFIG).segments
+    growing = _gif((84, 56), (5000, 6000), (84, 56))
+    loaded, load = [], Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda picture: loaded.append(picture.size) or load(picture))
+    with pytest.raises(RequestError, match="frame 1 of the video has 5000 x 6000 pixels, the first one 84 x 56"):
+        read_video(growing, CONFIG)
+    assert (5000, 6000) not in loaded
+
+
+def _photographs(said: tuple[int, int], *sizes: tuple[int, int]) -> bytes:
+    """A film of JPEG files, each of its own size, whatever its header says."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska") as film:
+        stream = film.add_stream("mjpeg", rate=1)
+        stream.width, stream.height = said
+        stream.pix_fmt = "yuvj420p"
+        for number, size in enumerate(sizes):
+            picture = io.BytesIO()
+            Image.new("RGB", size, (50, 100, 150)).save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1)
+            film.mux(packet)
+    return out.getvalue()
+
+
+def test_frames_of_a_film_that_grow_are_refused() -> None:
+    small = (84, 56)
+    assert read_video(_photographs(small, *[small] * 5), CONFIG).segments
+    with pytest.raises(RequestError, match="frame 4 of the video has 168 x 112 pixels, the first one 84 x 56"):
+        read_video(_photographs(small, *[small] * 4, (168, 112), *[small] * 20), CONFIG)
+    with pytest.raises(RequestError):  # FFmpeg unpacks none of these
+        read_video(_photographs(small, *[small] * 4, (8000, 8000), small), CONFIG)
+
+
+def test_what_a_film_s_header_says_too_little_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = _photographs((84, 56), *[(168, 112)] * 5)
+    monkeypatch.setitem(LIMITS, "film_pixels", replace(LIMITS["film_pixels"], most=5 * 168 * 112 - 1))
+    with pytest.raises(RequestError, match=f"has {5 * 168 * 112} pixels of all frames"):
+        read_video(film, CONFIG)

@@ -20,6 +20,7 @@ from freehold.core.errors import ConfigError, RequestError, TemplateError, Unsup
 from freehold.core.visuals import Frames, Placed, VisualKind
 from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO, special_id
 from freehold.model.tokenizer import Tokenizer
+from freehold.model.vision.budget import Budget
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.image import image_frames, read_pixels
 from freehold.model.vision.source import read_source
@@ -39,8 +40,6 @@ _OWN_KEYS = ("digest", "rows")
 
 MAX_VISUALS = 512
 """Most images and videos of one conversation."""
-MAX_PIXELS = 2_000_000_000
-"""Most pixels of all its images together, before they are resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def gather_visuals(
             f"the conversation holds {count} images and videos; at most {MAX_VISUALS} are taken", field="messages"
         )
     frames: list[Frames] = []
-    budget = _Budget(MAX_PIXELS)
+    budget = Budget()
     copies = []
     for number, message in enumerate(messages):
         content: Any = message.get("content")
@@ -111,20 +110,7 @@ def _kind(part: Any) -> VisualKind | None:
     return _KINDS.get(kind) if isinstance(kind, str) else None
 
 
-@dataclass(slots=True)
-class _Budget:
-    """How many pixels the images of a conversation may still have."""
-
-    left: int
-
-    def take(self, pixels: Tensor) -> Tensor:
-        self.left -= pixels.shape[1] * pixels.shape[2]
-        if self.left < 0:
-            raise RequestError(f"the images of the conversation have more than {MAX_PIXELS} pixels; make them smaller")
-        return pixels
-
-
-def _read(part: Any, config: VisionConfig, frames: list[Frames], budget: _Budget, where: str, local: bool) -> Any:
+def _read(part: Any, config: VisionConfig, frames: list[Frames], budget: Budget, where: str, local: bool) -> Any:
     """A part as JSON data; what is to be seen is added to `frames`."""
     kind = _kind(part)
     if kind is None:
@@ -132,7 +118,8 @@ def _read(part: Any, config: VisionConfig, frames: list[Frames], budget: _Budget
     try:
         source, fps = _source(part, kind)
         if kind == "image":
-            image = image_frames(budget.take(read_pixels(source, local=local)), config)
+            image = image_frames(_counted(read_pixels(source, local=local), budget), config)
+            budget.take("tokens", image.num_tokens)
             frames.append(image)
             return {"type": kind, "digest": image.digest.hex(), "rows": [["", image.num_tokens]]}
         video = _video(source, fps, config, budget, local)
@@ -144,6 +131,11 @@ def _read(part: Any, config: VisionConfig, frames: list[Frames], budget: _Budget
     rows = [[text, count] for text, count in _video_rows(video)]
     digest = "".join(segment.digest.hex() for segment in video.segments)
     return {"type": kind, "digest": digest, "rows": rows}
+
+
+def _counted(pixels: Tensor, budget: Budget) -> Tensor:
+    budget.take("pixels", pixels.shape[1] * pixels.shape[2])
+    return pixels
 
 
 def _source(part: Mapping[str, Any], kind: VisualKind) -> tuple[Any, Any]:
@@ -162,18 +154,18 @@ def _source(part: Mapping[str, Any], kind: VisualKind) -> tuple[Any, Any]:
     return source, part.get("fps")
 
 
-def _video(source: Any, fps: Any, config: VisionConfig, budget: _Budget, local: bool) -> Video:
+def _video(source: Any, fps: Any, config: VisionConfig, budget: Budget, local: bool) -> Video:
     if not isinstance(source, (list, tuple)):
         if fps is not None:
             raise RequestError("'fps' is for a list of images; a video file says so itself", field="fps")
-        return read_video(read_source(source, local=local, limit=MAX_VIDEO_BYTES), config)
+        return read_video(read_source(source, local=local, limit=MAX_VIDEO_BYTES), config, budget)
     times = None
     if fps is not None:
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
             raise RequestError(f"'fps' is {fps!r}; it must be a number above 0")
         times = [number / fps for number in range(len(source))]
-    frames = (budget.take(read_pixels(frame, local=local)) for frame in source)
-    return video_frames(frames, len(source), times, config)
+    frames = (_counted(read_pixels(frame, local=local), budget) for frame in source)
+    return video_frames(frames, len(source), times, config, budget)
 
 
 def _video_rows(video: Video) -> Iterable[tuple[str, int]]:

@@ -10,6 +10,7 @@ import torch
 
 from freehold.core.errors import RequestError
 from freehold.core.visuals import Frames
+from freehold.model.vision.budget import Budget
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.patches import to_frames
 from freehold.model.vision.resize import VIDEO_AREA, Area, resize, wanted_size
@@ -56,12 +57,17 @@ def frame_area(count: int, config: VisionConfig) -> Area:
 
 
 def video_frames(
-    frames: Iterable[torch.Tensor], count: int, times: Sequence[float] | None, config: VisionConfig
+    frames: Iterable[torch.Tensor],
+    count: int,
+    times: Sequence[float] | None,
+    config: VisionConfig,
+    budget: Budget | None = None,
 ) -> Video:
     """The video of `count` frames, each uint8 (3, height, width) and all of one size; they are read one at a time.
 
-    times: of the frames, in seconds from the first one. Raises RequestError for no frames or too many, for sizes that
-    differ, and for frames that are too long and thin.
+    times: of the frames, in seconds from the first one. budget: of the conversation; None: the video is all of it.
+    Raises RequestError for no frames or too many, for sizes that differ, for frames that are too long and thin, and
+    where the budget is used up.
     """
     if not 1 <= count <= MAX_FRAMES:
         raise RequestError(f"the video has {count} frames; between 1 and {MAX_FRAMES} are taken")
@@ -73,6 +79,8 @@ def video_frames(
         if number == 0:
             first = (height, width)
             size = wanted_size(height, width, config.factor, frame_area(count, config))
+            pairs = -(-count // config.temporal_patch_size)
+            (budget or Budget()).take("tokens", pairs * size[0] * size[1] // config.factor**2)
             pixels = torch.empty(count, 3, *size, dtype=torch.uint8)
         elif (height, width) != first:
             raise RequestError(

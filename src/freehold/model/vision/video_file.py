@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,59 +12,77 @@ import torch
 from PIL import Image
 
 from freehold.core.errors import RequestError, UnsupportedFieldError
+from freehold.model.vision.budget import Budget
 from freehold.model.vision.config import VisionConfig
 from freehold.model.vision.decode import MAX_IMAGE_PIXELS, open_image, to_pixels
 from freehold.model.vision.video import Video, choose_frames, video_frames
 
 MAX_VIDEO_BYTES = 256 << 20
-MAX_VIDEO_FRAMES = 500_000
-MAX_VIDEO_PIXELS = 60_000_000_000
-"""Of all frames of a film together: 16 minutes at 1920 x 1080 and 30 frames a second, a few minutes of work."""
-MAX_ANIMATION_PIXELS = 2_000_000_000
 _LEAST_MILLISECONDS, _USUAL_MILLISECONDS = 11, 100
 """Animations that name a shorter time are shown with the usual one, as browsers do."""
 
 _ANIMATED = (b"GIF8", b"\x89PNG")
 
 
-def read_video(data: bytes, config: VisionConfig) -> Video:
+def read_video(data: bytes, config: VisionConfig, budget: Budget | None = None) -> Video:
     """The video in a file: MP4, MOV, WebM, Matroska or AVI, or an animated GIF, WebP or PNG; about one frame a second.
 
-    Raises RequestError for another format, for damaged data and for too large ones; UnsupportedFieldError for a video
-    file where PyAV is not installed.
+    budget: of the conversation; None: the video is all of it. Raises RequestError for another format, for damaged data,
+    for too large ones and where the budget is used up; UnsupportedFieldError for a video file where PyAV is not
+    installed.
     """
     if len(data) > MAX_VIDEO_BYTES:
         raise RequestError(f"the video has {len(data)} bytes; at most {MAX_VIDEO_BYTES} are taken")
     if data.startswith(_ANIMATED) or data[:4] + data[8:12] == b"RIFFWEBP":
-        return _animation(data, config)
-    return _file(data, config)
+        return _animation(data, config, budget or Budget())
+    return _file(data, config, budget or Budget())
 
 
-def _animation(data: bytes, config: VisionConfig) -> Video:
+def _animation(data: bytes, config: VisionConfig, budget: Budget) -> Video:
     picture = open_image(data)
-    try:
-        count = int(getattr(picture, "n_frames", 1))
-    except Exception as error:
-        raise _damaged(error) from None
-    width, height = picture.size
-    if count * width * height > MAX_ANIMATION_PIXELS:
-        raise RequestError(
-            f"the animation has {count} frames of {width} x {height} pixels; at most {MAX_ANIMATION_PIXELS} pixels are "
-            "taken, cut it into pieces"
-        )
     times, now = [], 0.0
-    for number in range(count):
+    for number in _frame_numbers(picture, budget):
         times.append(now)
         now += _milliseconds(picture, number) / 1000
     chosen = choose_frames(times)
     frames = (_animation_frame(picture, number) for number in chosen)
-    return video_frames(frames, len(chosen), [times[n] for n in chosen], config)
+    return video_frames(frames, len(chosen), [times[n] for n in chosen], config, budget)
+
+
+def _frame_numbers(picture: Image.Image, budget: Budget) -> Iterator[int]:
+    """The numbers of an animation's frames; at each the picture stands there, its size checked and nothing unpacked."""
+    # A GIF does not say how many it has, and to count them would take as long as to read them.
+    count = None if picture.format == "GIF" else int(getattr(picture, "n_frames", 1))
+    first = picture.size
+    for number in itertools.count():
+        if number == count:
+            return
+        budget.take("frames", 1)
+        try:
+            picture.seek(number)
+        except EOFError as error:
+            if count is None:
+                return
+            raise _damaged(error) from None
+        except Exception as error:
+            raise _damaged(error) from None
+        _check_size(number, picture.size, first)
+        budget.take("pixels", first[0] * first[1])
+        yield number
+
+
+def _check_size(number: int, size: tuple[int, int], first: tuple[int, int]) -> None:
+    """What was checked is the size of the first frame; each later one has it too."""
+    if size != first:
+        raise RequestError(
+            f"frame {number} of the video has {size[0]} x {size[1]} pixels, the first one {first[0]} x {first[1]}; all "
+            "must be of one size"
+        )
 
 
 def _milliseconds(picture: Image.Image, number: int) -> float:
-    """How long a frame is shown."""
+    """How long a frame is shown, at which the picture stands."""
     try:
-        picture.seek(number)
         picture.load()  # a WebP's times are known only then
         shown = float(picture.info.get("duration") or 0)
     except Exception as error:
@@ -94,7 +113,7 @@ def _container(data: bytes) -> str:
     )
 
 
-def _file(data: bytes, config: VisionConfig) -> Video:
+def _file(data: bytes, config: VisionConfig, budget: Budget) -> Video:
     name = _container(data)
     try:
         import av
@@ -104,10 +123,10 @@ def _file(data: bytes, config: VisionConfig) -> Video:
             "as a list of images"
         ) from None
     try:
-        times = _times(av, data, name)
+        times = _times(av, data, name, budget)
         chosen = choose_frames(times)
-        frames = _decoded(av, data, name, set(chosen))
-        return video_frames(frames, len(chosen), [times[n] - times[0] for n in chosen], config)
+        frames = _decoded(av, data, name, set(chosen), lambda more: budget.take("film_pixels", more * len(times)))
+        return video_frames(frames, len(chosen), [times[n] - times[0] for n in chosen], config, budget)
     except RequestError:
         raise
     except Exception as error:  # FFmpeg's errors are of many classes
@@ -124,30 +143,39 @@ def _open(av: Any, data: bytes, name: str) -> tuple[Any, Any]:
     if width * height > MAX_IMAGE_PIXELS:
         container.close()
         raise RequestError(f"the video has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are taken")
+    # A film may become larger on its way; FFmpeg refuses that before it makes room for it.
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_IMAGE_PIXELS)}
     return container, stream
 
 
-def _times(av: Any, data: bytes, name: str) -> list[float]:
+def _times(av: Any, data: bytes, name: str, budget: Budget) -> list[float]:
     """When each frame is shown, in seconds, ascending; without decoding any."""
     container, stream = _open(av, data, name)
-    most = MAX_VIDEO_PIXELS // max(1, stream.codec_context.width * stream.codec_context.height)
-    most = min(most, MAX_VIDEO_FRAMES)
+    pixels = stream.codec_context.width * stream.codec_context.height
     with container:
         times: list[float] = []
         for packet in container.demux(stream):
             if packet.pts is not None and packet.size:
                 times.append(float(packet.pts * packet.time_base))
-            if len(times) > most:
-                raise RequestError(f"the video has more than {most} frames; cut it into pieces, or make it smaller")
+                budget.take("film_frames", 1)
+                budget.take("film_pixels", pixels)
     return sorted(times)
 
 
-def _decoded(av: Any, data: bytes, name: str, chosen: set[int]) -> Iterator[torch.Tensor]:
-    """The chosen frames, counted in the order in which they are shown; upright."""
+def _decoded(av: Any, data: bytes, name: str, chosen: set[int], grows: Callable[[int], None]) -> Iterator[torch.Tensor]:
+    """The chosen frames, counted in the order in which they are shown; upright.
+
+    grows: called with how many pixels more than the file said its frames have.
+    """
     container, stream = _open(av, data, name)
-    last = max(chosen, default=-1)
+    said, last = stream.codec_context.width * stream.codec_context.height, max(chosen, default=-1)
+    first = (0, 0)
     with container:
         for number, frame in enumerate(container.decode(stream)):
+            if number == 0:
+                first = (frame.width, frame.height)
+                grows(max(0, frame.width * frame.height - said))
+            _check_size(number, (frame.width, frame.height), first)
             if number in chosen:
                 array = frame.to_ndarray(format="rgb24")
                 turned = np.rot90(array, k=round(frame.rotation / 90))
