@@ -94,3 +94,13 @@ def test_the_command_for_people(directory: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in ("before", "layer 1: 0.", "perplexity over", "blocks chosen as before: "):
         assert part in done.output
+
+
+def test_a_text_that_is_no_utf_8_is_refused_before_anything_is_written(directory: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "latin.txt", tmp_path / "out"
+    text.write_bytes(b"caf\xe9 " * 1000)
+    done = CliRunner().invoke(main, ["quantize", str(directory), str(out), "--bits", "8", "--text", str(text)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: {text} is no UTF-8 text: byte 3 is 0xe9")
+    assert "iconv" in done.output
+    assert not out.exists()

@@ -75,3 +75,11 @@ def test_there_is_text_at_hand():
     assert {d.kind for d in found} == {"code", "prose"}
     assert len({d.name for d in found}) == len(found) > 300
     assert sum(len(d.text) for d in found if not d.held_out) > 4_000_000
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9 " * 1000, "text".encode("utf-16") * 1000])
+def test_a_text_that_is_no_utf_8_is_refused_by_name(tmp_path: Path, data: bytes):
+    (tmp_path / "good.txt").write_text("text " * 1000)
+    (tmp_path / "latin.txt").write_bytes(data)
+    with pytest.raises(ArgumentError, match=r"latin\.txt is no UTF-8 text: byte \d+ is 0x"):
+        documents_in([tmp_path])

@@ -29,12 +29,14 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
     """
     from freehold.cli.fetching import shown_progress
     from freehold.cli.quantities import shown_size
+    from freehold.core.text_file import read_utf8
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
     from freehold.quantize.job import quantize as write
     from freehold.quantize.report import layer_errors
 
     source = resolve(model)
+    content = None if text is None else read_utf8(text)  # now: what is wrong with it is no news for the end
     with open_checkpoint(source) as checkpoint, shown_progress(model) as progress:
         before = sum(file.stat().st_size for file in checkpoint.files)
         written = write(checkpoint, out, 8 if bits == "8" else 4, progress=progress)
@@ -48,8 +50,8 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
         "resumed": written.resumed,
         "relative_errors": errors,
     }
-    if text is not None:
-        result.update(_read_both(source, written.path, text, text_tokens))
+    if content is not None:
+        result.update(_read_both(source, written.path, content, text_tokens))
     if as_json:
         click.echo(json.dumps(result, allow_nan=False))
         return
@@ -68,10 +70,9 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
             click.echo(f"blocks chosen as before: {result['block_agreement']:.2%}")
 
 
-def _read_both(source: Path, made: Path, text: Path, most_tokens: int) -> dict[str, Any]:
+def _read_both(source: Path, made: Path, content: str, most_tokens: int) -> dict[str, Any]:
     from freehold.quantize.report import agreement, read_text
 
-    content = text.read_text(encoding="utf-8")
     before, after = (read_text(model, content, most_tokens) for model in (source, made))
     return {
         "text_tokens": len(before.log_likelihoods) + 1,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from freehold.core.errors import ArgumentError
+from freehold.core.text_file import read_utf8
 
 _CODE = frozenset(".py .pyi .c .h .cc .cpp .hpp .inc .rs .js .ts .java .go .sh .sql".split())
 _PROSE = frozenset(".txt .md .rst .tex .html".split())
@@ -35,7 +36,7 @@ class Document:
 
 
 def documents_in(paths: Sequence[Path]) -> list[Document]:
-    """The texts in files and directories, by name. Raises ArgumentError if there are none."""
+    """The texts in files and directories, by name. Raises ArgumentError if there are none, or one is not UTF-8."""
     found = []
     for path in paths:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -44,7 +45,7 @@ def documents_in(paths: Sequence[Path]) -> list[Document]:
             if kind is None or file.stat().st_size < _LEAST_BYTES:
                 continue
             name = str(file.relative_to(path.parent)) if path.is_dir() else file.name
-            found.append(Document(name, kind, file.read_text(encoding="utf-8", errors="replace")))
+            found.append(Document(name, kind, read_utf8(file)))
     if not found:
         raise ArgumentError(
             f"{', '.join(map(str, paths))}: no text of at least {_LEAST_BYTES} bytes with a known suffix "
