@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 
 from freehold.core.errors import RequestError, UnsupportedFieldError
 from freehold.model.vision.decode import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode_image
+from freehold.model.vision.image import read_pixels
 from freehold.model.vision.resize import IMAGE_AREA, VIDEO_AREA, wanted_size
 from freehold.model.vision.source import read_source
 
@@ -92,12 +94,108 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
 # ---------------------------------------------------------------------------------------------------- hostile files
 
 
-def _png(width: int, height: int, body: bytes = b"") -> bytes:
+def _png(width: int, height: int, body: bytes = b"", *, depth: int = 8, colour: int = 2, clear: bytes = b"") -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    head += chunk(b"tRNS", clear) if clear else b""
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def _tiff(data: bytes, *, bits: int, channels: int = 1, white: int = 1, form: int = 1, planes: int = 1) -> bytes:
+    """A TIFF of one row of 2 pixels. white: 0 where 0 is white, 2 for colours. form: 1 whole numbers, 2 signed ones, 3
+    floats. planes: 2 where each channel lies by itself."""
+    values = {
+        256: 2,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: white,
+        277: channels,
+        278: 1,
+        279: len(data),
+        284: planes,
+        339: form,
+    }
+    repeated = {258, 339} if channels > 1 else set()
+    start = 8 + 2 + 12 * (len(values) + 1) + 4
+    behind, entries = b"", {273: struct.pack("<HHII", 273, 4, 1, start + 2 * channels * len(repeated))}
+    for tag, value in values.items():
+        if tag in repeated:
+            entries[tag] = struct.pack("<HHII", tag, 3, channels, start + len(behind))
+            behind += struct.pack(f"<{channels}H", *[value] * channels)
+        else:
+            entries[tag] = struct.pack("<HHII", tag, 4 if tag == 279 else 3, 1, value)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + behind + data
+
+
+def test_a_grey_of_sixteen_bits_may_be_transparent() -> None:
+    row = b"\0" + struct.pack(">5H", 1000, 0, 0x8000, 0xFFFF, 1001)
+    pixels = decode_image(_png(5, 1, row, depth=16, colour=0, clear=struct.pack(">H", 1000)))
+    assert _rows(pixels)[0, :, 0].tolist() == [255, 0, 128, 255, 3]
+
+
+@pytest.mark.parametrize(
+    ("depth", "body", "greys"), [(2, b"\x1b", [0, 255, 170, 255]), (4, b"\x01\x23", [0, 255, 34, 51])]
+)
+def test_a_grey_of_few_bits_may_be_transparent(depth: int, body: bytes, greys: list[int]) -> None:
+    pixels = decode_image(_png(4, 1, b"\0" + body, depth=depth, colour=0, clear=struct.pack(">H", 1)))
+    assert _rows(pixels)[0, :, 0].tolist() == greys
+
+
+@pytest.mark.parametrize(
+    ("data", "greys"),
+    [
+        (_tiff(b"\0\x80", bits=8), [0, 128]),
+        (_tiff(b"\0\x80", bits=8, white=0), [255, 127]),
+        (_tiff(struct.pack("<2H", 0x1234, 0x8000), bits=16), [0x12, 0x80]),
+        (_tiff(struct.pack("<6H", *range(0x1000, 0x7000, 0x1000)), bits=16, channels=3, white=2), [0x10, 0x40]),
+    ],
+)
+def test_a_tiff_of_whole_numbers_is_read(data: bytes, greys: list[int]) -> None:
+    assert _rows(decode_image(data))[0, :, 0].tolist() == greys
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (_tiff(b"\0\x08\0", bits=12), "of 12 bits"),
+        (_tiff(b"\0\0\0\x80", bits=16, white=0), "0 is white"),
+        (_tiff(b"\0\x80", bits=8, form=2), "signed"),
+        (_tiff(bytes(12), bits=16, channels=3, white=2, planes=2), "each channel by itself"),
+        (_tiff(bytes(24), bits=32, channels=3, white=2, form=3), "floats of several channels"),
+        (_tiff(bytes(4), bits=16, form=3), "a kind that is not read"),
+        (_tiff(bytes(8), bits=32, form=3), "32-bit"),
+        (_png(1, 1, bytes(7), depth=16, clear=bytes(6)), "16 bits a channel and one transparent colour"),
+    ],
+    ids=range(8),
+)
+def test_pixels_that_would_be_read_wrongly_are_refused_by_name(data: bytes, said: str) -> None:
+    with pytest.raises(RequestError, match=f"{said}.*; save it with"):
+        decode_image(data)
+
+
+def test_any_byte_of_a_tiff_may_be_another() -> None:
+    data, generator = _tiff(struct.pack("<6H", *range(6)), bits=16, channels=3, white=2), np.random.default_rng(3)
+    for _ in range(3000):
+        changed = bytearray(data)
+        for place in generator.integers(0, len(data), 3):
+            changed[place] = generator.integers(0, 256)
+        with contextlib.suppress(RequestError):
+            decode_image(bytes(changed))
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(RequestError, match=f"{size[0]} x {size[1]} pixels; it must have one at least"):
+        read_pixels(Image.new("RGB", size), local=True)
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_pixels_lie_on_white(mode: str) -> None:
+    assert (read_pixels(Image.new(mode, (2, 2)), local=True) == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from freehold.core.errors import RequestError
 
@@ -19,6 +21,11 @@ MAX_IMAGE_PIXELS = 50_000_000
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITHOUT_RANGE = ("I", "F")
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_SMALL_GREYS = {"L;2": 85, "L;4": 17}
+"""How PNG files with fewer bits lie, and what Pillow multiplies their greys with."""
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 
 T = TypeVar("T")
 
@@ -33,7 +40,9 @@ def decode_image(data: bytes) -> torch.Tensor:
 
 
 def upright_pixels(picture: Image.Image) -> torch.Tensor:
-    """uint8 (3, height, width) of an open image, its EXIF orientation applied. Raises RequestError as `to_pixels`."""
+    """uint8 (3, height, width) of an open image, its EXIF orientation applied. Raises RequestError as `to_pixels`, and
+    for kinds of pixels that Pillow reads wrongly."""
+    check_kind(picture)
     return to_pixels(_try(lambda: _upright(picture)))
 
 
@@ -44,6 +53,8 @@ def open_image(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if data.startswith(_TIFF):
+            raise _unread("of a kind that is not read, such as floats of several channels") from None
         raise RequestError(f"the data are no image of a known format; known are {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(f"the image is larger than {MAX_IMAGE_PIXELS} pixels; make it smaller") from None
@@ -54,7 +65,44 @@ def open_image(data: bytes) -> Image.Image:
         raise RequestError(
             f"the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are taken, make it smaller"
         )
+    check_kind(picture)
     return picture
+
+
+def check_kind(picture: Image.Image) -> None:
+    """Raises RequestError for an image without pixels, and for those that Pillow would read wrongly without a word."""
+    width, height = picture.size
+    if not width or not height:
+        raise RequestError(f"the image has {width} x {height} pixels; it must have one at least")
+    if isinstance(picture, TiffImageFile):
+        _check_tiff(picture)
+    raw = picture.tile[0].args if isinstance(picture, PngImageFile) and picture.tile else None
+    transparent = picture.info.get("transparency")
+    if raw == "RGB;16B" and transparent is not None:  # it is compared with the upper halves of the pixels
+        raise RequestError("the image has 16 bits a channel and one transparent colour; save it with an alpha channel")
+    if raw in _SMALL_GREYS and isinstance(transparent, int) and transparent <= 255 // _SMALL_GREYS[raw]:
+        picture.info["transparency"] = transparent * _SMALL_GREYS[raw]  # the pixels are made 8 bits wide, it is not
+
+
+def _check_tiff(picture: TiffImageFile) -> None:
+    tags = picture.tag_v2
+    bits = _try(lambda: int(max(tags.get(_BITS, (1,)))))  # tags of damaged files may be anything
+    formats = _try(lambda: set(tags.get(_SAMPLE_FORMAT, (1,))))
+    black, planes = _try(lambda: (tags.get(_PHOTOMETRIC), tags.get(_PLANES)))
+    if picture.mode in _WITHOUT_RANGE:
+        return  # refused for that
+    if formats != {1}:
+        raise _unread("of signed numbers or floats")
+    if picture.mode in _SIXTEEN_BITS and bits != 16:
+        raise _unread(f"of {bits} bits")
+    if picture.mode in _SIXTEEN_BITS and black == 0:
+        raise _unread("of 16 bits, of which 0 is white")
+    if bits > 8 and planes == 2:
+        raise _unread(f"of {bits} bits, each channel by itself")
+
+
+def _unread(kind: str) -> RequestError:
+    return RequestError(f"the TIFF has pixels {kind}; save it with 8 bits a channel, or as PNG")
 
 
 def to_pixels(picture: Image.Image) -> torch.Tensor:
@@ -71,7 +119,13 @@ def to_pixels(picture: Image.Image) -> torch.Tensor:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _SIXTEEN_BITS:  # Pillow would clip them to 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        whole, transparent = np.asarray(picture), picture.info.get("transparency")
+        grey = (whole >> 8).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[whole == transparent] = 255
+        picture = Image.fromarray(grey)
+    if picture.mode in _PREMULTIPLIED:
+        picture = picture.convert(_PREMULTIPLIED[picture.mode])
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
