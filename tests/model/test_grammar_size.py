@@ -38,6 +38,28 @@ def test_too_many_members_that_may_come_next_are_refused(schema):
         checked(schema, "response_format")
 
 
+class Joining(Bytes):
+    """The bytes, and tokens as large vocabularies have them, which go on from one member to the next."""
+
+    joining = tuple(
+        f"{before},{after}".encode() for before in ("", " ", "  ", "\n", "\n ") for after in ("", ' "', "\n")
+    )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one of them, or as before."""
+        return self.joining[token_id - NUM_TOKENS] if token_id >= NUM_TOKENS else super().token_bytes(token_id)
+
+
+def test_many_members_are_followed_with_tokens_that_go_on_to_the_next():
+    """Each such token leads to all members that may come behind it, and a mask looks at all of these tokens."""
+    grammars = Grammars(Joining(), NUM_TOKENS + len(Joining.joining))
+    matcher = grammars.matcher(json_schema_grammar(with_optional(2000)))
+    for token in b'{"p7": "x"':
+        assert token in matcher.allowed()
+        matcher.push(token)
+    assert NUM_TOKENS + Joining.joining.index(b' , "') in matcher.allowed()
+
+
 @pytest.mark.parametrize("keyword", ["minLength", "maxLength"])
 def test_a_length_that_cannot_be_counted_is_refused(keyword):
     with pytest.raises(RequestError, match=rf"too large: .*50000.*at most {MOST_CHARACTERS}.*leave them out"):

@@ -28,6 +28,10 @@ _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 _MOST_ITEMS = 25_000
 """Most ways to go on that the parser follows at once. An object takes four for each optional property, and OpenAI's API
 allows 5000 of them; the library's own 2000 would end answers in an error at some 500."""
+_MOST_ITEMS_OF_MASK = 80 * _MOST_ITEMS
+"""The same over all tokens of one mask: wherever a token ends a member, or white space before a comma, the parser looks
+at all members that may come next. A vocabulary of 49,000 tokens has some thirteen such places; with the library's own
+50,000, answers would end in an error at some 900 optional members."""
 _MOST_KEPT = 64
 """So many compiled grammars are kept; an agent's tools make the same one again and again."""
 
@@ -153,7 +157,7 @@ def lark_error(grammar: str) -> str:
 
 
 def _compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
-    limits = LLParserLimits(max_items_in_row=_MOST_ITEMS, verbose_errors=False)
+    limits = LLParserLimits(max_items_in_row=_MOST_ITEMS, step_max_items=_MOST_ITEMS_OF_MASK, verbose_errors=False)
     matcher = LLMatcher(tokens, LLMatcher.grammar_from_lark(grammar + _OPTIONS), log_level=0, limits=limits)
     if matcher.is_error():
         raise RequestError(f"the grammar cannot be used: {matcher.get_error().strip()}", field="grammar")
