@@ -212,3 +212,18 @@ def test_values_exist_exactly_where_one_can_be_built(document: Any) -> None:
         else:
             assert finite.exist(schema), name
             jsonschema.Draft202012Validator({**schema, "$defs": document["$defs"]}).validate(value)
+
+
+def test_each_of_many_required_members_is_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of them again for each: that would take seconds for a thousand, and hold other requests up."""
+    names = [f"p{number}" for number in range(1000)]
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
+    asked, known = [], FiniteValues._known
+
+    def counted(self: FiniteValues, schemas: Any, asking: Any) -> bool:
+        asked.append(asking)
+        return known(self, schemas, asking)
+
+    monkeypatch.setattr(FiniteValues, "_known", counted)
+    assert FiniteValues(schema, resolve).exist(schema)
+    assert len(asked) <= 4 * len(names)

@@ -6,6 +6,7 @@ grammars does not see that, and would let a model write for ever.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ class FiniteValues:
         self._numbers: dict[int, int] = {}
         self._schemas: list[Any] = []
         self._possible: dict[_Together, bool] = {}
-        self._queue: list[_Together] = []
+        self._queue: deque[_Together] = deque()
+        self._queued: set[_Together] = set()
         self._waiting: dict[_Together, set[_Together]] = {}  # which sets are looked at again once this one is possible
 
     def exist(self, schema: Any) -> bool:
@@ -47,12 +49,15 @@ class FiniteValues:
         return self._possible[together] or len(self._possible) > _MOST_SETS
 
     def _settle(self) -> None:
-        """Finds sets that finite values fit until no more are found. Looking at one may add others."""
+        """Finds sets that finite values fit until no more are found. Looking at one may add others, which come behind
+        those that are there: a set that waits for many is looked at again once they all have been."""
         while self._queue and len(self._possible) <= _MOST_SETS:
-            together = self._queue.pop()
+            together = self._queue.popleft()
+            self._queued.remove(together)
             if not self._possible[together] and self._look(together):
                 self._possible[together] = True
-                self._queue += self._waiting.pop(together, ())
+                for asking in self._waiting.pop(together, ()):
+                    self._put(asking)
 
     def _look(self, together: _Together) -> bool:
         for number, parts in enumerate(self._ways(together)):
@@ -62,7 +67,12 @@ class FiniteValues:
 
     def _add(self, together: _Together) -> None:
         self._possible[together] = False
-        self._queue.append(together)
+        self._put(together)
+
+    def _put(self, together: _Together) -> None:
+        if together not in self._queued:
+            self._queued.add(together)
+            self._queue.append(together)
 
     def _number(self, schema: Any) -> int:
         if id(schema) not in self._numbers:
@@ -130,7 +140,8 @@ class FiniteValues:
             return self._known((schema for part in parts for schema in _member(part, name)), asking)
 
         required = {name for part in parts for name in part.get("required", ())}
-        if not all(map(possible, required)):
+        known = [possible(name) for name in required]  # of each, so that all are looked at before this is again
+        if not all(known):
             return False
         if max((part.get("minProperties", 0) for part in parts), default=0) <= len(required):
             return True
