@@ -146,6 +146,14 @@ class KvPager:
 
     # Frames.
 
+    def bring_all(self) -> None:
+        """Reads every block that is not in memory. Raises CapacityError where slots share frames."""
+        missing = np.flatnonzero(self._absent)
+        if len(missing) and not self._identical:
+            raise CapacityError(f"{len(missing)} blocks are not in memory; a ram_budget keeps them out")
+        self._clock += 1
+        self._bring(missing)
+
     def _bring(self, slots: np.ndarray) -> None:
         """Gives the slots frames that hold their blocks."""
         missing = np.unique(slots[self._frame_of[slots] == _NO_FRAME])

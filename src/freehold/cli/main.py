@@ -45,7 +45,7 @@ COMMANDS: dict[str, LazyCommand] = {
     ),
     "serve": LazyCommand("freehold.cli.cmd_serve", "serve", "Serve a model over the OpenAI-compatible API."),
     "tasks": LazyCommand("freehold.cli.cmd_tasks", "tasks", "What a model finds in long texts."),
-    "train": LazyCommand("freehold.cli.cmd_train", "train", "Train a small model in M3's shape from scratch."),
+    "train": LazyCommand("freehold.cli.cmd_train", "train", "Train a small model in MiniMax-M3's shape from scratch."),
 }
 
 

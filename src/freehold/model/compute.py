@@ -158,8 +158,8 @@ class NativeCompute:
         return kernels.route_sigmoid(logits, bias, topk)
 
     def fused_layer(self, parts: Callable[[], FusedLayerParts]) -> kernels.FusedLayer | None:
-        """See `Compute.fused_layer`."""
-        return kernels.FusedLayer(parts())
+        """See `Compute.fused_layer`; None where attention was replaced, as the call brings its own."""
+        return kernels.FusedLayer(parts()) if type(self.attention) is NativeBlockAttention else None
 
 
 class ReferenceCompute:
