@@ -91,14 +91,13 @@ def convert(
     from freehold.loading.pull import resolve
     from freehold.training.convert import ConvertSettings
     from freehold.training.convert import convert as run
-    from freehold.training.corpus import documents_at_hand, documents_in, origin_of_texts_at_hand
+    from freehold.training.corpus import texts_of
     from freehold.training.curves import write_curves
     from freehold.training.distil import DistilSettings
 
     distil = DistilSettings(steps=steps, queries=queries, learning_rate=learning_rate, seed=seed)
     settings = ConvertSettings(distil=distil, **options)
-    documents = documents_in(texts) if texts else documents_at_hand()
-    origin = ", ".join(map(str, texts)) if texts else origin_of_texts_at_hand()
+    documents, origin = texts_of(texts)
     place = work or out.with_name(f"{out.name}.work")
     with open_checkpoint(resolve(model)) as checkpoint, shown_work() as progress:
         made = run(checkpoint, out, documents, settings, work=place, origin=origin, progress=progress)

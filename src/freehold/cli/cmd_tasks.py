@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+from freehold.bench.main import Sizes
 from freehold.core.errors import ArgumentError
-
-
-class Lengths(click.ParamType[tuple[int, ...]]):
-    """`1024,4096`: numbers of tokens."""
-
-    name = "n,n,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Split and convert; a usage error if something is no positive number."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            found = ()
-        if not found or min(found) < 1:
-            self.fail(f"{value!r} is not a list of lengths, for example 1024,4096", param, ctx)
-        return found
 
 
 @click.command()
@@ -41,7 +25,7 @@ class Lengths(click.ParamType[tuple[int, ...]]):
     multiple=True,
     help="May be given several times. Left out: all of them.",
 )
-@click.option("--lengths", type=Lengths(), default="1024,4096", show_default=True, help="Tokens of the prompts.")
+@click.option("--lengths", type=Sizes(), default="1024,4096", show_default=True, help="Tokens of the prompts.")
 @click.option("--depths", type=click.IntRange(min=1), default=5, show_default=True, help="Places of a needle.")
 @click.option("--questions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each task and place.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions.")
@@ -76,11 +60,13 @@ def tasks(
         raise ArgumentError(f"--picture {picture} shows where needles are found; add --task needle")
     if url is not None and index is not None:
         raise ArgumentError(f"--index {index} and --url exclude each other: the server has its own")
-    if url is not None:
-        asked: Any = Endpoint(url, model, api_key)
-    else:
-        asked = LocalModel(model, **({} if index is None else {"index": str(index)}))
-    with shown_work() as progress:
+    with ExitStack() as stack:
+        if url is not None:
+            asked: Any = Endpoint(url, model, api_key)
+        else:
+            asked = LocalModel(model, **({} if index is None else {"index": str(index)}))
+            stack.callback(asked.close)
+        progress = stack.enter_context(shown_work())
         cells = ask_all(asked, wanted, lengths, depths=depths, questions=questions, seed=seed, progress=progress)
     if picture is not None and drawn is not None:
         draw(cells, drawn, picture)

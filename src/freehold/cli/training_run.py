@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from freehold.core.errors import ArgumentError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.tokenizer import Tokenizer
 from freehold.training.bytes_tokenizer import END, bytes_tokenizer, write_bytes_tokenizer
-from freehold.training.corpus import documents_at_hand, documents_in, origin_of_texts_at_hand
+from freehold.training.corpus import texts_of
 from freehold.training.pretrain import PretrainSettings, Progress, Trainer, write_model
 from freehold.training.retrieval_rows import RetrievalRows
 from freehold.training.rows import Rows, TextRows
@@ -71,9 +72,10 @@ class TrainingRun:
                 config = MiniMaxM3Config.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
             except ValueError as error:
                 raise ArgumentError(f"{path}: is no JSON ({error})") from None
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         return config if tokenizer is None else replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
 
+    @cached_property
     def _tokenizer(self) -> Tokenizer | None:
         where = self.options["tokenizer"]
         if where is None:
@@ -95,10 +97,9 @@ class TrainingRun:
                 )
             made = {"facts": o["facts"], "questions": o["questions"], "seed": o["seed"]}
             return RetrievalRows(words, o["row_tokens"], **made), "names with values, in noise"
-        documents = documents_in(o["texts"]) if o["texts"] else documents_at_hand()
-        origin = ", ".join(map(str, o["texts"])) if o["texts"] else origin_of_texts_at_hand()
+        documents, origin = texts_of(o["texts"])
         learnt = [d for d in documents if not d.held_out] or documents
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         if tokenizer is not None:
             if not tokenizer.eos_ids:
                 raise ArgumentError(f"{o['tokenizer']}: the tokenizer has no token that ends a text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         """All fields."""
-        return {name: getattr(self, name) for name in ("task", "length", "depth", "score", "questions", "tokens")}
+        return asdict(self)
 
 
 def ask_all(

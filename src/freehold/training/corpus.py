@@ -75,6 +75,13 @@ def origin_of_texts_at_hand() -> str:
     return f"the standard library and pydoc topics of Python {sys.version.split()[0]}"
 
 
+def texts_of(paths: Sequence[Path]) -> tuple[list[Document], str]:
+    """The texts in `paths`, or those at hand where there are none; and where they are from, in words."""
+    if paths:
+        return documents_in(paths), ", ".join(map(str, paths))
+    return documents_at_hand(), origin_of_texts_at_hand()
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Tokens of one kind of text, from one document or from several that follow each other."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from freehold.attention import index_kl_loss
 from freehold.core.errors import ArgumentError
 from freehold.model.compute import ReferenceCompute
 from freehold.training.index_init import Projections
+from freehold.training.schedule import rate_of
+from freehold.training.whole_file import save_whole
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -45,10 +45,7 @@ class DistilSettings:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * done)))
+        return rate_of(self.learning_rate, step, warmup_steps=self.warmup_steps, steps=self.steps, last=_LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +93,7 @@ class Student:
         for number, name in enumerate(("q", "k")):
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 tensors[f"{name}.{key}"] = state[number][key].clone()
-        beside = path.with_name(f"{path.name}.new")
-        save_file(tensors, beside)
-        os.replace(beside, path)
+        save_whole(tensors, path)
 
     def restore(self, path: Path) -> None:
         """Goes on where `save` was."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from freehold.core.errors import ArgumentError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
@@ -21,6 +20,8 @@ from freehold.model.minimax_m3_release import release_config
 from freehold.training.m3_forward import Losses, M3Forward
 from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
 from freehold.training.rows import Rows, batch_of
+from freehold.training.schedule import rate_of
+from freehold.training.whole_file import save_whole
 
 _BETAS = (0.9, 0.95)
 _LAST = 0.1
@@ -60,12 +61,9 @@ class PretrainSettings:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
 
-    def share(self, step: int) -> float:
-        """The learning rates of a step, counted from 0, as a share of their highest."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * done))
+    def rate(self, highest: float, step: int) -> float:
+        """The learning rate of a step, counted from 0, of weights whose highest it is."""
+        return rate_of(highest, step, warmup_steps=self.warmup_steps, steps=self.steps, last=_LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +147,7 @@ class Trainer:
         for number, name in enumerate(self._order):
             tensors |= {f"{key}.{name}": state[number][key] for key in _MOMENTS}
         tensors["steps"] = torch.tensor(self.step)
-        beside = self.work / f"{_STATE}.new"
-        save_file(tensors, beside)
-        os.replace(beside, self.work / _STATE)
+        save_whole(tensors, self.work / _STATE)
 
     def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -188,7 +184,7 @@ class Trainer:
         learnt = [self.weights[name] for name in self._learnt]
         norm = float(torch.nn.utils.clip_grad_norm_([w for w in learnt if w.grad is not None], s.clip))
         for group in self._optimizer.param_groups:
-            group["lr"] = group["highest"] * s.share(self.step)
+            group["lr"] = s.rate(group["highest"], self.step)
         self._optimizer.step()
         imbalance = self._balance(losses.loads)
         self.step += 1
@@ -232,9 +228,7 @@ def write_model(trainer: Trainer, out: Path, card: Mapping[str, Any]) -> None:
     """Writes config.json, model.safetensors (float32) and card.json: a checkpoint as the release's are."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: w.detach() for name, w in trainer.weights.items()}
-    beside = out / "model.safetensors.new"
-    save_file(weights, beside, metadata={"format": "pt"})
-    os.replace(beside, out / "model.safetensors")
+    save_whole(weights, out / "model.safetensors", metadata={"format": "pt"})
     config = {**release_config(trainer.config), "torch_dtype": "float32"}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (out / "card.json").write_text(json.dumps(dict(card), indent=2) + "\n", encoding="utf-8")
