@@ -21,6 +21,8 @@
     │   ├── LostBlockError                a block was evicted after it had been found
     │   │   └── DamagedBlockError         its bytes are not those that were stored
     │   └── LostBlocksError               blocks that a computation needs can no longer be read
+    ├── GovernanceError                   a disclosure, policy, lock, ledger or price cannot be made or trusted
+    │   └── SignatureError                a signature is missing or does not fit what it signs
     └── KernelError                       the native library is missing, or refused its input
 
 A message names the thing, its value and the way out. Asserts are only for our own mistakes.
@@ -159,6 +161,14 @@ class LostBlocksError(StoreError):
     def __init__(self, slots: Sequence[int]) -> None:
         self.slots = tuple(slots)
         super().__init__(f"{len(self.slots)} stored blocks can no longer be read")
+
+
+class GovernanceError(FreeholdError):
+    """A disclosure, a policy, an egress lock, a ledger or a price cannot be made, read or trusted."""
+
+
+class SignatureError(GovernanceError):
+    """A signature is missing, of another kind, or does not fit what it signs."""
 
 
 class KernelError(FreeholdError):
