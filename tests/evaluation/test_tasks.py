@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.evaluation.answers import Endpoint
+from freehold.evaluation.lookup import lookups
 from freehold.evaluation.needle_map import ask_all, draw
 from freehold.evaluation.tasks import TASKS, make_question
+from freehold.training.shapes import RETRIEVAL_WORDS
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
 
 
@@ -123,3 +125,52 @@ def test_what_the_command_refuses(options: list[str], message: str) -> None:
 def test_a_server_that_refuses_is_quoted() -> None:
     with pytest.raises(FreeholdError, match="gave no completion"):
         Endpoint("http://127.0.0.1:9/v1", "m").answer("x", 1)
+
+
+LOOKUP_WORD = re.compile(r"<(?:set|get|(?:name|value|noise)-\d+)>")
+
+
+class Lookup:
+    """Finds what stands beside the name that is asked for, in the words of the task."""
+
+    def count(self, text: str) -> int:
+        return len(LOOKUP_WORD.findall(text))
+
+    def answer(self, prompt: str, max_tokens: int) -> str:
+        tokens = LOOKUP_WORD.findall(prompt)
+        assert "".join(tokens) == prompt
+        facts = {tokens[i + 1]: tokens[i + 2] for i, word in enumerate(tokens[:-2]) if word == "<set>"}
+        return facts[tokens[-1]] if tokens[-2] == "<get>" else ""
+
+
+@pytest.mark.parametrize("length", [256, 3000])
+@pytest.mark.parametrize("count", [1, 48, 60])
+def test_a_lookup_has_one_answer_and_a_text_in_common(length: int, count: int) -> None:
+    questions = lookups(RETRIEVAL_WORDS, length, count, depths=4, seed=1)
+    assert len({question.prompt for question in questions}) == len(questions) == count
+    for question in questions:
+        assert Lookup().count(question.prompt) == length
+        assert question.score(Lookup().answer(question.prompt, 1)) == 1.0
+    starts = {question.prompt[: question.prompt.rindex("<get>")] for question in questions[:48]}
+    assert len(starts) == 1
+
+
+def test_facts_lie_at_every_depth() -> None:
+    text = lookups(RETRIEVAL_WORDS, 3000, 1, depths=4, seed=1)[0].prompt
+    places = [i for i, word in enumerate(LOOKUP_WORD.findall(text)) if word == "<set>"]
+    assert [sum(a <= place / 3000 < a + 0.25 for place in places) for a in (0, 0.25, 0.5, 0.75)] == [12] * 4
+
+
+def test_lookups_fill_a_map() -> None:
+    asked = {"depths": 4, "questions": 12, "seed": 0, "progress": lambda *_: None}
+    cells = ask_all(Lookup(), ["lookup"], [400, 900], **asked)
+    assert [(c.length, c.depth, c.score, c.questions, c.tokens) for c in cells] == [
+        (length, depth, 1.0, 12, length - 1) for length in (400, 900) for depth in (0.125, 0.375, 0.625, 0.875)
+    ]
+
+
+def test_lookups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="does not fit into 100 tokens; it needs 194"):
+        lookups(RETRIEVAL_WORDS, 100, 1, depths=1, seed=0)
+    with pytest.raises(ArgumentError, match="depths is 49"):
+        lookups(RETRIEVAL_WORDS, 1000, 1, depths=49, seed=0)

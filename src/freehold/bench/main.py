@@ -185,6 +185,36 @@ def attention(
 
 
 @command.command()
+@click.option("--tokens", type=Sizes(), help="Lengths; 2048,8192,32768, with --quick 512.")
+@threads_option
+@rounds_option
+@quick_option
+@json_option
+@markdown_option
+def backward(
+    tokens: tuple[int, ...] | None,
+    threads: int | None,
+    rounds: int | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Gradients through sparse attention at MiniMax-M3's shape, beside torch's autograd under a dense mask.
+
+    32,768 tokens need about 12 GB of memory and some minutes, all but 4 GB and some seconds for torch.
+    """
+    from freehold.bench.report import show
+    from freehold.bench.suite_backward import BackwardSettings, run
+
+    settings = BackwardSettings(
+        tokens=tokens or ((512,) if quick else (2048, 8192, 32768)),
+        threads=threads or _cores(),
+        rounds=rounds or (2 if quick else 5),
+    )
+    show(run(settings, _say), as_json=as_json, markdown=markdown)
+
+
+@command.command()
 @click.option(
     "--shape",
     type=click.Choice(["published", "calls", "forks"]),

@@ -21,13 +21,14 @@ from freehold.core.errors import ArgumentError
 @click.option(
     "--task",
     "tasks",
-    type=click.Choice(["needle", "needles", "variables", "words"]),
+    type=click.Choice(["needle", "needles", "variables", "words", "lookup"]),
     multiple=True,
-    help="May be given several times. Left out: all of them.",
+    help="May be given several times. Left out: all but lookup, whose words are those of `freehold train --retrieval`.",
 )
 @click.option("--lengths", type=Sizes(), default="1024,4096", show_default=True, help="Tokens of the prompts.")
 @click.option("--depths", type=click.IntRange(min=1), default=5, show_default=True, help="Places of a needle.")
 @click.option("--questions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each task and place.")
+@click.option("--dense", is_flag=True, help="Run the sparse layers densely, to compare.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the needle's map as a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -40,6 +41,7 @@ def tasks(
     lengths: tuple[int, ...],
     depths: int,
     questions: int,
+    dense: bool,
     seed: int,
     picture: Path | None,
     as_json: bool,
@@ -47,7 +49,9 @@ def tasks(
     """What a model finds in long texts.
 
     Generated questions as RULER has them: a number for a city somewhere in filler (needle), among many such (needles),
-    names that stand for others' values (variables), the commonest words of a list (words).
+    names that stand for others' values (variables), the commonest words of a list (words). Small models that learnt
+    nothing else are asked for the value of a name in noise (lookup); many questions are about one text, which is read
+    once.
     """
     from freehold.cli.working import shown_work
     from freehold.evaluation.answers import Endpoint, LocalModel
@@ -55,16 +59,17 @@ def tasks(
     from freehold.evaluation.tasks import TASKS
 
     wanted: Any = tasks or TASKS
-    drawn: Any = next((task for task in ("needle", "needles") if task in wanted), None)
+    drawn: Any = next((task for task in ("needle", "needles", "lookup") if task in wanted), None)
     if picture is not None and drawn is None:
         raise ArgumentError(f"--picture {picture} shows where needles are found; add --task needle")
-    if url is not None and index is not None:
-        raise ArgumentError(f"--index {index} and --url exclude each other: the server has its own")
+    if url is not None and (index is not None or dense):
+        given = "--dense" if index is None else f"--index {index}"
+        raise ArgumentError(f"{given} and --url exclude each other: the server decides how its model reads")
     with ExitStack() as stack:
         if url is not None:
             asked: Any = Endpoint(url, model, api_key)
         else:
-            asked = LocalModel(model, **({} if index is None else {"index": str(index)}))
+            asked = LocalModel(model, allow_dense=dense, **({} if index is None else {"index": str(index)}))
             stack.callback(asked.close)
         progress = stack.enter_context(shown_work())
         cells = ask_all(asked, wanted, lengths, depths=depths, questions=questions, seed=seed, progress=progress)

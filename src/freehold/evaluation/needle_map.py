@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from freehold.evaluation.answers import Asked
-from freehold.evaluation.tasks import Task, make_question
+from freehold.evaluation.lookup import lookups
+from freehold.evaluation.tasks import Question, Task, make_question
+from freehold.training.shapes import RETRIEVAL_WORDS
 
 _ANSWER_TOKENS = 24
+
+_PLACED = frozenset({"needle", "needles", "lookup"})
+
+Asking = Task | Literal["lookup"]
+"""What can be asked: texts for everybody, and `lookups` for models that know their words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One task at one length and depth: the mean score of `questions`. tokens: of the longest prompt."""
 
-    task: Task
+    task: Asking
     length: int
     depth: float | None
     score: float
@@ -31,7 +38,7 @@ class Cell:
 
 def ask_all(
     asked: Asked,
-    tasks: Sequence[Task],
+    tasks: Sequence[Asking],
     lengths: Sequence[int],
     *,
     depths: int,
@@ -41,29 +48,40 @@ def ask_all(
 ) -> list[Cell]:
     """Asks `questions` of each task at each length; those with a needle at each of `depths` places."""
     found: list[Cell] = []
-    places = {task: _depths(depths) if task in ("needle", "needles") else [None] for task in tasks}
-    total = len(lengths) * sum(len(p) for p in places.values()) * questions
+    total = len(lengths) * questions * sum(depths if task in _PLACED else 1 for task in tasks)
     done = 0
     for task in tasks:
         for length in lengths:
-            for depth in places[task]:
-                scores, longest = [], 0
-                for n in range(questions):
-                    where = 0.5 if depth is None else depth
-                    question = make_question(task, length - _ANSWER_TOKENS, asked.count, depth=where, seed=seed + n)
-                    scores.append(question.score(asked.answer(question.prompt, _ANSWER_TOKENS)))
-                    longest = max(longest, asked.count(question.prompt))
-                    done += 1
-                    progress("questions", done, total)
-                found.append(Cell(task, length, depth, sum(scores) / len(scores), questions, longest))
+            scores: dict[float | None, list[float]] = {}
+            longest, room = 0, 1 if task == "lookup" else _ANSWER_TOKENS
+            for question in _questions(asked, task, length - room, depths, questions, seed):
+                score = question.score(asked.answer(question.prompt, room))
+                scores.setdefault(question.depth, []).append(score)
+                longest = max(longest, asked.count(question.prompt))
+                done += 1
+                progress("questions", done, total)
+            found += [
+                Cell(task, length, depth, sum(each) / len(each), len(each), longest)
+                for depth, each in sorted(scores.items(), key=lambda item: item[0] or 0.0)
+            ]
     return found
+
+
+def _questions(asked: Asked, task: Asking, tokens: int, depths: int, questions: int, seed: int) -> Iterator[Question]:
+    if task == "lookup":
+        yield from lookups(RETRIEVAL_WORDS, tokens, questions * depths, depths=depths, seed=seed)
+        return
+    for depth in _depths(depths) if task in _PLACED else [None]:
+        for n in range(questions):
+            where = 0.5 if depth is None else depth
+            yield make_question(task, tokens, asked.count, depth=where, seed=seed + n)
 
 
 def _depths(count: int) -> list[float | None]:
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
 
 
-def draw(cells: Sequence[Cell], task: Task, path: Path) -> None:
+def draw(cells: Sequence[Cell], task: Asking, path: Path) -> None:
     """Writes a picture of one task: lengths to the right, depths downwards. Needs matplotlib."""
     import matplotlib
 

@@ -43,3 +43,23 @@ class OracleBlockAttention(NativeBlockAttention):
             found.append(top_blocks(mass, positions // lanes.block_tokens, topk, local_blocks, init_blocks))
         block_ids = torch.cat(found)
         return kernels.attend(q, lanes, spans, block_ids=block_ids, scale=scale), block_ids
+
+
+class FirstAndRecentBlockAttention(NativeBlockAttention):
+    """Sparse layers read the first block and the most recent ones, as many as the model's index would choose."""
+
+    def sparse(
+        self,
+        q: Tensor,
+        index_q: Tensor,
+        lanes: LayerLanes,
+        spans: Spans,
+        *,
+        topk: int,
+        local_blocks: int,
+        init_blocks: int,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `BlockAttention.sparse`; what is forced fills topk."""
+        forced = {"local_blocks": max(1, topk - 1), "init_blocks": min(1, topk - 1)}
+        return super().sparse(q, index_q, lanes, spans, topk=topk, scale=scale, **forced)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from freehold.core.errors import ArgumentError
-from freehold.evaluation.oracle import OracleBlockAttention
+from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, recalls_of
+from freehold.evaluation.oracle import FirstAndRecentBlockAttention, OracleBlockAttention
 from freehold.loading.checkpoint import Checkpoint
+from freehold.model.base import Model
 from freehold.model.compute import NativeCompute
 from freehold.model.index_sidecar import IndexSidecar
-from freehold.model.llama import Llama
+from freehold.model.registry import family_of, load_model
 from freehold.training.corpus import Window
-from freehold.training.frozen import FrozenModel
+from freehold.training.frozen import WindowReader
 
 Way = Literal["dense", "index", "first and recent", "oracle"]
 WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
@@ -69,32 +71,48 @@ def read(
 ) -> list[Reading]:
     """Reads all windows in each of the ways; "dense" is always the first.
 
+    A model that was trained sparse has its own branch; its sparse layers then run densely for "dense".
     Raises ArgumentError for ways that need an index.
     """
-    if index is None and set(ways) != {"dense"}:
+    branched = index is not None or _is_m3(checkpoint)
+    if not branched and set(ways) != {"dense"}:
         raise ArgumentError(f"ways are {', '.join(ways)}; without an index there is only dense")
     found = []
     others = [way for way in ways if way != "dense"]
     wanted: list[Way] = ["dense", *others]
     for way in wanted:
-        model = _model(checkpoint, index, way)
-        frozen = FrozenModel(model, len(windows[0].token_ids))
+        reader = WindowReader(_model(checkpoint, index, way), len(windows[0].token_ids))
         losses = []
         for number, window in enumerate(windows, 1):
-            losses.append(frozen.losses(window.token_ids))
+            losses.append(reader.losses(window.token_ids))
             progress(way, number, len(windows))
         found.append(Reading(way, torch.stack(losses)))
     return found
 
 
-def _model(checkpoint: Checkpoint, index: IndexSidecar | None, way: str) -> Llama:
+def recall(
+    checkpoint: Checkpoint,
+    index: IndexSidecar | None,
+    windows: Sequence[Window],
+    progress: Callable[[str, int, int], None],
+) -> list[GroupRecall]:
+    """How well each sparse layer and group chooses, on these windows. Raises ArgumentError if nothing is sparse."""
+    if index is None and not _is_m3(checkpoint):
+        raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
+    compute, watched = NativeCompute(), WatchedBlockAttention()
+    compute.attention = watched
+    reader = WindowReader(load_model(checkpoint, compute, index=index), len(windows[0].token_ids))
+    return recalls_of(watched, reader, windows, lambda done: progress("recall", done, len(windows)))
+
+
+def _is_m3(checkpoint: Checkpoint) -> bool:
+    return family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
+
+
+def _model(checkpoint: Checkpoint, index: IndexSidecar | None, way: Way) -> Model:
     compute = NativeCompute()
-    if way == "oracle":
-        compute.attention = OracleBlockAttention()
-    if index is None or way == "dense":
-        return Llama.from_checkpoint(checkpoint, compute)
-    if way == "first and recent":
-        topk = index.sizes.topk
-        forced = replace(index.sizes, init_blocks=min(1, topk - 1), local_blocks=max(1, topk - 1))
-        index = replace(index, sizes=forced)
-    return Llama.from_checkpoint(checkpoint, compute, index)
+    if way == "dense":
+        return load_model(checkpoint, compute, allow_dense=True)
+    if way != "index":
+        compute.attention = OracleBlockAttention() if way == "oracle" else FirstAndRecentBlockAttention()
+    return load_model(checkpoint, compute, index=index)

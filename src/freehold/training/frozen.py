@@ -10,41 +10,22 @@ from torch import Tensor
 from freehold.core.axes import DEFAULT_BLOCK_TOKENS, ceil_div
 from freehold.core.blocks import LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
-from freehold.model.base import BlockObserver
+from freehold.model.base import BlockObserver, Model
 from freehold.model.llama import Llama, LlamaLayer
 
 _CHUNK = 512
 
 
-class FrozenModel:
+class WindowReader:
     """Runs a model over whole windows of up to `length` tokens, through the kernels; it holds K and V of one window."""
 
-    def __init__(self, model: Llama, length: int) -> None:
-        self.model, self.length = model, length
+    def __init__(self, model: Model, length: int) -> None:
+        self._model, self.length = model, length
         self.block_tokens = model.block_tokens or DEFAULT_BLOCK_TOKENS
         self._slots = range(ceil_div(length, self.block_tokens))
-        self._lanes = [
+        self.lanes = [
             LayerLanes.allocate(spec, len(self._slots), self.block_tokens, torch.float32) for spec in model.lane_specs
         ]
-
-    def layer_inputs(self, token_ids: Sequence[int], take: Callable[[int, int, Tensor], None]) -> None:
-        """Calls take(layer, first position, x) for every layer and stretch of the window, x (rows, hidden_size) what
-        the layer's attention reads: the normalised residual stream."""
-        start = 0
-
-        def watch(number: int) -> Callable[..., None]:
-            def before(layer: LlamaLayer, inputs: tuple[Tensor, ...]) -> None:
-                take(number, start, layer.attention_norm(inputs[0]))
-
-            return before
-
-        handles = [layer.register_forward_pre_hook(watch(i)) for i, layer in enumerate(self.model.layers)]
-        try:
-            for start in range(0, len(token_ids), _CHUNK):
-                self._step(token_ids, start, torch.zeros(1, dtype=torch.int64))
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def losses(self, token_ids: Sequence[int], observer: BlockObserver | None = None) -> Tensor:
         """Negative log-likelihood in nats of each token after the first: (len(token_ids) - 1,) float32."""
@@ -64,4 +45,31 @@ class FrozenModel:
             raise ArgumentError(f"the window has {len(token_ids)} tokens; there is room for {self.length}")
         part = torch.tensor(token_ids[start : start + _CHUNK])
         spans = Spans.pack([Span(start, len(part), self._slots)], self.block_tokens)
-        return self.model(part, spans, self._lanes, logit_rows=rows, observer=observer)  # type: ignore[no-any-return]
+        return self._model.forward(part, spans, self.lanes, logit_rows=rows, observer=observer)
+
+
+class FrozenModel(WindowReader):
+    """The same, and what the layers of a dense model read."""
+
+    def __init__(self, model: Llama, length: int) -> None:
+        super().__init__(model, length)
+        self.model = model
+
+    def layer_inputs(self, token_ids: Sequence[int], take: Callable[[int, int, Tensor], None]) -> None:
+        """Calls take(layer, first position, x) for every layer and stretch of the window, x (rows, hidden_size) what
+        the layer's attention reads: the normalised residual stream."""
+        start = 0
+
+        def watch(number: int) -> Callable[..., None]:
+            def before(layer: LlamaLayer, inputs: tuple[Tensor, ...]) -> None:
+                take(number, start, layer.attention_norm(inputs[0]))
+
+            return before
+
+        handles = [layer.register_forward_pre_hook(watch(i)) for i, layer in enumerate(self.model.layers)]
+        try:
+            for start in range(0, len(token_ids), _CHUNK):
+                self._step(token_ids, start, torch.zeros(1, dtype=torch.int64))
+        finally:
+            for handle in handles:
+                handle.remove()

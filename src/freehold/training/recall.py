@@ -35,15 +35,15 @@ def recall_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor, sizes: In
         here = positions[first : first + _ROWS]
         mass = block_masses(lesson.q[here], lesson.k, here, sizes.block_tokens, scale)
         local = here // sizes.block_tokens
-        best = _mask(top_blocks(mass, local, sizes.topk, sizes.local_blocks, sizes.init_blocks), mass.shape[2])
-        chosen = _mask(_choose(index_q[first : first + _ROWS], index_k, here, sizes), mass.shape[2])
+        best = block_mask(top_blocks(mass, local, sizes.topk, sizes.local_blocks, sizes.init_blocks), mass.shape[2])
+        chosen = block_mask(_choose(index_q[first : first + _ROWS], index_k, here, sizes), mass.shape[2])
         masses.append((mass * chosen).sum(dim=-1))
         oracles.append((mass * best).sum(dim=-1))
         hits.append((chosen & best).sum(dim=-1) / best.sum(dim=-1))
     return Recall(*(float(torch.cat(parts).mean()) for parts in (masses, oracles, hits)))
 
 
-def _mask(block_ids: Tensor, num_blocks: int) -> Tensor:
+def block_mask(block_ids: Tensor, num_blocks: int) -> Tensor:
     """(rows, heads, num_blocks), True where a block is among the ids; -1 is none."""
     mask = torch.zeros(*block_ids.shape[:2], num_blocks + 1, dtype=torch.bool)
     return mask.scatter_(2, block_ids.long() % (num_blocks + 1), True)[:, :, :-1]
