@@ -15,7 +15,7 @@ from freehold.attention.impl.reference import top_blocks
 from freehold.attention.masses import block_masses
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
-from freehold.evaluation.perplexity import Reading, read
+from freehold.evaluation.perplexity import Reading, read, recall
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.index_branch import IndexSizes
 from freehold.model.index_sidecar import open_index
@@ -23,6 +23,7 @@ from freehold.training.corpus import Window
 from support.portable_random import portable_tokens
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
+from support.tiny_m3 import TinyM3Spec, write_tiny_m3
 
 SPEC = TinyLlamaSpec("judged", num_layers=2, seed=41)
 WINDOWS = [Window("code", tuple(int(t) for t in portable_tokens(200, seed=i, name="judged"))) for i in range(2)]
@@ -110,3 +111,37 @@ def test_the_command_reads_files(base: Path, tmp_path: Path) -> None:
     assert [reading["way"] for reading in report["readings"]] == ["dense", "index", "first and recent"]
     assert report["readings"][0]["all"]["change"] == 0.0
     assert report["readings"][1]["quarter_1"]["change"] == pytest.approx(0, abs=1e-5)
+    assert "recall" not in report
+
+
+def test_the_command_reads_a_model_that_was_trained_sparse(tmp_path: Path) -> None:
+    write_tiny_m3(TinyM3Spec("judged-m3", block_tokens=32, topk=5, seed=5), tmp_path / "m3")
+    (tmp_path / "text.md").write_text("some words and others\n" * 300)
+    options = ["--text", str(tmp_path / "text.md"), "--windows", "2", "--window-tokens", "512", "--recall", "--json"]
+    done = CliRunner().invoke(main, ["eval", str(tmp_path / "m3"), *options])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [reading["way"] for reading in report["readings"]] == ["dense", "index", "first and recent"]
+    assert {one["layer"] for one in report["recall"]} == {1, 2}
+    assert all(0 < one["mass"] <= one["oracle"] + 1e-6 and 0 < one["blocks"] <= 1 for one in report["recall"])
+
+
+@pytest.mark.parametrize("topk", [3, 13])
+def test_recall_is_that_of_the_chosen_blocks(base: Path, tmp_path: Path, topk: int) -> None:
+    directory = write_tiny_index(tmp_path / "index", base, IndexSizes(2, 16, 16, topk), SPEC.hidden_size, [1])
+    with open_checkpoint(base) as checkpoint:
+        found = recall(checkpoint, open_index(directory), WINDOWS, lambda *_: None)
+    assert [(one.layer, one.group) for one in found] == [(1, 0), (1, 1)]
+    for one in found:
+        if topk == 13:  # every block
+            assert one.recall.mass == pytest.approx(1)
+            assert one.recall.oracle == pytest.approx(1)
+            assert one.recall.blocks == 1.0
+        else:
+            assert one.recall.mass < one.recall.oracle < 1
+            assert one.recall.blocks < 1
+
+
+def test_recall_needs_something_sparse(base: Path) -> None:
+    with open_checkpoint(base) as checkpoint, pytest.raises(ArgumentError, match="has no sparse layer"):
+        recall(checkpoint, None, WINDOWS, lambda *_: None)

@@ -26,7 +26,9 @@ class FreeholdSide:
         """
         torch.set_num_threads(threads)
         start = time.perf_counter()
-        self.llm = LLM(path, threads=threads, kv_dtype=kv_dtype, activations=activations, cache_tokens=context)
+        # The rival reads everything, so that both sides compute the same: a branch that comes with Freehold stays out.
+        options: dict[str, Any] = {"threads": threads, "kv_dtype": kv_dtype, "activations": activations}
+        self.llm = LLM(path, index="none", cache_tokens=context, **options)
         seconds = time.perf_counter() - start
         model = self.model
         return {

@@ -100,8 +100,8 @@ class _Case:
 
     def ours(self) -> tuple[Tensor, ...]:
         """dq, dk, dv."""
-        leaves = [t.detach().requires_grad_() for t in (self.q, self.k, self.v)]
-        out = attend_blocks(*leaves, self.block_ids, query_start=0, block_tokens=self.s.block_tokens)
+        q, k, v = leaves = [t.detach().requires_grad_() for t in (self.q, self.k, self.v)]
+        out = attend_blocks(q, k, v, self.block_ids, query_start=0, block_tokens=self.s.block_tokens)
         out.backward(self.grad)  # type: ignore[no-untyped-call]
         return tuple(leaf.grad for leaf in leaves if leaf.grad is not None)
 
@@ -122,8 +122,9 @@ class _Case:
 
         def run() -> tuple[Tensor, ...]:
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            heads = [leaves[0], *(x.expand(-1, per, -1, -1) for x in leaves[1:])]
-            F.scaled_dot_product_attention(*heads, attn_mask=mask).backward(grad)
+            keys, values = (x.expand(-1, per, -1, -1) for x in leaves[1:])
+            out = F.scaled_dot_product_attention(leaves[0], keys, values, attn_mask=mask)
+            out.backward(grad)  # type: ignore[no-untyped-call]
             found = [leaf.grad for leaf in leaves if leaf.grad is not None]
             dq = found[0].permute(2, 0, 1, 3).reshape(t, groups * per, -1)
             return dq, *(x[:, 0].permute(1, 0, 2) for x in found[1:])
@@ -134,7 +135,7 @@ class _Case:
 def run(settings: BackwardSettings, say: Say) -> Report:
     """Runs the suite. say: gets a line for each stage. Raises FreeholdError if torch's gradients are not ours."""
     machine = this_machine()
-    rows = []
+    rows: list[Row] = []
     with using_threads(settings.threads):
         for tokens in sorted(settings.tokens, reverse=True):
             say(f"{tokens:,} tokens")

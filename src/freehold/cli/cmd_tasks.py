@@ -15,7 +15,7 @@ from freehold.core.errors import ArgumentError
 
 @click.command()
 @click.argument("model")
-@click.option("--index", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its index branch.")
+@click.option("--index", help="Its index branch; as `freehold serve` has it. Left out: auto.")
 @click.option("--url", help="Ask MODEL behind an OpenAI-compatible address, up to and with /v1, instead of running it.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="For --url. Left out: OPENAI_API_KEY, if it is set.")
 @click.option(
@@ -34,7 +34,7 @@ from freehold.core.errors import ArgumentError
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def tasks(
     model: str,
-    index: Path | None,
+    index: str | None,
     url: str | None,
     api_key: str | None,
     tasks: tuple[str, ...],
@@ -69,7 +69,7 @@ def tasks(
         if url is not None:
             asked: Any = Endpoint(url, model, api_key)
         else:
-            asked = LocalModel(model, allow_dense=dense, **({} if index is None else {"index": str(index)}))
+            asked = LocalModel(model, allow_dense=dense, **({} if index is None else {"index": index}))
             stack.callback(asked.close)
         progress = stack.enter_context(shown_work())
         cells = ask_all(asked, wanted, lengths, depths=depths, questions=questions, seed=seed, progress=progress)

@@ -21,7 +21,6 @@ _OPTIONAL = frozenset(
         "store_bytes",
         "ram_budget",
         "mmproj",
-        "index",
         "expert_budget",
     }
 )
@@ -80,7 +79,8 @@ class EngineConfig:
     mmproj: a GGUF file with the vision part of a model in GGUF, as llama.cpp keeps it; None: what the model's own files
         hold.
     index: directory with an index branch for a model that was trained dense, as `freehold convert` makes it: its layers
-        then read only chosen blocks. None: they read everything.
+        then read only chosen blocks. "auto": the branch that comes with Freehold for these weights, if there is one;
+        "none": they read everything.
     allow_dense: run a model trained with sparse attention densely. Its answers are then not the model's own.
     """
 
@@ -101,7 +101,7 @@ class EngineConfig:
     store_bytes: int | None = None
     ram_budget: int | None = None
     mmproj: str | None = None
-    index: str | None = None
+    index: str = "auto"
     expert_budget: int | None = None
 
     def __post_init__(self) -> None:

@@ -31,7 +31,8 @@ from freehold.model.chat import ChatFormat
 from freehold.model.chat_replay import ChatEncoder
 from freehold.model.chat_visuals import VisualChat, has_visuals, take_visuals
 from freehold.model.compute import compute_for
-from freehold.model.index_sidecar import IndexSidecar, open_index
+from freehold.model.index_branches import index_for
+from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.minimax_m3_mmproj import Mmproj, open_mmproj
 from freehold.model.registry import load_model, load_tokenizer, load_vision, model_kind
 from freehold.model.sampling_defaults import sampling_defaults
@@ -77,7 +78,7 @@ class LLM:
             kind = model_kind(checkpoint)
             self.sampling_defaults = sampling_defaults(checkpoint)
             self.chat_format = ChatFormat.from_tokenizer(self.tokenizer, model_type=kind)
-            index = None if config.index is None else open_index(config.index)
+            index = index_for(checkpoint, config.index)
             loaded = load_model(
                 checkpoint, compute, allow_dense=config.allow_dense, expert_budget=config.expert_budget, index=index
             )
@@ -96,6 +97,9 @@ class LLM:
         if config.activations == "int8":
             isa += ", activations int8 where weights are codes"
         dense = ", sparse layers run DENSE as asked" if config.allow_dense else ""
+        if index is not None:
+            blocks = f"{index.sizes.topk} chosen blocks of {index.sizes.block_tokens} tokens"
+            dense = f", {len(index.sparse_layers)} layers read {blocks} (index {config.index})" + dense
         self.description = f"{kind}, weights {'/'.join(stored)}, {compute.name} compute ({reason}{isa}){dense}"
 
     @property

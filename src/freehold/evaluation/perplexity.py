@@ -74,8 +74,7 @@ def read(
     A model that was trained sparse has its own branch; its sparse layers then run densely for "dense".
     Raises ArgumentError for ways that need an index.
     """
-    branched = index is not None or _is_m3(checkpoint)
-    if not branched and set(ways) != {"dense"}:
+    if not is_sparse(checkpoint, index) and set(ways) != {"dense"}:
         raise ArgumentError(f"ways are {', '.join(ways)}; without an index there is only dense")
     found = []
     others = [way for way in ways if way != "dense"]
@@ -97,7 +96,7 @@ def recall(
     progress: Callable[[str, int, int], None],
 ) -> list[GroupRecall]:
     """How well each sparse layer and group chooses, on these windows. Raises ArgumentError if nothing is sparse."""
-    if index is None and not _is_m3(checkpoint):
+    if not is_sparse(checkpoint, index):
         raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
     compute, watched = NativeCompute(), WatchedBlockAttention()
     compute.attention = watched
@@ -105,8 +104,9 @@ def recall(
     return recalls_of(watched, reader, windows, lambda done: progress("recall", done, len(windows)))
 
 
-def _is_m3(checkpoint: Checkpoint) -> bool:
-    return family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
+def is_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> bool:
+    """Whether there are blocks to choose: by a branch, or because the model was trained so."""
+    return index is not None or family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
 
 
 def _model(checkpoint: Checkpoint, index: IndexSidecar | None, way: Way) -> Model:
