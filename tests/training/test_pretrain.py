@@ -33,7 +33,7 @@ SETTINGS = PretrainSettings(steps=9, rows=2, dense_steps=3, warmup_steps=2, save
 
 
 def rows(seed: int = 0) -> RetrievalRows:
-    return RetrievalRows(RETRIEVAL_WORDS, 96, facts=8, questions=4, seed=seed)
+    return RetrievalRows(RETRIEVAL_WORDS, 96, seed=seed)
 
 
 class KilledError(Exception):
@@ -66,7 +66,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     Trainer(CONFIG, rows(), SETTINGS, tmp_path)
-    for other in (rows(1), RetrievalRows(RETRIEVAL_WORDS, 96, facts=9, questions=4, seed=0)):
+    for other in (rows(1), RetrievalRows(RETRIEVAL_WORDS, 97, seed=0)):
         with pytest.raises(ArgumentError, match="holds another training"):
             Trainer(CONFIG, other, SETTINGS, tmp_path)
     with pytest.raises(ArgumentError, match="holds another training"):
@@ -86,26 +86,27 @@ def test_an_expert_that_gets_too_much_is_chosen_less(tmp_path: Path) -> None:
 
 
 def test_answers_are_the_values_of_the_facts() -> None:
-    words, source = (
-        RetrievalWords(10, 20, 6, 7),
-        RetrievalRows(RetrievalWords(10, 20, 6, 7), 60, facts=5, questions=3, seed=4),
-    )
-    for number in range(20):
+    words = RetrievalWords(10, 30, 6, 7)
+    source = RetrievalRows(words, 300, seed=4)
+    lengths: set[int] = set()
+    for number in range(30):
         row = source.row(number)
-        ids, said = row.token_ids.tolist(), {}
-        assert len(ids) == 60
-        for i, token in enumerate(ids):
-            if token == words.first:
-                said[ids[i + 1]] = ids[i + 2]
-        learnt = (row.targets != NO_TARGET).nonzero().flatten().tolist()
-        assert len(learnt) == 3
-        for i in learnt:
-            assert ids[i - 1] == words.first + 1
-            assert int(row.targets[i]) == said[ids[i]] == ids[i + 1]
-        assert len(said) == 5
+        assert len(row.token_ids) == len(row.targets) == 300
         assert torch.equal(source.row(number).token_ids, row.token_ids)
+        for begin, end in pairwise([*row.starts, 300]):
+            ids, targets, said = row.token_ids[begin:end].tolist(), row.targets[begin:end], {}
+            for i, token in enumerate(ids):
+                if token == words.first:
+                    said[ids[i + 1]] = ids[i + 2]
+            learnt = (targets != NO_TARGET).nonzero().flatten().tolist()
+            assert (len(said), len(learnt)) == (len(ids) // 10, len(ids) // 10 * 2 // 3)
+            for i in learnt:
+                assert ids[i - 1] == words.first + 1
+                assert int(targets[i]) == said[ids[i]] == ids[i + 1]
+            lengths.add(len(ids))
+    assert lengths == {75, 150, 300}
     assert not torch.equal(source.row(0).token_ids, source.row(1).token_ids)
-    assert len(words.spelt()) == words.count == 35
+    assert len(words.spelt()) == words.count == 45
 
 
 def test_text_rows_keep_documents_apart() -> None:
@@ -142,11 +143,14 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=f"{name} is .*{text}"):
             replace(SETTINGS, **{name: value})
-    with pytest.raises(ArgumentError, match="9 facts and 4 questions do not fit into 30 tokens"):
-        RetrievalRows(RETRIEVAL_WORDS, 30, facts=9, questions=4, seed=0)
+    for length in (63, 5130):
+        with pytest.raises(ArgumentError, match=f"row_tokens is {length}; rows for 512 names have 64 to 5129 tokens"):
+            RetrievalRows(RETRIEVAL_WORDS, length, seed=0)
+    for length in (64, 5129):
+        RetrievalRows(RETRIEVAL_WORDS, length, seed=0).row(0)
 
 
-OPTIONS = ["--retrieval", "--facts", "8", "--questions", "4", "--row-tokens", "96", "--rows", "2", "--dense-steps", "3"]
+OPTIONS = ["--retrieval", "--row-tokens", "96", "--rows", "2", "--dense-steps", "3"]
 
 
 def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
@@ -171,7 +175,7 @@ def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
         (["--retrieval", "--config", "small"], "the model has 257 tokens; --retrieval needs"),
         (["--retrieval", "--text", "."], "exclude each other"),
         (["--retrieval", "--tokenizer", "x"], "--tokenizer is for texts"),
-        (["--retrieval", "--facts", "600", "--row-tokens", "4096"], "do not fit"),
+        (["--retrieval", "--row-tokens", "6000"], "row_tokens is 6000"),
         (["--learning-rate", "-1"], "learning_rate is -1.0"),
     ],
 )

@@ -95,8 +95,7 @@ class TrainingRun:
                 raise ArgumentError(
                     f"the model has {config.vocab_size} tokens; --retrieval needs {words.first + words.count}"
                 )
-            made = {"facts": o["facts"], "questions": o["questions"], "seed": o["seed"]}
-            return RetrievalRows(words, o["row_tokens"], **made), "names with values, in noise"
+            return RetrievalRows(words, o["row_tokens"], seed=o["seed"]), "names with values, in noise"
         documents, origin = texts_of(o["texts"])
         learnt = [d for d in documents if not d.held_out] or documents
         tokenizer = self._tokenizer

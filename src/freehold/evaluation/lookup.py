@@ -9,7 +9,7 @@ from freehold.evaluation.tasks import Question
 from freehold.training.retrieval_rows import RetrievalWords
 
 FACTS = 48
-"""Names with values of a text, as in a row of `freehold train --retrieval`; the rest is noise."""
+"""Names with values of a text; the rest is noise."""
 
 
 def lookups(words: RetrievalWords, tokens: int, count: int, *, depths: int, seed: int) -> list[Question]:

@@ -45,7 +45,7 @@ class PretrainSettings:
     warmup_steps: int = 50
     weight_decay: float = 0.1
     index_weight: float = 1.0
-    balance_rate: float = 1e-2
+    balance_rate: float = 1e-3
     clip: float = 1.0
     save_every: int = 50
     seed: int = 0

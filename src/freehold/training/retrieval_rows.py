@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from freehold.core.errors import ArgumentError
 from freehold.training.m3_forward import NO_TARGET
 from freehold.training.rows import Row
+
+SHORTEST = 64
+"""Tokens of the shortest texts."""
+_TOKENS_A_FACT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +56,45 @@ class RetrievalWords:
 
 
 class RetrievalRows:
-    """Rows of facts in noise, then questions about them; only the answers are learnt."""
+    """Rows of texts: facts in noise, then questions about them; only the answers are learnt.
 
-    def __init__(self, words: RetrievalWords, length: int, *, facts: int, questions: int, seed: int) -> None:
-        """facts, questions: of a row. Raises ArgumentError if they do not fit."""
-        if facts > words.names or 3 * (facts + questions) > length or questions > facts:
+    The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens: what is
+    learnt in short ones is soon found in long ones, and long ones alone teach nothing for thousands of steps. A text
+    of n tokens has n // 10 facts, and questions for two thirds of them.
+    """
+
+    def __init__(self, words: RetrievalWords, length: int, *, seed: int) -> None:
+        """Raises ArgumentError for rows too short for a text, or too long for the names."""
+        if length < SHORTEST or length // _TOKENS_A_FACT > words.names:
             raise ArgumentError(
-                f"{facts} facts and {questions} questions do not fit into {length} tokens and {words.names} names"
+                f"row_tokens is {length}; rows for {words.names} names have {SHORTEST} to "
+                f"{(words.names + 1) * _TOKENS_A_FACT - 1} tokens"
             )
-        self.words, self.length, self.facts, self.questions, self._seed = words, length, facts, questions, seed
+        self.words, self.length, self._seed = words, length, seed
+        self._parts = [2**i for i in range((length // SHORTEST).bit_length())]
 
     @property
     def name(self) -> str:
         """See `Rows`."""
-        return f"retrieval, {self.facts} facts, {self.questions} questions, {self.words}, seed {self._seed}"
+        return f"retrieval in {self.length} tokens, {self.words}, seed {self._seed}"
 
     def row(self, number: int) -> Row:
         """See `Rows`."""
-        rng, words = random.Random(f"{self._seed} {number}"), self.words
-        names = rng.sample(range(words.names), self.facts)
+        rng = random.Random(f"{self._seed} {number}")
+        parts = rng.choice(self._parts)
+        starts = [self.length * i // parts for i in range(parts)]
+        texts = [self._text(rng, end - begin) for begin, end in pairwise([*starts, self.length])]
+        return Row(torch.cat([ids for ids, _ in texts]), torch.cat([targets for _, targets in texts]), tuple(starts))
+
+    def _text(self, rng: random.Random, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens, and what is to be learnt at each."""
+        words, count = self.words, length // _TOKENS_A_FACT
+        names = rng.sample(range(words.names), count)
         values = [rng.randrange(words.values) for _ in names]
         facts = [words.fact(n, v) for n, v in zip(names, values, strict=True)]
-        asked = rng.sample(range(self.facts), self.questions)
+        asked = rng.sample(range(count), count * 2 // 3)
         tail = [token for i in asked for token in (*words.question(names[i]), words.value_id(values[i]))]
-        room = self.length - len(tail) - 3 * self.facts
+        room = length - len(tail) - 3 * count
         cuts = sorted(rng.randrange(room + 1) for _ in facts)
         noise, tokens, done = words.draw_noise(rng, room), [], 0
         for cut, fact in zip(cuts, facts, strict=True):
@@ -82,6 +103,6 @@ class RetrievalRows:
         tokens += noise[done:] + tail
         ids = torch.tensor(tokens)
         targets = torch.full_like(ids, NO_TARGET)
-        answers = torch.arange(self.length - len(tail) + 1, self.length, 3)  # the name of each question
+        answers = torch.arange(length - len(tail) + 1, length, 3)  # the name of each question
         targets[answers] = ids[answers + 1]
-        return Row(ids, targets, (0,))
+        return ids, targets
