@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import freehold
 from freehold.attention import attend_blocks
 from freehold.attention.impl.reference import top_blocks
 from freehold.attention.masses import block_masses
@@ -21,6 +22,7 @@ from freehold.model.index_branch import IndexSizes
 from freehold.model.index_sidecar import open_index
 from freehold.training.corpus import Window
 from support.portable_random import portable_tokens
+from support.running import running_server
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
 from support.tiny_m3 import TinyM3Spec, write_tiny_m3
@@ -145,3 +147,31 @@ def test_recall_is_that_of_the_chosen_blocks(base: Path, tmp_path: Path, topk: i
 def test_recall_needs_something_sparse(base: Path) -> None:
     with open_checkpoint(base) as checkpoint, pytest.raises(ArgumentError, match="has no sparse layer"):
         recall(checkpoint, None, WINDOWS, lambda *_: None)
+
+
+def test_a_server_scores_the_windows(tmp_path: Path) -> None:
+    write_tiny_llama(SPEC, tmp_path / "model")
+    text = tmp_path / "text.md"
+    text.write_text("some words and others\n" * 300)
+    shape = ["--text", str(text), "--windows", "2", "--window-tokens", "32", "--json"]
+    with running_server(str(tmp_path / "model"), log=tmp_path / "log") as server:
+        done = CliRunner().invoke(main, ["eval", "model", "--url", server.base_url, *shape])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    with freehold.LLM(tmp_path / "model") as llm:
+        losses = []
+        for begin in (0, 128):
+            ids = llm.encode(text.read_text()[begin : begin + 128])
+            likely = llm.logits(ids).log_softmax(dim=-1)[:-1]
+            losses.append(-likely.gather(1, torch.tensor(ids[1:])[:, None])[:, 0])
+    shortest = min(map(len, losses))
+    assert (report["windows"], report["window_tokens"]) == (2, shortest + 1)
+    wanted = math.exp(float(torch.stack([row[:shortest] for row in losses]).mean()))
+    assert report["readings"][0]["all"]["perplexity"] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("option", [["--way", "index"], ["--recall"], ["--index", "none"]])
+def test_a_server_decides_how_it_reads(option: list[str]) -> None:
+    done = CliRunner().invoke(main, ["eval", "m", "--url", "http://127.0.0.1:9/v1", *option])
+    assert done.exit_code == 1
+    assert f"{option[0]} and --url exclude each other" in done.stderr

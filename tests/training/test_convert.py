@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import torch
 
 import freehold
 from freehold.core.errors import ArgumentError, ConfigError
+from freehold.evaluation.perplexity import read
 from freehold.loading.checkpoint import open_checkpoint
+from freehold.model.index_sidecar import open_index
+from freehold.model.registry import load_tokenizer
 from freehold.training.convert import ConvertSettings, convert, curves
-from freehold.training.corpus import Document
+from freehold.training.corpus import Document, windows_of
 from freehold.training.distil import DistilSettings
 from support.portable_random import portable_tokens
 from support.tiny_llama import LLAMAS, TinyLlamaSpec, write_tiny_llama
@@ -68,6 +72,15 @@ def test_the_model_runs_with_what_comes_out(base: Path, tmp_path: Path) -> None:
     assert card["dense_layers"] == [made.harms[0].layer]
     assert card["recall"].keys() == {"0", "1", "2"}
     assert all(len(losses) == 12 for losses in curves(tmp_path / "work").values())
+    assert card["perplexity"] == asdict(made.perplexities)
+    with open_checkpoint(base) as checkpoint:
+        held_out = [document for document in DOCUMENTS if document.held_out]
+        windows = windows_of(held_out, load_tokenizer(checkpoint).encode, 256, 2, seed=SETTINGS.distil.seed)
+        before, after = read(checkpoint, open_index(tmp_path / "out"), windows, ["index"], lambda *_: None)
+    assert made.perplexities.tokens == before.losses.numel()
+    assert made.perplexities.dense == pytest.approx(before.perplexity())
+    assert made.perplexities.sparse == pytest.approx(after.perplexity())
+    assert made.perplexities.dense != made.perplexities.sparse
 
 
 class Killed(Exception):  # noqa: N818

@@ -86,7 +86,7 @@ def test_an_expert_that_gets_too_much_is_chosen_less(tmp_path: Path) -> None:
 
 
 def test_answers_are_the_values_of_the_facts() -> None:
-    words = RetrievalWords(10, 30, 6, 7)
+    words = RetrievalWords(10, 50, 6, 7)
     source = RetrievalRows(words, 300, seed=4)
     lengths: set[int] = set()
     for number in range(30):
@@ -97,16 +97,16 @@ def test_answers_are_the_values_of_the_facts() -> None:
             ids, targets, said = row.token_ids[begin:end].tolist(), row.targets[begin:end], {}
             for i, token in enumerate(ids):
                 if token == words.first:
-                    said[ids[i + 1]] = ids[i + 2]
+                    said[ids[i + 2]] = ids[i + 1]
             learnt = (targets != NO_TARGET).nonzero().flatten().tolist()
-            assert (len(said), len(learnt)) == (len(ids) // 10, len(ids) // 10 * 2 // 3)
+            assert (len(said), len(learnt)) == (len(ids) // 7, len(ids) // 7)
             for i in learnt:
                 assert ids[i - 1] == words.first + 1
                 assert int(targets[i]) == said[ids[i]] == ids[i + 1]
             lengths.add(len(ids))
     assert lengths == {75, 150, 300}
     assert not torch.equal(source.row(0).token_ids, source.row(1).token_ids)
-    assert len(words.spelt()) == words.count == 45
+    assert len(words.spelt()) == words.count == 65
 
 
 def test_text_rows_keep_documents_apart() -> None:
@@ -143,10 +143,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=f"{name} is .*{text}"):
             replace(SETTINGS, **{name: value})
-    for length in (63, 5130):
-        with pytest.raises(ArgumentError, match=f"row_tokens is {length}; rows for 512 names have 64 to 5129 tokens"):
+    for length in (63, 903):
+        with pytest.raises(ArgumentError, match=f"row_tokens is {length}; rows for 128 names have 64 to 902 tokens"):
             RetrievalRows(RETRIEVAL_WORDS, length, seed=0)
-    for length in (64, 5129):
+    for length in (64, 902):
         RetrievalRows(RETRIEVAL_WORDS, length, seed=0).row(0)
 
 
@@ -175,7 +175,7 @@ def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
         (["--retrieval", "--config", "small"], "the model has 257 tokens; --retrieval needs"),
         (["--retrieval", "--text", "."], "exclude each other"),
         (["--retrieval", "--tokenizer", "x"], "--tokenizer is for texts"),
-        (["--retrieval", "--row-tokens", "6000"], "row_tokens is 6000"),
+        (["--retrieval", "--row-tokens", "1000"], "row_tokens is 1000"),
         (["--learning-rate", "-1"], "learning_rate is -1.0"),
     ],
 )

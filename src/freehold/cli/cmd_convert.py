@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def convert(
         "sparse_layers": list(made.sparse_layers),
         "kl_nats": made.losses,
         "recall": mean,
+        "perplexity": asdict(made.perplexities),
         "harm_nats": {harm.layer: harm.nats for harm in made.harms},
         "curves": [str(path) for path in drawn],
     }
@@ -125,4 +127,6 @@ def convert(
     )
     click.echo(f"loss {sum(made.losses.values()) / len(made.losses):.4f} nats, the mean of the layers' last steps")
     click.echo(f"attention inside the chosen blocks {mean['mass']:.4f}, inside the best ones {mean['oracle']:.4f}")
+    p = made.perplexities
+    click.echo(f"perplexity {p.dense:.4f} -> {p.sparse:.4f} on {p.tokens} held-out tokens; more: freehold eval")
     click.echo(f"use it: freehold serve {model} --index {made.path}")

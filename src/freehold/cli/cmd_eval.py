@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from freehold.core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from freehold.evaluation.block_recall import GroupRecall
+    from freehold.evaluation.perplexity import Progress, Reading
+    from freehold.training.corpus import Document
 
 
 @click.command(name="eval")
 @click.argument("model")
 @click.option("--index", default="auto", show_default=True, help="Its index branch; as `freehold serve` has it.")
+@click.option("--url", help="Ask MODEL behind an OpenAI-compatible address, up to and with /v1, that scores prompts.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="For --url. Left out: OPENAI_API_KEY, if it is set.")
 @click.option(
     "--text",
     "texts",
@@ -37,6 +47,8 @@ import click
 def evaluate(
     model: str,
     index: str,
+    url: str | None,
+    api_key: str | None,
     texts: tuple[Path, ...],
     windows: int,
     window_tokens: int,
@@ -49,49 +61,81 @@ def evaluate(
 
     Its perplexity, dense and with the blocks that its index branch chooses, on the same windows. Changes are beside
     the dense model, token by token; each stands with its standard error. The first block and the most recent ones, in
-    the same number, are what an index has to beat; the oracle knows the attention.
+    the same number, are what an index has to beat; the oracle knows the attention. With --recall: for each sparse
+    layer and group, how much of its attention lies inside the chosen blocks (mass) and inside the best ones (oracle),
+    and which part of the best was chosen (blocks).
     """
     from freehold.cli.working import shown_work
-    from freehold.evaluation.perplexity import Reading, is_sparse, read, recall
+    from freehold.evaluation.answers import Endpoint
+    from freehold.evaluation.perplexity import read_endpoint
+    from freehold.training.corpus import documents_at_hand, documents_in
+
+    if url is not None and (ways or with_recall or index != "auto"):
+        given = "--way" if ways else "--recall" if with_recall else "--index"
+        raise ArgumentError(f"{given} and --url exclude each other: the server decides how its model reads")
+    documents = documents_in(texts) if texts else [d for d in documents_at_hand() if d.held_out]
+    recalls: list[GroupRecall] = []
+    with shown_work() as progress:
+        if url is not None:
+            endpoint = Endpoint(url, model, api_key)
+            readings = [read_endpoint(endpoint, documents, window_tokens, windows, seed, progress)]
+        else:
+            readings, recalls = _read(
+                model, index, documents, windows, window_tokens, ways, with_recall, seed, progress
+            )
+    dense = readings[0]
+    result: dict[str, Any] = {
+        "tokens": dense.losses.numel(),
+        "windows": len(dense.losses),
+        "window_tokens": dense.losses.shape[1] + 1,
+        "readings": [reading.as_json(dense) for reading in readings],
+        **({"recall": [one.as_json() for one in recalls]} if with_recall else {}),
+    }
+    click.echo(json.dumps(result, allow_nan=False) if as_json else "\n".join(_lines(readings, recalls)))
+
+
+def _read(
+    model: str,
+    index: str,
+    documents: Sequence[Document],
+    windows: int,
+    window_tokens: int,
+    ways: Sequence[str],
+    with_recall: bool,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Reading], list[GroupRecall]]:
+    """What a model that runs here makes of the windows."""
+    from freehold.evaluation.perplexity import is_sparse, read, recall
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
     from freehold.model.index_branches import index_for
     from freehold.model.registry import load_tokenizer
-    from freehold.training.corpus import documents_at_hand, documents_in, windows_of
+    from freehold.training.corpus import windows_of
 
-    documents = documents_in(texts) if texts else [d for d in documents_at_hand() if d.held_out]
-    with open_checkpoint(resolve(model)) as checkpoint, shown_work() as progress:
+    with open_checkpoint(resolve(model)) as checkpoint:
         held = windows_of(documents, load_tokenizer(checkpoint).encode, window_tokens, windows, seed=seed)
         sidecar = index_for(checkpoint, index)
         standard = ["index", "first and recent"] if is_sparse(checkpoint, sidecar) else ["dense"]
         wanted: Any = [way.replace("-", " ") for way in ways] or standard
         readings = read(checkpoint, sidecar, held, wanted, progress)
-        recalls = recall(checkpoint, sidecar, held, progress) if with_recall else []
-    dense = readings[0]
-    result: dict[str, Any] = {
-        "tokens": dense.losses.numel(),
-        "windows": len(held),
-        "window_tokens": window_tokens,
-        "readings": [reading.as_json(dense) for reading in readings],
-        **({"recall": [one.as_json() for one in recalls]} if with_recall else {}),
-    }
-    if as_json:
-        click.echo(json.dumps(result, allow_nan=False))
-        return
-    click.echo(f"{result['tokens']} tokens in {len(held)} windows of {window_tokens}")
+        return readings, recall(checkpoint, sidecar, held, progress) if with_recall else []
 
-    def line(reading: Reading) -> str:
-        shown = [f"{reading.way}: perplexity {reading.perplexity():.4f}"]
-        if reading is not dense:
-            for name, begin in (("", 0.0), (" in the second half", 0.5)):
-                change, error = reading.change(dense, begin)
-                shown.append(f"{change:+.2%} (± {error:.2%}){name}")
-        return ", ".join(shown)
 
+def _lines(readings: Sequence[Reading], recalls: Sequence[GroupRecall]) -> Iterator[str]:
+    """For people."""
+    first = readings[0]
+    windows, tokens = first.losses.shape
+    yield f"{windows * tokens} tokens in {windows} windows of {tokens + 1}"
     for reading in readings:
-        click.echo(line(reading))
+        shown = [f"{reading.way}: perplexity {reading.perplexity():.4f}"]
+        if reading is not first:
+            for name, begin in (("", 0.0), (" in the second half", 0.5)):
+                change, error = reading.change(first, begin)
+                shown.append(f"{change:+.2%} (± {error:.2%}){name}")
+        yield ", ".join(shown)
     if recalls:
-        click.echo(f"{'layer':>5} {'group':>5} {'mass':>7} {'oracle':>7} {'blocks':>7}")
+        yield f"{'layer':>5} {'group':>5} {'mass':>7} {'oracle':>7} {'blocks':>7}"
     for one in recalls:
         r = one.recall
-        click.echo(f"{one.layer:>5} {one.group:>5} {r.mass:>7.4f} {r.oracle:>7.4f} {r.blocks:>7.4f}")
+        yield f"{one.layer:>5} {one.group:>5} {r.mass:>7.4f} {r.oracle:>7.4f} {r.blocks:>7.4f}"

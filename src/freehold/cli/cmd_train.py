@@ -30,7 +30,9 @@ import click
     "--tokenizer", metavar="MODEL", help="Whose tokenizer reads the texts. Left out: one token for each byte."
 )
 @click.option("--retrieval", is_flag=True, help="Learn to look up names in noise instead of a text.")
-@click.option("--row-tokens", type=click.IntRange(min=32), default=1024, show_default=True, help="Tokens of a row.")
+@click.option(
+    "--row-tokens", type=click.IntRange(min=32), help="Tokens of a row. Left out: 1024, with --retrieval 512."
+)
 @click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of a step.")
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Updates of the weights.")
 @click.option(

@@ -87,6 +87,7 @@ class TrainingRun:
     def _rows(self, config: MiniMaxM3Config) -> tuple[Rows, str]:
         """What to learn from, and where it is from."""
         o = self.options
+        length = o["row_tokens"] or (512 if o["retrieval"] else 1024)
         if o["retrieval"]:
             if o["texts"]:
                 raise ArgumentError(f"--text {o['texts'][0]} and --retrieval exclude each other")
@@ -95,21 +96,21 @@ class TrainingRun:
                 raise ArgumentError(
                     f"the model has {config.vocab_size} tokens; --retrieval needs {words.first + words.count}"
                 )
-            return RetrievalRows(words, o["row_tokens"], seed=o["seed"]), "names with values, in noise"
+            return RetrievalRows(words, length, seed=o["seed"]), "names with values, in noise"
         documents, origin = texts_of(o["texts"])
         learnt = [d for d in documents if not d.held_out] or documents
         tokenizer = self._tokenizer
         if tokenizer is not None:
             if not tokenizer.eos_ids:
                 raise ArgumentError(f"{o['tokenizer']}: the tokenizer has no token that ends a text")
-            return TextRows(learnt, tokenizer.encode, min(tokenizer.eos_ids), o["row_tokens"], seed=o["seed"]), origin
+            return TextRows(learnt, tokenizer.encode, min(tokenizer.eos_ids), length, seed=o["seed"]), origin
         plain = bytes_tokenizer()
         end = plain.encode(END).ids[0]
 
         def encode(text: str) -> list[int]:
             return list(plain.encode(text).ids)
 
-        return TextRows(learnt, encode, end, o["row_tokens"], seed=o["seed"]), origin
+        return TextRows(learnt, encode, end, length, seed=o["seed"]), origin
 
     def _write_tokenizer(self) -> None:
         where = self.options["tokenizer"]

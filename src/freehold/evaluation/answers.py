@@ -56,16 +56,33 @@ class Endpoint:
 
     def answer(self, prompt: str, max_tokens: int) -> str:
         """See `Asked`. Raises FreeholdError if the server does not answer."""
-        body = {"model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        found = self._complete(prompt=prompt, max_tokens=max_tokens, temperature=0)
+        return str(found["text"])
+
+    def losses(self, text: str) -> list[float]:
+        """Negative log-likelihood in nats of each of the server's tokens of the text, after the first.
+
+        For servers that score prompts (`echo` with `logprobs`). Raises FreeholdError for others.
+        """
+        found = self._complete(prompt=text, max_tokens=0, echo=True, logprobs=0)
+        try:
+            return [-float(value) for value in found["logprobs"]["token_logprobs"][1:]]
+        except (KeyError, TypeError, ValueError):
+            raise FreeholdError(f"{self._url} did not score the prompt: it takes no echo with logprobs") from None
+
+    def _complete(self, **fields: Any) -> dict[str, Any]:
+        """The first choice. Raises FreeholdError if the server does not answer, or with something else."""
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(f"{self._url}/completions", json.dumps(body).encode(), headers)
+        body = json.dumps({"model": self._model, **fields}).encode()
+        request = urllib.request.Request(f"{self._url}/completions", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as reply:
-                return str(json.load(reply)["choices"][0]["text"])
+                choice = json.load(reply)["choices"][0]
+                return {"text": choice["text"], "logprobs": choice.get("logprobs")}
         except urllib.error.HTTPError as error:
             said = error.read(500).decode(errors="replace")
             raise FreeholdError(f"{self._url} answered with status {error.code}: {said}") from None
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise FreeholdError(f"{self._url} gave no completion: {error}") from None

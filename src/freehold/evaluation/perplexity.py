@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.errors import ArgumentError
+from freehold.evaluation.answers import Endpoint
 from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, recalls_of
 from freehold.evaluation.oracle import FirstAndRecentBlockAttention, OracleBlockAttention
 from freehold.loading.checkpoint import Checkpoint
@@ -18,11 +19,14 @@ from freehold.model.base import Model
 from freehold.model.compute import NativeCompute
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.registry import family_of, load_model
-from freehold.training.corpus import Window
+from freehold.training.corpus import Document, Window, windows_of
 from freehold.training.frozen import WindowReader
 
-Way = Literal["dense", "index", "first and recent", "oracle"]
+Way = Literal["dense", "index", "first and recent", "oracle", "as served"]
 WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, so much, of so much)."""
 
 _SEGMENT = 64
 """Losses of neighbours depend on each other: standard errors are those of means over so many tokens."""
@@ -67,7 +71,7 @@ def read(
     index: IndexSidecar | None,
     windows: Sequence[Window],
     ways: Sequence[Way],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[Reading]:
     """Reads all windows in each of the ways; "dense" is always the first.
 
@@ -89,11 +93,25 @@ def read(
     return found
 
 
+def read_endpoint(
+    endpoint: Endpoint, documents: Sequence[Document], length: int, count: int, seed: int, progress: Progress
+) -> Reading:
+    """Perplexity as a server has it, in its own tokens: windows of four times `length` characters, for which every
+    window gives as many losses as the shortest one has tokens. Raises FreeholdError if it does not score prompts."""
+    windows = windows_of(documents, lambda text: [ord(c) for c in text], 4 * length, count, seed=seed)
+    losses = []
+    for number, window in enumerate(windows, 1):
+        losses.append(torch.tensor(endpoint.losses("".join(map(chr, window.token_ids)))))
+        progress("as served", number, len(windows))
+    shortest = min(len(row) for row in losses)
+    return Reading("as served", torch.stack([row[:shortest] for row in losses]))
+
+
 def recall(
     checkpoint: Checkpoint,
     index: IndexSidecar | None,
     windows: Sequence[Window],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[GroupRecall]:
     """How well each sparse layer and group chooses, on these windows. Raises ArgumentError if nothing is sparse."""
     if not is_sparse(checkpoint, index):

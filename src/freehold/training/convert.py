@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,15 +69,26 @@ class ConvertSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Perplexities:
+    """Of the model as it was and with its branch, on `tokens` tokens of held-out windows."""
+
+    dense: float
+    sparse: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """What a conversion made. losses: mean of each layer's last 50 steps, in nats. recalls: of each layer on held-out
-    windows. harms: of each layer alone, the largest first; empty where the layers were named."""
+    windows. harms: of each layer alone, the largest first; empty where the layers were named. perplexities: on the
+    same windows, a first look; `freehold eval` reads more of them."""
 
     path: Path
     sparse_layers: tuple[int, ...]
     losses: dict[int, float]
     recalls: dict[int, Recall]
     harms: tuple[Harm, ...]
+    perplexities: Perplexities
 
 
 def convert(
@@ -163,9 +175,11 @@ class _Conversion:
         sparse = tuple(i for i in branches if i not in dense)
         if not sparse:
             raise ArgumentError(f"every layer of {len(branches)} is to stay dense; nothing is left to be sparse")
-        card = self._card(sparse, losses, recalls, found)
-        write_sidecar(self.out, {i: branches[i] for i in sparse}, self.sizes, self.checkpoint.digest(), card)
-        return Converted(self.out, sparse, losses, recalls, found)
+        chosen = {i: branches[i] for i in sparse}
+        perplexities = self._perplexities(chosen)
+        card = self._card(losses, recalls, found, perplexities, dense)
+        write_sidecar(self.out, chosen, self.sizes, self.checkpoint.digest(), card)
+        return Converted(self.out, sparse, losses, recalls, found, perplexities)
 
     def _capture(self, name: str, windows: list[Window]) -> Captured:
         c, length = self.model.config, self.settings.window_tokens
@@ -207,17 +221,34 @@ class _Conversion:
             return frozenset(named), ()
         if self.settings.dense_layers == 0:
             return frozenset(), ()
-        directory = self.work / "every-layer"
-        write_sidecar(directory, branches, self.sizes, self.checkpoint.digest(), {})
-        sparse = Llama.from_checkpoint(self.checkpoint, self.model.compute, open_index(directory))
-        frozen = FrozenModel(sparse, self.settings.window_tokens)
         found = harms(
-            frozen, self.judged, branches, lambda layer: self.progress("layers judged", layer + 1, len(branches))
-        )
+            self._with_branches("every-layer", branches), self.judged, branches,
+            lambda layer: self.progress("layers judged", layer + 1, len(branches)),
+        )  # fmt: skip
         return frozenset(harm.layer for harm in found[: self.settings.dense_layers]), tuple(found)
 
+    def _with_branches(self, name: str, branches: dict[int, Projections]) -> FrozenModel:
+        """The model with these branches, which are kept in the work directory under a name."""
+        directory = self.work / name
+        write_sidecar(directory, branches, self.sizes, self.checkpoint.digest(), {})
+        sparse = Llama.from_checkpoint(self.checkpoint, self.model.compute, open_index(directory))
+        return FrozenModel(sparse, self.settings.window_tokens)
+
+    def _perplexities(self, branches: dict[int, Projections]) -> Perplexities:
+        sparse = self._with_branches("chosen-layers", branches)
+        both: list[torch.Tensor] = []
+        for dense_layers in (frozenset(branches), frozenset[int]()):
+            sparse.model.dense_layers = dense_layers
+            both.append(torch.cat([sparse.losses(window.token_ids) for window in self.judged]).double())
+        return Perplexities(math.exp(float(both[0].mean())), math.exp(float(both[1].mean())), both[0].numel())
+
     def _card(
-        self, sparse: tuple[int, ...], losses: dict[int, float], recalls: dict[int, Recall], found: tuple[Harm, ...]
+        self,
+        losses: dict[int, float],
+        recalls: dict[int, Recall],
+        found: tuple[Harm, ...],
+        perplexities: Perplexities,
+        dense: frozenset[int],
     ) -> dict[str, Any]:
         learned = [d for d in self.documents if not d.held_out]
         names = hashlib.sha256("\n".join(sorted(d.name for d in learned)).encode()).hexdigest()
@@ -227,7 +258,8 @@ class _Conversion:
             "names_sha256": names,
             "tokens": len(self.windows) * self.settings.window_tokens,
             "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
-            "dense_layers": sorted(set(losses) - set(sparse)),
+            "dense_layers": sorted(dense),
+            "perplexity": asdict(perplexities),
             "kl_nats": {str(i): round(loss, 4) for i, loss in losses.items()},
             "recall": {str(i): {k: round(v, 4) for k, v in asdict(r).items()} for i, r in recalls.items()},
             "harm_nats": {str(h.layer): [round(h.nats, 5), round(h.error, 5)] for h in found},

@@ -15,7 +15,7 @@ from freehold.training.rows import Row
 
 SHORTEST = 64
 """Tokens of the shortest texts."""
-_TOKENS_A_FACT = 10
+_TOKENS_A_FACT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class RetrievalWords:
         return ["<set>", "<get>", *(f"<{kind}-{i}>" for kind, n in kinds for i in range(n))]
 
     def fact(self, name: int, value: int) -> list[int]:
-        """<set> name value."""
-        return [self.first, self.first + 2 + name, self.value_id(value)]
+        """<set> value name: what a name stands for comes before it, so that the name's own token can hold it."""
+        return [self.first, self.value_id(value), self.first + 2 + name]
 
     def question(self, name: int) -> list[int]:
         """<get> name."""
@@ -60,7 +60,7 @@ class RetrievalRows:
 
     The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens: what is
     learnt in short ones is soon found in long ones, and long ones alone teach nothing for thousands of steps. A text
-    of n tokens has n // 10 facts, and questions for two thirds of them.
+    of n tokens has n // 7 facts, and a question for each.
     """
 
     def __init__(self, words: RetrievalWords, length: int, *, seed: int) -> None:
@@ -92,7 +92,7 @@ class RetrievalRows:
         names = rng.sample(range(words.names), count)
         values = [rng.randrange(words.values) for _ in names]
         facts = [words.fact(n, v) for n, v in zip(names, values, strict=True)]
-        asked = rng.sample(range(count), count * 2 // 3)
+        asked = rng.sample(range(count), count)
         tail = [token for i in asked for token in (*words.question(names[i]), words.value_id(values[i]))]
         room = length - len(tail) - 3 * count
         cuts = sorted(rng.randrange(room + 1) for _ in facts)

@@ -41,7 +41,7 @@ SMALL = MiniMaxM3Config(
 )
 """About three million weights over bytes; the first layer dense, as in M3."""
 
-RETRIEVAL_WORDS = RetrievalWords(first=BYTES, names=512, values=256, noise=1024)
+RETRIEVAL_WORDS = RetrievalWords(first=BYTES, names=128, values=64, noise=256)
 
 RETRIEVAL = replace(
     SMALL,
