@@ -89,7 +89,7 @@ def test_answers_are_the_values_of_the_facts() -> None:
     words = RetrievalWords(10, 50, 6, 7)
     source = RetrievalRows(words, 300, seed=4)
     lengths: set[int] = set()
-    for number in range(30):
+    for number in (*range(5), *range(6000, 6030)):
         row = source.row(number)
         assert len(row.token_ids) == len(row.targets) == 300
         assert torch.equal(source.row(number).token_ids, row.token_ids)
@@ -104,7 +104,8 @@ def test_answers_are_the_values_of_the_facts() -> None:
                 assert ids[i - 1] == words.first + 1
                 assert int(targets[i]) == said[ids[i]] == ids[i + 1]
             lengths.add(len(ids))
-    assert lengths == {75, 150, 300}
+    assert lengths == {37, 38, 75, 150, 300}
+    assert {len(source.row(number).starts) for number in range(5)} == {8}  # the shortest come first
     assert not torch.equal(source.row(0).token_ids, source.row(1).token_ids)
     assert len(words.spelt()) == words.count == 65
 
@@ -143,10 +144,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=f"{name} is .*{text}"):
             replace(SETTINGS, **{name: value})
-    for length in (63, 903):
-        with pytest.raises(ArgumentError, match=f"row_tokens is {length}; rows for 128 names have 64 to 902 tokens"):
+    for length in (31, 903):
+        with pytest.raises(ArgumentError, match=f"row_tokens is {length}; rows for 128 names have 32 to 902 tokens"):
             RetrievalRows(RETRIEVAL_WORDS, length, seed=0)
-    for length in (64, 902):
+    for length in (32, 902):
         RetrievalRows(RETRIEVAL_WORDS, length, seed=0).row(0)
 
 

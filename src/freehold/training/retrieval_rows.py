@@ -13,9 +13,10 @@ from freehold.core.errors import ArgumentError
 from freehold.training.m3_forward import NO_TARGET
 from freehold.training.rows import Row
 
-SHORTEST = 64
+SHORTEST = 32
 """Tokens of the shortest texts."""
 _TOKENS_A_FACT = 7
+_LONGER = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,10 @@ class RetrievalWords:
 class RetrievalRows:
     """Rows of texts: facts in noise, then questions about them; only the answers are learnt.
 
-    The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens: what is
-    learnt in short ones is soon found in long ones, and long ones alone teach nothing for thousands of steps. A text
-    of n tokens has n // 7 facts, and a question for each.
+    The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens. The first
+    rows have the shortest alone, and every `_LONGER` rows texts may be twice as long: what is learnt in short ones is
+    soon found in long ones, and long ones alone teach nothing for thousands of steps. A text of n tokens has n // 7
+    facts, and a question for each.
     """
 
     def __init__(self, words: RetrievalWords, length: int, *, seed: int) -> None:
@@ -81,7 +83,8 @@ class RetrievalRows:
     def row(self, number: int) -> Row:
         """See `Rows`."""
         rng = random.Random(f"{self._seed} {number}")
-        parts = rng.choice(self._parts)
+        longest = min(number // _LONGER, len(self._parts) - 1)
+        parts = rng.choice(self._parts[len(self._parts) - 1 - longest :])
         starts = [self.length * i // parts for i in range(parts)]
         texts = [self._text(rng, end - begin) for begin, end in pairwise([*starts, self.length])]
         return Row(torch.cat([ids for ids, _ in texts]), torch.cat([targets for _, targets in texts]), tuple(starts))

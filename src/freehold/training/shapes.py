@@ -49,7 +49,6 @@ RETRIEVAL = replace(
     hidden_size=128,
     num_layers=2,
     num_q_heads=4,
-    rotary_dim=8,
     rope_theta=100.0,
     block_tokens=16,
     topk=8,
@@ -59,7 +58,7 @@ RETRIEVAL = replace(
     expert_intermediate_size=128,
     dense_intermediate_size=256,
 )
-"""Sparse in every layer: a dense one would cost hours at a million tokens. The slowest rotation takes 200 tokens, so
-that rows of a thousand show every angle, and no distance is a new one."""
+"""Sparse in every layer: a dense one would cost hours at a million tokens. The slowest rotation takes 350 tokens, so
+that rows of 512 show every angle, and no distance is a new one."""
 
 SHAPES = {"small": SMALL, "retrieval": RETRIEVAL}
