@@ -119,3 +119,17 @@ def test_gradients_are_those_of_differences() -> None:
     step = 3e-4
     found = sum((at(step, kind) - at(-step, kind)) / (2 * step) for kind in ("language", "index"))
     assert abs(found - slope) < 0.02 * abs(slope)
+
+
+def test_exits_are_the_losses_of_models_that_end_earlier() -> None:
+    weights, given = lively(), batch(tokens(60))
+    whole = M3Forward(CONFIG).losses(weights, given, sparse=True, exits=True)
+    shorter = [
+        M3Forward(
+            replace(CONFIG, num_layers=n, sparse_attention=CONFIG.sparse_attention[:n], moe=CONFIG.moe[:n])
+        ).losses(weights, given, sparse=True)
+        for n in range(1, CONFIG.num_layers + 1)
+    ]
+    assert float(whole.exits) == pytest.approx(sum(float(one.language) for one in shorter[:-1]), rel=1e-5)
+    assert float(whole.language) == pytest.approx(float(shorter[-1].language), rel=1e-6)
+    assert float(shorter[-1].exits) == 0.0

@@ -44,6 +44,11 @@ import click
 )
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="At its highest.")
 @click.option("--index-rate", type=float, default=3e-3, show_default=True, help="The same, of the index branches.")
+@click.option(
+    "--exit-weight",
+    type=float,
+    help="Of the loss that each earlier layer would have as the last one. Left out: 0, with --retrieval 0.5.",
+)
 @click.option("--save-every", type=click.IntRange(min=1), default=50, show_default=True, help="Steps between savings.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the first weights and the rows.")
 @click.option(

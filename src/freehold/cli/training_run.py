@@ -43,7 +43,9 @@ class TrainingRun:
         with _processes():
             config = self._config()
             rows, origin = self._rows(config)
+            exits = o["exit_weight"]
             settings = PretrainSettings(
+                exit_weight=(0.5 if o["retrieval"] else 0.0) if exits is None else exits,
                 steps=o["steps"], rows=o["rows"], dense_steps=o["dense_steps"], learning_rate=o["learning_rate"],
                 index_rate=o["index_rate"], save_every=o["save_every"], seed=o["seed"],
             )  # fmt: skip

@@ -32,11 +32,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """language: mean negative log-likelihood of the targets, in nats. index: KL(attention || index), the mean over
+    """language: mean negative log-likelihood of the targets, in nats. exits: the same if the model ended after an
+    earlier layer, the sum over these; 0 if it was not asked for. index: KL(attention || index), the mean over
     queries and groups, summed over sparse layers. loads: tokens that each expert got, (num_experts,) for each layer
     that has some, by its number."""
 
     language: Tensor
+    exits: Tensor
     index: Tensor
     loads: dict[int, Tensor]
 
@@ -61,19 +63,22 @@ class M3Forward:
         self._rope = make_rope(config.rotary_dim, config.rope_theta, None, config.context_length)
         self._gate = Gate(clamped=True, alpha=config.swiglu_alpha, limit=config.swiglu_limit)
 
-    def losses(self, weights: Weights, batch: Batch, *, sparse: bool) -> Losses:
+    def losses(self, weights: Weights, batch: Batch, *, sparse: bool, exits: bool = False) -> Losses:
         """What training minimises, and how the experts were used."""
         hidden, index, loads = self._layers(weights, batch, sparse)
         learnt = batch.targets != NO_TARGET
-        logits = self._logits(weights, hidden[learnt])
-        return Losses(F.cross_entropy(logits, batch.targets[learnt]), index, loads)
+        read = hidden if exits else hidden[-1:]
+        each = [F.cross_entropy(self._logits(weights, h[learnt]), batch.targets[learnt]) for h in read]
+        return Losses(each[-1], sum(each[:-1], index.new_zeros(())), index, loads)
 
     def logits(self, weights: Weights, batch: Batch, *, sparse: bool) -> Tensor:
         """(tokens, vocab_size)."""
-        return self._logits(weights, self._layers(weights, batch, sparse)[0])
+        return self._logits(weights, self._layers(weights, batch, sparse)[0][-1])
 
-    def _layers(self, w: Weights, batch: Batch, sparse: bool) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    def _layers(self, w: Weights, batch: Batch, sparse: bool) -> tuple[list[Tensor], Tensor, dict[int, Tensor]]:
+        """What the head reads after each layer (tokens, hidden_size), the index loss, the loads."""
         c = self.config
+        exits = []
         h = F.embedding(batch.token_ids, w["model.embed_tokens.weight"])
         positions = torch.cat([torch.arange(end - begin) for begin, end in batch.documents])
         cos, sin = self._compute.rope_table(positions, self._rope.inv_freq, self._rope.scale)
@@ -89,7 +94,8 @@ class M3Forward:
             else:
                 out = self._compute.gated_mlp(x, [_network(w, f"{root}mlp.")], self._gate)
             h = h + out
-        return self._norm(h, w["model.norm.weight"]), total, loads
+            exits.append(self._norm(h, w["model.norm.weight"]))
+        return exits, total, loads
 
     def _logits(self, w: Weights, hidden: Tensor) -> Tensor:
         tied = self.config.tie_embeddings

@@ -34,8 +34,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class PretrainSettings:
     """rows: of a step, over all processes. dense_steps: of the warm-up, in which attention is dense. index_rate: the
     learning rate of index branches; both go up over `warmup_steps` and down along a cosine. index_weight: of the
-    branches' loss. balance_rate: by how much a step moves the bias of an expert that got too much or too little.
-    clip: the largest norm of the gradient. save_every: steps after which the state is kept."""
+    branches' loss. exit_weight: of the loss that every layer but the last would have as the last one: earlier
+    layers then learn what they can do alone, which a task of several steps may need. balance_rate: by how much a step
+    moves the bias of an expert that got too much or too little. clip: the largest norm of the gradient. save_every:
+    steps after which the state is kept."""
 
     steps: int
     rows: int
@@ -45,6 +47,7 @@ class PretrainSettings:
     warmup_steps: int = 50
     weight_decay: float = 0.1
     index_weight: float = 1.0
+    exit_weight: float = 0.0
     balance_rate: float = 1e-3
     clip: float = 1.0
     save_every: int = 50
@@ -57,7 +60,7 @@ class PretrainSettings:
         for name in ("learning_rate", "index_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be a positive number")
-        for name in ("dense_steps", "weight_decay", "index_weight", "balance_rate"):
+        for name in ("dense_steps", "weight_decay", "index_weight", "exit_weight", "balance_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
 
@@ -177,9 +180,10 @@ class Trainer:
         s = self.settings
         first = self.step * s.rows
         batch = batch_of([self.rows.row(first + i) for i in range(self.rank, s.rows, self.world)])
-        losses = self.forward.losses(self.weights, batch, sparse=self.step >= s.dense_steps)
+        losses = self.forward.losses(self.weights, batch, sparse=self.step >= s.dense_steps, exits=s.exit_weight > 0)
         self._optimizer.zero_grad()
-        (losses.language + s.index_weight * losses.index).backward()  # type: ignore[no-untyped-call]
+        whole = losses.language + s.exit_weight * losses.exits + s.index_weight * losses.index
+        whole.backward()  # type: ignore[no-untyped-call]
         language, index = self._share(losses)
         learnt = [self.weights[name] for name in self._learnt]
         norm = float(torch.nn.utils.clip_grad_norm_([w for w in learnt if w.grad is not None], s.clip))

@@ -57,7 +57,8 @@ class RetrievalWords:
 
 
 class RetrievalRows:
-    """Rows of texts: facts in noise, then questions about them; only the answers are learnt.
+    """Rows of texts: facts in noise, then questions about them. Learnt is what each name stands for: at a fact it is
+    the token before, and to say it there makes the first layer carry it to the name, where a question can find it.
 
     The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens. The first
     rows have the shortest alone, and every `_LONGER` rows texts may be twice as long: what is learnt in short ones is
@@ -100,12 +101,15 @@ class RetrievalRows:
         room = length - len(tail) - 3 * count
         cuts = sorted(rng.randrange(room + 1) for _ in facts)
         noise, tokens, done = words.draw_noise(rng, room), [], 0
+        told = []  # where the names of facts stand
         for cut, fact in zip(cuts, facts, strict=True):
             tokens += noise[done:cut] + fact
             done = cut
+            told.append(len(tokens) - 1)
         tokens += noise[done:] + tail
         ids = torch.tensor(tokens)
         targets = torch.full_like(ids, NO_TARGET)
+        targets[told] = ids[told].new_tensor([words.value_id(value) for value in values])
         answers = torch.arange(length - len(tail) + 1, length, 3)  # the name of each question
         targets[answers] = ids[answers + 1]
         return ids, targets
