@@ -1,0 +1,191 @@
+"""Files of facts: what people write down, one JSON object, checked before anything is made of it.
+
+`docs/reference/disclosure.md` describes the format. Shipped files stand in `data`; a file of one's own may extend one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import Any
+
+from freehold.core.errors import GovernanceError
+from freehold.governance.disclosure.catalogue import catalogue, read_data
+from freehold.governance.disclosure.disclosure import Author, Disclosure
+from freehold.governance.disclosure.statement import (
+    OPERATOR,
+    STATUSES,
+    UNKNOWN,
+    Fact,
+    NotFound,
+    Source,
+    Statement,
+    check_members,
+    parse_date,
+    value_from_json,
+)
+from freehold.governance.disclosure.vendors import is_at, shipped_vendors
+
+FORMAT = "freehold-facts/1"
+LONGEST_VALIDITY = timedelta(days=366)
+_STATEMENT = ("value", "status", "source", "read", "note")
+_LAWS = "laws"
+"""The part that every file extends, by way of others or by itself: laws are shown alike in all documents."""
+_SILENCE = "This document says nothing about it."
+
+
+def disclosure_of(entry: Any, where: str) -> Disclosure:
+    """The disclosure that a file of facts makes; what it extends comes first, and its own facts replace those.
+
+    Every field that it does not mention becomes "unknown", not stated. Raises GovernanceError, which begins with
+    `where` and names the field, for what the format does not allow.
+    """
+    entry = _extended(entry, where)
+    need = ("format", "name", "title", "author", "issued", "valid_until", "sources", "facts")
+    check_members(entry, where, need=need, may=("vendors", "about"))
+    check_members(entry["author"], f"{where}: author", need=("name", "third_party"), may=())
+    author = Author(**entry["author"])
+    if not isinstance(author.name, str) or not author.name or not isinstance(author.third_party, bool):
+        raise GovernanceError(f"{where}: author: must have a name and third_party true or false")
+    for name in ("name", "title"):
+        if not isinstance(entry[name], str) or not entry[name]:
+            raise GovernanceError(f"{where}: {name}: must be a text")
+    issued = parse_date(entry["issued"], f"{where}: issued")
+    vendors = _vendors(entry.get("vendors", {}), where)
+    sources = _sources(entry["sources"], where)
+    facts = {}
+    for key, row in _object(entry["facts"], f"{where}: facts").items():
+        facts[key] = _fact(key, row, sources, f"{where}: {key}")
+    disclosure = Disclosure(
+        name=entry["name"],
+        title=entry["title"],
+        author=author,
+        vendors=vendors,
+        facts=facts | silent(facts, issued),
+        issued=issued,
+        valid_until=parse_date(entry["valid_until"], f"{where}: valid_until"),
+    )
+    check(disclosure, where)
+    return disclosure
+
+
+def silent(facts: Mapping[str, Fact], on: date) -> dict[str, Fact]:
+    """The fields that `facts` leaves out, as facts that are not stated."""
+    statement = Statement(UNKNOWN, "not-stated", None, on, _SILENCE)
+    missing = [field.key for field in catalogue().fields if not field.is_family and field.key not in facts]
+    return {key: Fact(key, "not-stated", (statement,)) for key in missing}
+
+
+def check(disclosure: Disclosure, where: str) -> None:
+    """Raises GovernanceError unless the disclosure keeps the rules that hold for all of them, however it was made."""
+    if not disclosure.issued <= disclosure.valid_until <= disclosure.issued + LONGEST_VALIDITY:
+        raise GovernanceError(
+            f"{where}: valid_until is {disclosure.valid_until}; it must lie within {LONGEST_VALIDITY.days} days after"
+            f" issued, {disclosure.issued}"
+        )
+    for key, fact in disclosure.facts.items():
+        field = catalogue().field(key)
+        if field is None:
+            raise GovernanceError(f"{where}: {key}: no field has this name")
+        for statement in fact.statements:
+            try:
+                field.check(key, statement.value)
+                _check_statement(statement, disclosure)
+            except GovernanceError as error:
+                raise GovernanceError(f"{where}: {key}: {str(error).removeprefix(key + ': ')}") from None
+
+
+def _check_statement(statement: Statement, disclosure: Disclosure) -> None:
+    said = statement.value in (UNKNOWN, OPERATOR) or isinstance(statement.value, NotFound)
+    if statement.status == "conflicting":
+        raise GovernanceError("a single statement cannot be conflicting")
+    if statement.status == "not-stated":
+        if not said:
+            raise GovernanceError(f"the value {statement.value!r} is stated, but its status is 'not-stated'")
+        return
+    if statement.source is None:
+        raise GovernanceError(f"a {statement.status} statement needs a source")
+    if statement.read > disclosure.issued:
+        raise GovernanceError(f"was read on {statement.read}, after the document's day of issue, {disclosure.issued}")
+    if statement.status == "vendor-reported":
+        places = [place for listed in disclosure.vendors.values() for place in listed]
+        if statement.source.url is None or not is_at(statement.source.url, places):
+            raise GovernanceError(
+                f"is vendor-reported, but its source {statement.source.url} is at none of the vendor's addresses"
+                f" ({', '.join(places) or 'none'}); call it third-party"
+            )
+
+
+def _extended(entry: Any, where: str) -> dict[str, Any]:
+    """The entry with what it extends merged in, without the member `extends`."""
+    entry = _object(entry, where)
+    if entry.get("format") != FORMAT:
+        raise GovernanceError(f"{where}: format is {entry.get('format')!r}; this Freehold reads {FORMAT!r}")
+    parts = read_data("index.json")["parts"]
+    name = entry.get("extends", _LAWS)
+    if name not in parts:
+        raise GovernanceError(f"{where}: extends {name!r}; what can be extended is {', '.join(parts)}")
+    base = read_data(parts[name]) if name == _LAWS else _extended(read_data(parts[name]), name)
+    merged = base | {key: value for key, value in entry.items() if key != "extends"}
+    for member in ("facts", "sources", "vendors"):
+        own = _object(entry.get(member, {}), f"{where}: {member}")
+        merged[member] = {**base.get(member, {}), **own}
+    return merged
+
+
+def _object(entry: Any, where: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise GovernanceError(f"{where}: must be an object")
+    return entry
+
+
+def _vendors(entry: Any, where: str) -> dict[str, tuple[str, ...]]:
+    """Vendor -> addresses. Those of vendors that are shipped cannot be widened."""
+    vendors = {}
+    for name, places in _object(entry, f"{where}: vendors").items():
+        if not isinstance(places, list) or not all(isinstance(place, str) and place for place in places):
+            raise GovernanceError(f"{where}: vendors: {name}: must be a list of domains")
+        known = shipped_vendors().get(name, tuple(places))
+        if not set(places) <= set(known):
+            raise GovernanceError(f"{where}: vendors: {name}: its addresses are {', '.join(known)} and no others")
+        vendors[name] = tuple(places)
+    return vendors
+
+
+def _sources(entry: Any, where: str) -> dict[str, Source]:
+    rows = _object(entry, f"{where}: sources").items()
+    return {
+        key: Source.from_json({"id": key, **_object(row, f"{where}: sources: {key}")}, f"{where}: sources: {key}")
+        for key, row in rows
+    }
+
+
+def _fact(key: str, row: Any, sources: Mapping[str, Source], where: str) -> Fact:
+    row = _object(row, where)
+    if "statements" in row:
+        check_members(row, where, need=("status", "statements"), may=())
+        if not isinstance(row["statements"], list):
+            raise GovernanceError(f"{where}: statements must be a list")
+        statements = tuple(_statement(part, sources, where) for part in row["statements"])
+        if row["status"] not in STATUSES:
+            raise GovernanceError(f"{where}: the status is {row['status']!r}; it must be one of {', '.join(STATUSES)}")
+        return Fact(key, row["status"], statements)
+    statement = _statement(row, sources, where)
+    return Fact(key, statement.status, (statement,))
+
+
+def _statement(row: Any, sources: Mapping[str, Source], where: str) -> Statement:
+    check_members(row, where, need=("value", "status", "read"), may=("source", "note"))
+    if row["status"] not in STATUSES:
+        raise GovernanceError(f"{where}: the status is {row['status']!r}; it must be one of {', '.join(STATUSES)}")
+    if "source" in row and row["source"] not in sources:
+        raise GovernanceError(f"{where}: names the source {row['source']!r}, which `sources` does not have")
+    if not isinstance(row.get("note", ""), str):
+        raise GovernanceError(f"{where}: note must be a text")
+    return Statement(
+        value_from_json(row["value"], where),
+        row["status"],
+        sources[row["source"]] if "source" in row else None,
+        parse_date(row["read"], f"{where}: read"),
+        row.get("note", ""),
+    )
