@@ -51,7 +51,7 @@ def disclosure_of(entry: Any, where: str) -> Disclosure:
         if not isinstance(entry[name], str) or not entry[name]:
             raise GovernanceError(f"{where}: {name}: must be a text")
     issued = parse_date(entry["issued"], f"{where}: issued")
-    vendors = _vendors(entry.get("vendors", {}), where)
+    vendors = vendors_of(entry.get("vendors", {}), where)
     sources = _sources(entry["sources"], where)
     facts = {}
     for key, row in _object(entry["facts"], f"{where}: facts").items():
@@ -97,8 +97,8 @@ def check(disclosure: Disclosure, where: str) -> None:
 
 def _check_statement(statement: Statement, disclosure: Disclosure) -> None:
     said = statement.value in (UNKNOWN, OPERATOR) or isinstance(statement.value, NotFound)
-    if statement.status == "conflicting":
-        raise GovernanceError("a single statement cannot be conflicting")
+    if statement.status not in STATUSES or statement.status == "conflicting":
+        raise GovernanceError(f"a single statement's status cannot be {statement.status!r}")
     if statement.status == "not-stated":
         if not said:
             raise GovernanceError(f"the value {statement.value!r} is stated, but its status is 'not-stated'")
@@ -139,8 +139,8 @@ def _object(entry: Any, where: str) -> dict[str, Any]:
     return entry
 
 
-def _vendors(entry: Any, where: str) -> dict[str, tuple[str, ...]]:
-    """Vendor -> addresses. Those of vendors that are shipped cannot be widened."""
+def vendors_of(entry: Any, where: str) -> dict[str, tuple[str, ...]]:
+    """Vendor -> addresses, checked. Those of vendors that are shipped cannot be widened."""
     vendors = {}
     for name, places in _object(entry, f"{where}: vendors").items():
         if not isinstance(places, list) or not all(isinstance(place, str) and place for place in places):

@@ -98,6 +98,8 @@ class Fact:
     def __post_init__(self) -> None:
         if not self.statements:
             raise GovernanceError(f"{self.key}: has no statement")
+        if self.status not in STATUSES:
+            raise GovernanceError(f"{self.key}: the status is {self.status!r}; it must be one of {', '.join(STATUSES)}")
         if self.status == "conflicting":
             if len({repr(value_to_json(statement.value)) for statement in self.statements}) < 2:
                 raise GovernanceError(f"{self.key}: is conflicting, but its statements do not differ")
