@@ -28,6 +28,11 @@ COMMANDS: dict[str, LazyCommand] = {
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
     "cache": LazyCommand("freehold.cli.cmd_cache", "cache", "Look at, check, prune, export and import stored blocks."),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
+    "disclose": LazyCommand(
+        "freehold.cli.cmd_disclose",
+        "disclose",
+        "State what a model on a path is, under whose law, and who says so; or verify such a document.",
+    ),
     "doctor": LazyCommand(
         "freehold.cli.cmd_doctor", "doctor", "Look at the machine and the installation, and say what is wrong."
     ),

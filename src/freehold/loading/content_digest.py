@@ -15,7 +15,15 @@ _CHUNK = 16 << 20
 
 
 def content_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256, in hexadecimal, over `Checkpoint.digest` and the whole content of each file, in their order.
+    """SHA-256, in hexadecimal, over `Checkpoint.digest` and the whole content of each file, in their order."""
+    whole = hashlib.sha256(checkpoint.digest().encode())
+    for digest in file_digests(checkpoint):
+        whole.update(digest.encode())
+    return whole.hexdigest()
+
+
+def file_digests(checkpoint: Checkpoint) -> list[str]:
+    """SHA-256, in hexadecimal, of each file that holds tensors, in their order.
 
     Reading a large checkpoint takes as long as the disk needs. So a file's digest is remembered in
     FREEHOLD_HOME/digests.json under its path, size, inode and time of change (which a program cannot set back); it is
@@ -23,20 +31,20 @@ def content_digest(checkpoint: Checkpoint) -> str:
     """
     note = freehold_home() / "digests.json"
     known = _read(note)
-    whole = hashlib.sha256(checkpoint.digest().encode())
+    digests = []
     fresh = False
     for path in checkpoint.files:
         name, state = str(path.resolve()), _state(path)
         if known.get(name, ["", ""])[0] != state:
             digest = _digest_of(path)
             if _state(path) != state:  # it changed while it was read
-                return content_digest(checkpoint)
+                return file_digests(checkpoint)
             known[name] = [state, digest]
             fresh = True
-        whole.update(known[name][1].encode())
+        digests.append(known[name][1])
     if fresh:
         _write(note, known)
-    return whole.hexdigest()
+    return digests
 
 
 def _state(path: Path) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
@@ -28,7 +29,7 @@ from freehold.governance.disclosure.vendors import is_at, shipped_vendors
 
 FORMAT = "freehold-facts/1"
 LONGEST_VALIDITY = timedelta(days=366)
-_STATEMENT = ("value", "status", "source", "read", "note")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _LAWS = "laws"
 """The part that every file extends, by way of others or by itself: laws are shown alike in all documents."""
 _SILENCE = "This document says nothing about it."
@@ -47,9 +48,8 @@ def disclosure_of(entry: Any, where: str) -> Disclosure:
     author = Author(**entry["author"])
     if not isinstance(author.name, str) or not author.name or not isinstance(author.third_party, bool):
         raise GovernanceError(f"{where}: author: must have a name and third_party true or false")
-    for name in ("name", "title"):
-        if not isinstance(entry[name], str) or not entry[name]:
-            raise GovernanceError(f"{where}: {name}: must be a text")
+    if not isinstance(entry["title"], str) or not entry["title"]:
+        raise GovernanceError(f"{where}: title: must be a text")
     issued = parse_date(entry["issued"], f"{where}: issued")
     vendors = vendors_of(entry.get("vendors", {}), where)
     sources = _sources(entry["sources"], where)
@@ -78,6 +78,11 @@ def silent(facts: Mapping[str, Fact], on: date) -> dict[str, Fact]:
 
 def check(disclosure: Disclosure, where: str) -> None:
     """Raises GovernanceError unless the disclosure keeps the rules that hold for all of them, however it was made."""
+    if not isinstance(disclosure.name, str) or not _NAME.fullmatch(disclosure.name):
+        raise GovernanceError(
+            f"{where}: name is {disclosure.name!r}; it may have letters, digits and . _ - /, and begins with one of the"
+            " first two"
+        )
     if not disclosure.issued <= disclosure.valid_until <= disclosure.issued + LONGEST_VALIDITY:
         raise GovernanceError(
             f"{where}: valid_until is {disclosure.valid_until}; it must lie within {LONGEST_VALIDITY.days} days after"

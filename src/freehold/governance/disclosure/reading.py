@@ -23,8 +23,8 @@ from freehold.governance.signing import signer
 def disclosure_from(document: dict[str, Any], where: str, *, check_signature: bool = True) -> Disclosure:
     """The disclosure in a signed document, read from its claims and their evidence alone.
 
-    The signature has to fit, unless that is checked elsewhere; whose it is, `signed_by` says. Raises GovernanceError, SignatureError among them, which
-    begins with `where`, for a document that was not written by `document_of`.
+    The signature has to fit, unless that is checked elsewhere; whose it is, `signed_by` says. Raises GovernanceError,
+    SignatureError among them, which begins with `where`, for a document that was not written by `document_of`.
     """
     key = signer(document) if check_signature else None
     try:
