@@ -82,7 +82,7 @@ def _list() -> None:
 
 
 def _write(subject: str, form: str, out: Path | None, key: Path | None, weights: str | None) -> None:
-    now = datetime.now(timezone.utc)
+    now = _now()
     disclosure = _disclosure(subject, weights, now)
     if disclosure.expired(now.date()):
         click.echo(f"warning: {disclosure.name} was to be read again after {disclosure.valid_until}", err=True)
@@ -151,7 +151,7 @@ def _verify(file: Path, key: Path | None, weights: str | None, as_json: bool) ->
 
     checks = verify(
         read_json(file),
-        now=datetime.now(timezone.utc),
+        now=_now(),
         keys=_known_keys(key),
         weights=None if weights is None else measured(resolve(weights)),
     )
@@ -179,6 +179,10 @@ def _known_keys(key: Path | None) -> list[PublicKey]:
     if key is not None:
         return [PublicKey.read(key)]
     return [PublicKey.read(_own_key())] if _own_key().exists() else []
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _own_key() -> Path:

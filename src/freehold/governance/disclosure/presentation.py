@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from freehold.governance.disclosure.catalogue import COUNTRIES, COUNTRY, DAYS, Field, catalogue, read_data
@@ -111,9 +111,13 @@ def rows_of(disclosure: Disclosure, field: Field) -> list[Row]:
     rows = []
     for fact in disclosure.of(field):
         label = field.label
+        lines = tuple(_line(field, statement) for statement in fact.statements)
         if field.is_family and not isinstance(fact.value, Mapping):
             label = fact.key.partition(".")[2].replace("-", " ").capitalize()
-        lines = tuple(_line(field, statement) for statement in fact.statements)
+        elif field.is_family and field.section != "law" and len({line.parts[0] for line in lines}) == 1:
+            # A record is known by its first member, such as a holder's name.
+            label = lines[0].parts[0][1]
+            lines = tuple(replace(line, parts=line.parts[1:]) for line in lines)
         rows.append(Row(fact.key, label, field.about, fact.status, lines))
     return rows
 
@@ -159,7 +163,8 @@ def _line(field: Field, statement: Statement) -> Line:
 
 def _parts(value: Mapping[str, str], field: Field) -> tuple[tuple[str, str], ...]:
     columns = field.columns or {}
-    return tuple((columns[name], value[name]) for name in columns if name in value)
+    texts = {name: country(text) if name == "country" else text for name, text in value.items()}
+    return tuple((columns[name], texts[name]) for name in columns if name in texts)
 
 
 def _jurisdictions(disclosure: Disclosure, rows: tuple[Row, ...]) -> tuple[Jurisdiction, ...]:

@@ -29,7 +29,7 @@ class NotFound:
     on: date
 
     def __str__(self) -> str:
-        return f"not found, searched in {self.searched} on {self.on.isoformat()}"
+        return f"not found; searched on {self.on.isoformat()} in {self.searched}"
 
 
 Scalar = str | int | float | bool
