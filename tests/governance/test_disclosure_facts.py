@@ -144,7 +144,9 @@ def broken(**changes: Any) -> dict[str, Any]:
         (facts_file(data__training_use=stated("maybe")), "opt-out"),
         (facts_file(weights__digest=stated("AB" * 32)), "64 hexadecimal"),
         (facts_file(model__release_date=stated("1 June 2026")), "2026-11-29"),
-        (facts_file(price__x=stated({"tier": "a", "cheap": "yes"})), "Tier|tier"),
+        (facts_file(price__x=stated({"tier": "a", "input": "1", "output": "2", "cheap": "yes"})), "record of tier"),
+        (facts_file(price__x=stated({"tier": "a", "input": "1"})), "record of tier"),
+        (facts_file(**{"claim.two words": stated("E")}), "two words"),
         (facts_file(provider__name=stated("E", status="conflicting")), "cannot be 'conflicting'"),
         (
             facts_file(provider__name={"status": "conflicting", "statements": [stated("E"), stated("E")]}),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from freehold.governance.disclosure.spdx import as_spdx
 from freehold.governance.disclosure.text import WIDTH, as_text
 from freehold.governance.disclosure.weights import with_weights
 from support.disclosures import NOW, WEIGHTS, facts_file, stated
+from support.page_browser import open_browser, open_page
 from support.repository import ROOT
 
 HOSTILE = '<script>alert(1)</script>" onload="x'
@@ -164,3 +166,15 @@ def test_the_documented_table_of_fields_is_the_catalogue() -> None:
     for field in catalogue().fields:
         row = f"| `{field.key}` | {field.label} | {field.kind} | {clusters[field.g7]} | {field.eu or ''} |"
         assert row.replace("|  |", "| |") in page
+
+
+def test_a_browser_loads_nothing_but_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(as_page(load_disclosure("minimax-m3/api")), "utf-8")
+    with open_browser() as browser:
+        for width in (1280, 400):
+            with open_page(browser, path.as_uri(), viewport={"width": width, "height": 900}) as page:
+                # Wide tables scroll in themselves; the page does not.
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.get_by_role("table").count() > 8
+                assert page.get_by_role("rowheader", name="Contracting entity").count() == 2

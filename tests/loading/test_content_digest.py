@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from freehold.loading import content_digest as module
 from freehold.loading.checkpoint import open_checkpoint
-from freehold.loading.content_digest import content_digest
+from freehold.loading.content_digest import content_digest, file_digests
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,11 @@ def test_one_changed_weight_gives_another_digest(directory: Path) -> None:
     weights[99_000] = 1  # far from what the quick digest looks at
     save_file({"x": weights}, directory / "model.safetensors")
     assert digest_of(directory) != before
+
+
+def test_digests_of_files_are_those_that_other_tools_compute(directory: Path) -> None:
+    with open_checkpoint(directory) as checkpoint:
+        assert file_digests(checkpoint) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.files]
 
 
 def test_a_change_of_the_configuration_gives_another_digest(directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,9 @@ def stated(value: Any, status: str = "vendor-reported", source: str = "site", **
 @cache
 def _document() -> bytes:
     disclosure = with_weights(disclosure_of(facts_file(), "example"), WEIGHTS, NOW.date())
+    # The schema's check of each address takes a tenth of a second, and laws have many.
+    facts = {key: fact for key, fact in disclosure.facts.items() if not key.startswith("law.")}
+    disclosure = replace(disclosure, facts=facts)
     return canonical(document_of(disclosure, KEY, NOW))
 
 

@@ -59,6 +59,14 @@ def _results(disclosure: Disclosure) -> Iterator[dict[str, Any]]:
             yield {
                 "task": {"type": "text-generation"},
                 "dataset": {"type": key.partition(".")[2], "name": name},
-                "metrics": [{"type": "score", "value": float(statement.value["result"]), "verified": verified}],
+                "metrics": [{"type": "score", "value": _number(statement.value["result"]), "verified": verified}],
                 "source": source,
             }
+
+
+def _number(text: str) -> float | str:
+    """A result as a number, or as the text that it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

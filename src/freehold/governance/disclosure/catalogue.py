@@ -38,7 +38,8 @@ _WORDS = {
 class Field:
     """key: its name. section: which part of a page it stands in. label: its name for people.
 
-    about: what it means. kind: of its values. choices: of a choice's values. columns: of a record's members.
+    about: what it means. kind: of its values. choices: of a choice's values. columns: a record's members and their
+    labels, of which those in `optional` may be left out.
     target: "model" or "path", what it says something about. g7: the cluster of the G7's minimum elements for an
     SBOM for AI. eu: the item of the EU's model documentation form; "" where it has none.
     """
@@ -53,6 +54,7 @@ class Field:
     eu: str
     choices: tuple[str, ...] = ()
     columns: Mapping[str, str] | None = None
+    optional: tuple[str, ...] = ()
 
     @property
     def is_family(self) -> bool:
@@ -77,7 +79,8 @@ class Field:
             form = _FORMS[COUNTRY] if self.kind == COUNTRIES else re.compile(".*", re.S)
             return isinstance(value, tuple) and all(form.fullmatch(text) for text in value)
         if self.kind == RECORD:
-            return isinstance(value, Mapping) and set(value) <= set(self.columns or {})
+            columns = set(self.columns or {})
+            return isinstance(value, Mapping) and columns - {*self.optional} <= {*value} <= columns
         if not isinstance(value, str):
             return False
         if self.kind == CHOICE:
@@ -110,5 +113,8 @@ def read_data(name: str) -> Any:
 def catalogue() -> Catalogue:
     """The fields, read once."""
     entry = read_data("catalogue.json")
-    fields = tuple(Field(**{**row, "choices": tuple(row.get("choices", ()))}) for row in entry["fields"])
+    fields = tuple(
+        Field(**{**row, "choices": tuple(row.get("choices", ())), "optional": tuple(row.get("optional", ()))})
+        for row in entry["fields"]
+    )
     return Catalogue(entry["sections"], entry["g7_clusters"], fields)

@@ -29,6 +29,7 @@ from freehold.governance.disclosure.vendors import is_at, shipped_vendors
 
 FORMAT = "freehold-facts/1"
 LONGEST_VALIDITY = timedelta(days=366)
+_KEY = re.compile(r"[a-z]+\.[a-z0-9_-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _LAWS = "laws"
 """The part that every file extends, by way of others or by itself: laws are shown alike in all documents."""
@@ -90,7 +91,7 @@ def check(disclosure: Disclosure, where: str) -> None:
         )
     for key, fact in disclosure.facts.items():
         field = catalogue().field(key)
-        if field is None:
+        if field is None or not _KEY.fullmatch(key):
             raise GovernanceError(f"{where}: {key}: no field has this name")
         for statement in fact.statements:
             try:

@@ -17,7 +17,7 @@ _VALIDITY = timedelta(days=181)
 def disclosure_of_weights(name: str, weights: MeasuredWeights, on: date) -> Disclosure:
     """The shipped disclosure of exactly these bytes, if there is one, else one that knows nothing but them.
 
-    name: of the file or directory, which proves nothing and so stands as not verified by its digest.
+    name: of the file or directory. It proves nothing, and so enters as what somebody else says.
     """
     for shipped in shipped_names():
         disclosure = load_disclosure(shipped)
