@@ -177,4 +177,11 @@ def test_a_browser_loads_nothing_but_the_page(tmp_path: Path) -> None:
                 # Wide tables scroll in themselves; the page does not.
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 assert page.get_by_role("table").count() > 8
-                assert page.get_by_role("rowheader", name="Contracting entity").count() == 2
+                assert page.get_by_role("rowheader", name="Contracting entity", exact=True).count() == 1
+
+
+def test_the_documented_file_of_facts_is_one() -> None:
+    page = (ROOT / "docs" / "how-to" / "disclose.md").read_text("utf-8")
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.S)
+    disclosure = disclosure_of(json.loads(text), "the page")
+    assert (disclosure.data_path, disclosure.inference_locations, disclosure.retention_days) == ("hosted", ("DE",), 0)
