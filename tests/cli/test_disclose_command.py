@@ -110,6 +110,10 @@ def test_a_file_of_facts_of_ones_own(home: Path, tmp_path: Path) -> None:
     facts.write_text(json.dumps(facts_file()))
     done = disclose(facts, "--format", "text")
     assert "Its country: Germany (DE) [vendor-reported]" in done.stdout
+    wrong = {"value": ["https://exam ple.com"], "status": "vendor-reported", "source": "site", "read": "2026-11-01"}
+    facts.write_text(json.dumps(facts_file(path__endpoints=wrong)))
+    done = disclose(facts)
+    assert (done.exit_code, "schema: /services/0/endpoints/0" in done.stderr) == (1, True)
     facts.write_text(json.dumps(facts_file() | {"name": "no name"}))
     done = disclose(facts)
     assert (done.exit_code, "no name" in done.stderr) == (1, True)

@@ -77,6 +77,24 @@ def test_contradictions_become_counter_evidence() -> None:
     assert replace(disclosure_from(document, "d"), signed_by=None) == disclosure
 
 
+def test_conflicts_and_gaps_stand_in_every_place_and_agree() -> None:
+    missing = {"value": {"not_found_in": "the terms", "on": "2026-11-01"}, "status": "not-stated", "read": "2026-11-01"}
+    two = [stated(["https://a.example.com"]), stated(["https://b.test"], "third-party", "press")]
+    entry = facts_file(
+        provider__name=missing,
+        licence__name=missing,
+        model__name=missing,
+        provider__country={"status": "conflicting", "statements": [stated("DE"), stated("US", "third-party", "press")]},
+        path__endpoints={"status": "conflicting", "statements": two},
+        model__inputs={"status": "conflicting", "statements": [stated(["text"]), stated(["text", "image"])]},
+        data__training_use={"status": "conflicting", "statements": [stated("no"), missing]},
+    )
+    document = document_of(disclosure_of(entry, "f"), KEY, NOW)
+    assert document["services"][0]["endpoints"] == ["https://a.example.com"]
+    assert document["services"][0]["provider"] == {"name": "unknown"}
+    assert failing(document, weights=None) == set()
+
+
 def dangling_evidence(document: dict[str, Any]) -> None:
     document["declarations"]["claims"][0]["evidence"] = ["evidence:nothing:0"]
 

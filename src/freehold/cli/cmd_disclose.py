@@ -136,11 +136,22 @@ def _rendered(disclosure: Disclosure, form: str, key: Path | None, now: datetime
         from freehold.governance.disclosure.card import as_card
 
         return as_card(disclosure)
+    return _signed(disclosure, key, now)
+
+
+def _signed(disclosure: Disclosure, key: Path | None, now: datetime) -> str:
+    """The signed document; what would not verify is not written, but for facts that have expired."""
+    from freehold.core.errors import GovernanceError
     from freehold.governance.disclosure.cyclonedx import document_of
+    from freehold.governance.disclosure.verify import verify
     from freehold.governance.signing import SigningKey, canonical
 
     signing = SigningKey.load_or_create(_own_key() if key is None else key)
-    return canonical(document_of(disclosure, signing, now)).decode() + "\n"
+    document = document_of(disclosure, signing, now)
+    for check in verify(document, now=now, keys=[signing.public]):
+        if check.state == "fails" and check.name != "expiry":
+            raise GovernanceError(f"{disclosure.name}: would be no valid document. {check.name}: {check.faults[0]}")
+    return canonical(document).decode() + "\n"
 
 
 def _verify(file: Path, key: Path | None, weights: str | None, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from cyclonedx.spdx import is_supported_id
 from freehold import __version__
 from freehold.governance.disclosure.catalogue import catalogue
 from freehold.governance.disclosure.disclosure import SELF_HOSTED, Disclosure
-from freehold.governance.disclosure.statement import Fact, Statement, Value, value_to_json
+from freehold.governance.disclosure.statement import UNKNOWN, Fact, NotFound, Statement, Value, value_to_json
 from freehold.governance.signing import SigningKey, canonical, signed
 
 NAMESPACE = "freehold:"
@@ -167,8 +167,9 @@ class _Draft:
             provider["address"] = {"country": country.value}
             self._note(f"{here}/provider/address/country", "provider.country")
         service: dict[str, Any] = {"bom-ref": "path", "name": disclosure.title, "provider": provider}
-        if any(endpoint.startswith("http") for endpoint in disclosure.endpoints):
-            service["endpoints"] = list(disclosure.endpoints)
+        endpoints = disclosure.facts["path.endpoints"].value
+        if isinstance(endpoints, tuple):
+            service["endpoints"] = list(endpoints)
             self._note(f"{here}/endpoints", "path.endpoints")
         here_only = disclosure.data_path == SELF_HOSTED
         service["x-trust-boundary"] = not here_only
@@ -315,8 +316,12 @@ class _Draft:
         return rows
 
     def _put(self, owner: dict[str, Any], here: str, member: str, key: str) -> None:
-        """The first statement's value as a member of CycloneDX's own."""
-        owner[member] = text_of(self._disclosure.facts[key].value)
+        """The first statement's value as a member of CycloneDX's own; "unknown" for what was not found."""
+        value = self._disclosure.facts[key].value
+        if isinstance(value, NotFound):
+            owner[member] = UNKNOWN
+            return
+        owner[member] = text_of(value)
         self._note(f"{here}/{member}", key)
 
     def _note(self, pointer: str, key: str, number: int = 0) -> None:
