@@ -67,6 +67,16 @@ def test_statements_stand_where_other_tools_look() -> None:
     assert all(r["properties"][0]["name"] == "freehold:g7-cluster" for r in standard["requirements"])
 
 
+def test_each_path_is_a_service(tmp_path: Path) -> None:
+    document = json.loads(shipped_document("minimax-m3/hosted", tmp_path / "d.json").read_bytes())
+    services = {service["name"]: service["x-trust-boundary"] for service in document["services"]}
+    assert services == {
+        "MiniMax M3, weights on a third party's host": True,
+        "minimax-m3/self-hosted": False,
+        "minimax-m3/api": True,
+    }
+
+
 def test_contradictions_become_counter_evidence() -> None:
     facts = {"status": "conflicting", "statements": [stated("E"), stated("F", "third-party", "press"), stated("E")]}
     disclosure = disclosure_of(facts_file(provider__name=facts), "f")

@@ -160,6 +160,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(format="freehold-facts/9"), "freehold-facts/9"),
         (broken(extends="nothing"), "minimax-m3"),
         (broken(name="two words"), "two words"),
+        (broken(other_paths={"a/b": "elsewhere"}), "self-hosted, hosted, vendor-api"),
         (broken(vendors={"MiniMax": ["minimax.gr.com"]}), "and no others"),
         (broken(author={"name": "E", "third_party": "no"}), "third_party"),
     ],

@@ -51,7 +51,7 @@ def document_of(disclosure: Disclosure, key: SigningKey, now: datetime) -> dict[
             "properties": _about(disclosure),
         },
         "components": draft.files(),
-        "services": [path],
+        "services": [path, *_other_paths(disclosure)],
         "dependencies": [{"ref": "path", "dependsOn": ["model"]}],
         "definitions": {"standards": [_standard()]},
         "declarations": draft.declarations(),
@@ -86,6 +86,20 @@ def _about(disclosure: Disclosure) -> list[dict[str, str]]:
     }
     rows |= {f"vendor:{name}": canonical(list(places)).decode() for name, places in disclosure.vendors.items()}
     return [_property(name, value) for name, value in rows.items()]
+
+
+def _other_paths(disclosure: Disclosure) -> list[dict[str, Any]]:
+    """A service for each other path to the same model, which a document of its own speaks of."""
+    return [
+        {
+            "bom-ref": f"other-path:{name}",
+            "name": name,
+            "description": "Another path to the same model, with a disclosure of this name.",
+            "x-trust-boundary": kind != SELF_HOSTED,
+            "properties": [_property("other-path", kind)],
+        }
+        for name, kind in disclosure.other_paths.items()
+    ]
 
 
 def _standard() -> dict[str, Any]:

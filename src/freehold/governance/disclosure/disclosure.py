@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 from freehold.core.errors import GovernanceError
@@ -40,7 +40,8 @@ class Disclosure:
 
     name: such as "minimax-m3/api". facts: key -> Fact, each field of the catalogue among them. vendors: whose own
     words count as vendor-reported -> addresses. issued, valid_until: the days on which the facts were put together, and
-    after which they should be read again. signed_by: the key of a signed document; None for a file of facts.
+    after which they should be read again. other_paths: names of disclosures of the same model on other paths -> their
+    kind. signed_by: the key of a signed document; None for a file of facts.
 
     The attributes below give an unknown value as the word "unknown", one that whoever runs the weights decides as
     "operator"; they are never missing and never empty. Where statements conflict, countries of all of them count, the
@@ -54,6 +55,7 @@ class Disclosure:
     facts: Mapping[str, Fact]
     issued: date
     valid_until: date
+    other_paths: Mapping[str, str] = field(default_factory=dict)
     signed_by: PublicKey | None = None
 
     @property

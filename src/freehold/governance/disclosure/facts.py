@@ -12,7 +12,7 @@ from typing import Any
 
 from freehold.core.errors import GovernanceError
 from freehold.governance.disclosure.catalogue import catalogue, read_data
-from freehold.governance.disclosure.disclosure import Author, Disclosure
+from freehold.governance.disclosure.disclosure import HOSTED, SELF_HOSTED, VENDOR_API, Author, Disclosure
 from freehold.governance.disclosure.statement import (
     OPERATOR,
     STATUSES,
@@ -44,7 +44,7 @@ def disclosure_of(entry: Any, where: str) -> Disclosure:
     """
     entry = _extended(entry, where)
     need = ("format", "name", "title", "author", "issued", "valid_until", "sources", "facts")
-    check_members(entry, where, need=need, may=("vendors", "about"))
+    check_members(entry, where, need=need, may=("vendors", "about", "other_paths"))
     check_members(entry["author"], f"{where}: author", need=("name", "third_party"), may=())
     author = Author(**entry["author"])
     if not isinstance(author.name, str) or not author.name or not isinstance(author.third_party, bool):
@@ -65,6 +65,7 @@ def disclosure_of(entry: Any, where: str) -> Disclosure:
         facts=facts | silent(facts, issued),
         issued=issued,
         valid_until=parse_date(entry["valid_until"], f"{where}: valid_until"),
+        other_paths=_object(entry.get("other_paths", {}), f"{where}: other_paths"),
     )
     check(disclosure, where)
     return disclosure
@@ -84,6 +85,10 @@ def check(disclosure: Disclosure, where: str) -> None:
             f"{where}: name is {disclosure.name!r}; it may have letters, digits and . _ - /, and begins with one of the"
             " first two"
         )
+    kinds = (SELF_HOSTED, HOSTED, VENDOR_API)
+    for name, kind in disclosure.other_paths.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or kind not in kinds:
+            raise GovernanceError(f"{where}: other_paths: {name!r} is {kind!r}; it must be one of {', '.join(kinds)}")
     if not disclosure.issued <= disclosure.valid_until <= disclosure.issued + LONGEST_VALIDITY:
         raise GovernanceError(
             f"{where}: valid_until is {disclosure.valid_until}; it must lie within {LONGEST_VALIDITY.days} days after"

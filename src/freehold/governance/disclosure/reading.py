@@ -50,6 +50,7 @@ def disclosure_from(document: dict[str, Any], where: str, *, check_signature: bo
             facts=facts | silent(facts, issued),
             issued=issued,
             valid_until=parse_date(about["valid-until"], f"{where}: valid-until"),
+            other_paths={row["name"]: row["properties"][0]["value"] for row in document["services"][1:]},
             signed_by=key,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

@@ -21,6 +21,9 @@ def _lines(disclosure: Disclosure) -> Iterator[str]:
     yield "=" * len(disclosure.title)
     yield f"Disclosure {disclosure.name}, put together by {disclosure.author.name} on {disclosure.issued}; read its"
     yield f"sources again after {disclosure.valid_until}. It states facts and who says so. It is no legal advice."
+    if disclosure.other_paths:
+        names = ", ".join(f"{name} ({kind})" for name, kind in disclosure.other_paths.items())
+        yield from _wrapped(f"Other paths to the same model, each with a disclosure of its own: {names}", "")
     yield ""
     for status, meaning in MEANINGS.items():
         yield f"  [{status}] {meaning}"
