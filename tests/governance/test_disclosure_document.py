@@ -118,7 +118,7 @@ def dangling_requirement(document: dict[str, Any]) -> None:
 
 
 def name_given_twice(document: dict[str, Any]) -> None:
-    document["services"][0]["bom-ref"] = "model"
+    document["metadata"]["tools"]["components"][0]["bom-ref"] = "model"
 
 
 def pointer_to_nothing(document: dict[str, Any]) -> None:
@@ -144,6 +144,13 @@ def property_without_evidence(document: dict[str, Any]) -> None:
 
 def citation_taken_away(document: dict[str, Any]) -> None:
     document["citations"].pop()
+
+
+def statement_shown_nowhere(document: dict[str, Any]) -> None:
+    rows = document["services"][0]["properties"]
+    last = f"/services/0/properties/{len(rows) - 1}"
+    rows.pop()
+    document["citations"] = [row for row in document["citations"] if last not in row["pointers"]]
 
 
 def another_status(document: dict[str, Any]) -> None:
@@ -173,6 +180,7 @@ def unknown_member(document: dict[str, Any]) -> None:
         (edited_property, {"agreement"}),
         (property_without_evidence, {"agreement"}),
         (citation_taken_away, {"agreement"}),
+        (statement_shown_nowhere, {"agreement"}),
         (another_status, {"agreement"}),
         (vendor_elsewhere, {"facts"}),
         (unknown_member, {"schema"}),

@@ -101,6 +101,7 @@ def test_a_vendors_own_addresses(url: str) -> None:
         "https://minimax.io.evil.test/",
         "https://minimax.io@evil.test/",
         "https://evil.test\\@minimax.io/",
+        "https://evil.test@minimax.io/",
         "https://evil.test/minimax.io",
         "https://evil.test/?u=minimax.io",
         "http://minimax.io/",
