@@ -1,0 +1,197 @@
+"""The seal: all layers in their order, tried from inside, or a refusal that names what this kernel cannot lock."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from freehold.core.errors import GovernanceError
+from freehold.governance.egress import landlock, self_test
+from freehold.governance.egress.descriptors import check_open_files
+from freehold.governance.egress.filter import Filter, forbid_new_privileges, install, lock_filter
+from freehold.governance.egress.namespaces import (
+    drop_capabilities,
+    enter_empty_namespaces,
+    network_namespace,
+    process_status,
+)
+from freehold.governance.egress.recorder import Recorder
+
+Layer = Literal["namespace", "landlock", "filter", "record"]
+LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "filter", "record")
+OPTIONAL_LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "record")
+"""Those that may be left out by name. Without the filter there is no seal."""
+
+NOT_COVERED = (
+    "answers: what is sent on accepted connections leaves by design, and a model can put anything into an answer",
+    "the kernel: a fault in it, or whoever is root outside of the seal, undoes every layer",
+    "sockets and pipes that were handed to the process as standard input and output: where they lead is not followed",
+    "files: what is written into the data directory can be read, and carried on, by other programs of this user",
+    "swap: the kernel may write memory there; encrypt it or switch it off",
+    "core dumps: switched off by a limit of one byte, which a handler of the kernel's own may overlook",
+    "side channels: time, load and power can be observed from outside",
+    "the machine below the kernel: management controllers (BMC), firmware, devices with their own network",
+    "graphics processors and RDMA: their devices are closed, and nothing was tried with them",
+)
+"""What nothing here proves, in the words that stand beside every proof."""
+
+
+class SealError(GovernanceError):
+    """The process could not be sealed. missing: the layers that failed, with the reason of each."""
+
+    def __init__(self, message: str, missing: dict[str, str] | None = None) -> None:
+        self.missing = missing or {}
+        super().__init__(message)
+
+
+@dataclass(slots=True)
+class Seal:
+    """A seal that stands. layers: in effect, with what each is; missing: those that are not, and why.
+
+    open_files: what was open before and leads elsewhere, in words. faults of the self-test there are none: it raises.
+    """
+
+    since: str
+    layers: dict[Layer, str]
+    missing: dict[str, str]
+    open_files: list[str]
+    filter: Filter | None
+    recorder: Recorder | None = field(default=None, repr=False)
+
+    def state(self) -> dict[str, Any]:
+        """For whoever asks the running process: layers, the filter's digest, and attempts that were refused."""
+        return {
+            "since": self.since,
+            "layers": dict(self.layers),
+            "missing": dict(self.missing),
+            "filter_sha256": None if self.filter is None else self.filter.sha256,
+            "refused": None if self.recorder is None else self.recorder.num_refused,
+        }
+
+    @property
+    def sentence(self) -> str:
+        """For a log."""
+        without = f"; without {', '.join(self.missing)}" if self.missing else ""
+        return f"sealed: {', '.join(self.layers)}{without}"
+
+
+def seal(
+    listeners: Sequence[socket.socket] = (),
+    *,
+    writable: Sequence[Path] = (),
+    record: Path | None = None,
+    log: Callable[[str], None] | None = None,
+    layers: Collection[Layer] = LAYERS,
+    tolerated: Collection[str] = (),
+) -> Seal:
+    """Seal this process for good, before it loads anything that it need not trust.
+
+    listeners: sockets that listen; clients are accepted there afterwards, and nothing else is left to speak through.
+    writable: directories in which files may be written; they must exist. record: a file outside of these, to which
+    attempts are appended. log: see `Recorder`. layers: those that are tried. tolerated: of these, those that may fail.
+
+    Raises SealError, naming every layer that failed and how to go on without it, and GovernanceError for what the
+    process must not hold open and for a second thread. The process is then locked in part, and should end.
+    """
+    if int(process_status()["Threads"]) != 1:
+        raise SealError("The process has more than one thread already; it must be sealed before it loads anything.")
+    open_files = check_open_files([listener.fileno() for listener in listeners])
+    writable = [path.resolve() for path in writable]
+    if "landlock" in layers and record is not None and any(record.resolve().is_relative_to(path) for path in writable):
+        raise SealError(f"Attempts would be recorded in {record}, which the sealed process may write; choose another.")
+    # Of 1 byte: it stops files and, other than 0, handlers too.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    building = _Building(layers)
+    if "record" in layers and "filter" in layers:
+        building.recorder = Recorder(record, log)
+    before = network_namespace()
+    forbid_new_privileges()
+    building.stand("namespace", _enter)
+    drop_capabilities()
+    building.stand("landlock", lambda: _restrict(writable))
+    building.stand("filter", building.lock)
+    building.refuse_missing(tolerated)
+    building.check(before, listeners)
+    if building.recorder is not None:
+        building.recorder.go_live()
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Seal(now, building.done, building.missing, open_files, building.filter, building.recorder)
+
+
+class _Building:
+    """A seal while it is made: what stands, and what failed."""
+
+    def __init__(self, layers: Collection[Layer]) -> None:
+        self._layers = layers
+        self.done: dict[Layer, str] = {}
+        self.missing: dict[str, str] = {}
+        self.filter: Filter | None = None
+        self.recorder: Recorder | None = None
+
+    def stand(self, layer: Layer, make: Callable[[], str]) -> None:
+        """Make one layer; what the kernel says against it is kept."""
+        if layer not in self._layers:
+            return
+        try:
+            self.done[layer] = make()
+        except (OSError, landlock.LandlockError) as error:
+            self.missing[layer] = str(error)
+
+    def lock(self) -> str:
+        """The filter, recorded if it can be."""
+        if self.recorder is not None:
+            recorded = lock_filter()
+            try:
+                listener = install(recorded, listener=True)
+                assert listener is not None
+                self.recorder.hand_over(listener)
+                self.filter = recorded
+                self.done["record"] = f"attempts are told to process {self.recorder.pid}"
+                return f"seccomp on {recorded.machine.name}, {len(recorded.code) // 8} instructions"
+            except OSError as error:
+                why = "something else records this process already" if error.errno == errno.EBUSY else str(error)
+                self.missing["record"] = why
+                self.recorder.dismiss()
+                self.recorder = None
+        self.filter = lock_filter(recorded=False)
+        install(self.filter, listener=False)
+        return f"seccomp on {self.filter.machine.name}, {len(self.filter.code) // 8} instructions"
+
+    def refuse_missing(self, tolerated: Collection[str]) -> None:
+        """Raises SealError where a layer is missing that nobody said may be."""
+        refused = {name: why for name, why in self.missing.items() if name not in tolerated or name == "filter"}
+        if not refused:
+            return
+        reasons = "; ".join(f"{name} ({why})" for name, why in refused.items())
+        optional = " ".join(f"--seal-without {name}" for name in refused if name in OPTIONAL_LAYERS)
+        way_out = f" To go on without, say so by name: {optional}" if optional else ""
+        raise SealError(f"This machine cannot lock: {reasons}. Nothing was served.{way_out}", self.missing)
+
+    def check(self, before: str, listeners: Sequence[socket.socket]) -> None:
+        """The self-test of each layer that stands. Raises SealError."""
+        faults = self_test.capability_faults()
+        if "filter" in self.done:
+            faults += self_test.filter_faults(listeners)
+        if "namespace" in self.done:
+            faults += self_test.namespace_faults(before)
+        if "landlock" in self.done:
+            faults += self_test.landlock_faults([] if self.recorder is None else [self.recorder.pid])
+        if faults:
+            raise SealError(f"The seal does not hold: {'; '.join(faults)}. Nothing was served.")
+
+
+def _enter() -> str:
+    by_user = enter_empty_namespaces()
+    return "empty network namespace, own IPC" + (", inside of a user namespace" if by_user else "")
+
+
+def _restrict(writable: Sequence[Path]) -> str:
+    landlock.restrict(writable)
+    handled = "; ".join(f"{part}: {', '.join(names)}" for part, names in landlock.HANDLED.items())
+    return f"ABI {landlock.abi()} ({handled})"
