@@ -14,12 +14,15 @@ import click
 
 from freehold.cli.model import engine_options, model_argument, opened
 from freehold.cli.options import build, dataclass_options
+from freehold.cli.sealing import Sealing, chosen_sealing, seal_options
 from freehold.core.errors import FreeholdError
 from freehold.server.operation.options import ServerOptions
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
+    from freehold.governance.egress.seal import Seal
     from freehold.loading.pull import Progress as Report
     from freehold.server.operation.keys import Keys
     from freehold.server.operation.limits import Limits
@@ -51,6 +54,7 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
     type=click.Path(path_type=Path, dir_okay=False),
     help="API keys, made by `freehold keys`; by default `keys.json` in FREEHOLD_HOME, if it exists.",
 )
+@seal_options
 @dataclass_options(ServerOptions, into="server")
 @engine_options
 def serve(
@@ -61,6 +65,9 @@ def serve(
     aliases: tuple[str, ...],
     no_store: bool,
     keys_file: Path | None,
+    seal: bool,
+    seal_without: tuple[str, ...],
+    seal_record: Path | None,
     server: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
@@ -68,11 +75,13 @@ def serve(
 
     MODEL is a pulled name, a directory or a .gguf file; without it, the default model is taken, and
     fetched if it is missing. The first Ctrl-C lets running answers end, the second one cuts them off.
+    With --seal nothing is fetched, and nothing but answers to clients can leave the process.
     """
     options = build(ServerOptions, server)
+    sealing = chosen_sealing(seal, seal_without, seal_record)
     voice = Voice(options)
     try:
-        ended_well = _serve(model, host, port, api_key, aliases, no_store, keys_file, options, engine, voice)
+        ended_well = _serve(model, host, port, api_key, aliases, no_store, keys_file, options, engine, voice, sealing)
         if not ended_well:
             raise FreeholdError("running requests were cut off by a second signal")
     except click.exceptions.ClickException:
@@ -92,22 +101,44 @@ def _serve(
     options: ServerOptions,
     engine: dict[str, Any],
     voice: Voice,
+    sealing: Sealing | None,
 ) -> bool:
-    from freehold.cli.served_model import ServedModel
-    from freehold.server import run
-    from freehold.server.operation.connections import allow_open_files
+    from freehold.server.operation import port as door
 
-    host = run.DEFAULT_HOST if host is None else host
-    port = run.DEFAULT_PORT if port is None else port
+    host = door.DEFAULT_HOST if host is None else host
+    port = door.DEFAULT_PORT if port is None else port
     # Before anything slow: a taken port, a missing key or an expired certificate should not cost the time of
     # loading a model.
     keys = usable_keys(keys_file, api_key)
-    run.require_key(host, None, keys)
-    allow_open_files(options.max_connections)
+    door.require_key(host, None, keys)
+    door.allow_open_files(options.max_connections)
     tls = None if options.tls_cert is None or options.tls_key is None else tls_context(options)
+    with door.reserve_port(host, port) as listener:
+        sealed = None
+        if sealing is not None:
+            sealed = sealing.stand(listener, model, store_of(engine, no_store=no_store), options.log_format)
+            voice.say(sealed.sentence)
+        return _answer(listener, sealed, model, aliases, no_store, keys, tls, options, engine, voice)
+
+
+def _answer(
+    listener: socket.socket,
+    sealed: Seal | None,
+    model: str | None,
+    aliases: tuple[str, ...],
+    no_store: bool,
+    keys: Keys,
+    tls: ssl.SSLContext | None,
+    options: ServerOptions,
+    engine: dict[str, Any],
+    voice: Voice,
+) -> bool:
+    """Load the model and answer. All that a seal must come before is imported here."""
+    from freehold.cli.served_model import ServedModel
+    from freehold.server import run
+
     choose_store(engine, no_store=no_store, say=voice.say)
     with (
-        run.reserve_port(host, port) as listener,
         opened(model, engine, shown=voice.progress) as llm,
         open_limits(keys, voice.say) as limits,
     ):
@@ -130,6 +161,7 @@ def _serve(
                 aliases=aliases,
                 options=options,
                 on_ready=ready,
+                seal=None if sealed is None else sealed.state,
             )
 
 
@@ -232,6 +264,15 @@ def open_limits(keys: Keys, say: Callable[[str], None]) -> Iterator[Limits]:
         yield limits
     finally:
         limits.close()
+
+
+def store_of(engine: dict[str, Any], *, no_store: bool) -> Path | None:
+    """Where blocks will be kept, known before the cache is imported; None: nowhere."""
+    from freehold.loading.home import blocks_dir
+
+    if engine["store_dir"] is not None:
+        return Path(engine["store_dir"])
+    return None if no_store or engine["impl"] == "reference" else blocks_dir()
 
 
 def choose_store(engine: dict[str, Any], *, no_store: bool, say: Callable[[str], None]) -> None:

@@ -95,8 +95,9 @@ def create_app(
     )
     service = Service(watched(backend, operation.lifecycle), tuple(aliases), keepalive_seconds)
     generating = (chat_routes, completion_routes, messages_routes, responses_routes)
-    for routes in (*generating, tokenize_routes, request_routes, model_routes):
+    for routes in (*generating, tokenize_routes, request_routes):
         app.include_router(routes(service))
+    app.include_router(model_routes(service, operation.seal))
     app.include_router(operation_routes(operation))
     app.include_router(page_routes())
     for kind in CLIENT_ERRORS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
@@ -11,15 +12,15 @@ from pydantic import BaseModel
 
 from freehold.server.messages.wire_answer import ModelInfo, ModelInfoList
 from freehold.server.openai.wire import ErrorBody, ModelCard, ModelList
-from freehold.server.operation.wire import Health
+from freehold.server.operation.wire import Health, SealState
 from freehold.server.refusals import speaks_messages
 from freehold.server.service import Service, http_request_id
 
 _Version = Annotated[str | None, Header(description="Sent by Anthropic's clients: the answer has their form.")]
 
 
-def model_routes(service: Service) -> APIRouter:
-    """The routes of this file, serving `service`."""
+def model_routes(service: Service, seal: Callable[[], SealState] | None = None) -> APIRouter:
+    """The routes of this file, serving `service`. seal: how the process is sealed, if it is."""
     router = APIRouter()
 
     @router.get("/v1/models", response_model=ModelList | ModelInfoList)
@@ -47,7 +48,10 @@ def model_routes(service: Service) -> APIRouter:
         """Alive; and for those who may use the API, how the engine is doing."""
         if not http.scope["state"].get("has_key", True):
             return Health(status="ok")
-        return Health(status="ok", model=service.backend.model_name, engine=service.backend.stats())
+        told = Health(status="ok", model=service.backend.model_name, engine=service.backend.stats())
+        if seal is not None:
+            told.seal = seal()
+        return told
 
     return router
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import logging
 import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, get_args
 
@@ -21,7 +19,7 @@ from fastapi import FastAPI
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
 from freehold.server.backend import Backend
-from freehold.server.operation.connections import Door, allow_open_files, protocol_class
+from freehold.server.operation.connections import Door, protocol_class
 from freehold.server.operation.guards import MAX_HEADER_BYTES
 from freehold.server.operation.keys import Keys
 from freehold.server.operation.lifecycle import Lifecycle
@@ -30,75 +28,25 @@ from freehold.server.operation.logs import log_config
 from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.operation import Operation
 from freehold.server.operation.options import LogLevel, ServerOptions
+from freehold.server.operation.port import (
+    BACKLOG,
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    allow_open_files,
+    require_key,
+    reserve_port,
+    server_url,
+)
 from freehold.server.operation.tls import tls_context
+from freehold.server.operation.wire import SealState
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
 LOG_LEVELS = get_args(LogLevel)
 DEFAULT_OPTIONS = ServerOptions()
 
 # After the drain, streams are cancelled; so long they may take to say so to their clients.
 _FAREWELL_SECONDS = 3.0
 
-# Connections that may wait until they are accepted; a client whose connection finds no place tries again after seconds.
-_BACKLOG = 4096
-
 logger = logging.getLogger("freehold.server")
-
-
-def require_key(host: str, api_key: str | None, keys: Keys | None = None) -> None:
-    """Raises ConfigError when `host` can be reached from other machines and there is no usable API key.
-
-    keys: those of a key file, beside or instead of `api_key`.
-    """
-    has_key = api_key is not None or (keys is not None and keys.num_usable > 0)
-    if not has_key and not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
-        raise ConfigError(
-            f"the host is {host!r}, which other machines can reach, and there is no API key; "
-            "make one (freehold keys add NAME) or give one (--api-key), or serve this machine only (--host 127.0.0.1)"
-        )
-
-
-def reserve_port(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> socket.socket:
-    """Bind and listen, so that a taken port is known before a model is loaded. Early clients wait.
-
-    port: 0 takes any free one. The caller closes the socket, or hands it to `serve`, which does.
-
-    Raises ConfigError when the host is unknown or the port is taken, forbidden or no port at all.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"the port is {port}; it must be between 0 and 65535")
-    address = _addresses(host)[0]
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Naming the protocol lets asyncio switch Nagle's delay off, which costs kept connections 40 ms an answer.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        # A port whose last connections are still closing is free to use. That of a living server is not.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        # A bound port can still be lost to another process; a listening one cannot.
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            reason = f"port {port} of {host} is in use; stop its program, or choose another with --port"
-        elif error.errno == errno.EACCES:
-            reason = f"port {port} needs rights that this user lacks; choose one above 1023 with --port"
-        elif error.errno == errno.EADDRNOTAVAIL:
-            reason = f"the host {host!r} is no address of this machine; choose another with --host"
-        else:
-            reason = f"cannot listen on {host!r}, port {port}: {error.strerror}"
-        raise ConfigError(reason) from error
-    return listener
-
-
-def server_url(listener: socket.socket, scheme: str = "http") -> str:
-    """The URL under which `listener` is reached from this machine."""
-    address, port = listener.getsockname()[:2]
-    parsed = ipaddress.ip_address(address)
-    if parsed.is_unspecified:
-        address = "127.0.0.1" if parsed.version == 4 else "::1"
-    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -202,7 +150,7 @@ def server_config(
         lifespan="off",
         log_level=log_level,
         access_log=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         # Without a proxy, headers that any client can set do not change whom the log names.
         proxy_headers=bool(options.behind_proxy),
         forwarded_allow_ips=list(options.behind_proxy),
@@ -227,6 +175,7 @@ def serve(
     aliases: Sequence[str] = (),
     options: ServerOptions = DEFAULT_OPTIONS,
     on_ready: Callable[[str], None] | None = None,
+    seal: Callable[[], Mapping[str, Any]] | None = None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM; call it on the main thread. Closing the backend is up to the caller.
 
@@ -235,6 +184,7 @@ def serve(
     limits: where used tokens are counted. None: they are forgotten at the end.
     tls: from `tls_context`, where the caller has checked the files before. None: made from `options`, if it has any.
     on_ready: called with the URL when requests are answered.
+    seal: how this process is sealed, with the members of SealState; None: it is not.
 
     Returns whether running requests were given their time; False: a second signal cut them off.
 
@@ -250,6 +200,7 @@ def serve(
     door = Door(
         max_connections=options.max_connections, header_seconds=options.header_seconds, metrics=metrics, context=tls
     )
+    sealed = None if seal is None else lambda: SealState.model_validate(seal())
     app = create_app(
         backend,
         aliases=aliases,
@@ -257,7 +208,7 @@ def serve(
         keepalive_seconds=options.keepalive_seconds,
         body_seconds=options.body_seconds,
         cors_origins=options.cors_origin,
-        operation=Operation(metrics, keys, limits if limits is not None else Limits(), lifecycle),
+        operation=Operation(metrics, keys, limits if limits is not None else Limits(), lifecycle, sealed),
     )
     config = server_config(app, log_level=options.log_level, drain_seconds=1, door=door, options=options)
     allow_open_files(options.max_connections)
@@ -277,13 +228,3 @@ def serve(
         )
         server.run(sockets=[listener])
         return not server.force_exit
-
-
-def _addresses(host: str) -> list[str]:
-    """The addresses that `host` stands for, IPv4 first."""
-    try:
-        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"the host {host!r} is unknown; give one of this machine with --host") from error
-    addresses = [str(info[4][0]).partition("%")[0] for info in found]
-    return sorted(addresses, key=lambda address: ":" in address)

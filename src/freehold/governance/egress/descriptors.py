@@ -56,7 +56,7 @@ def _standard_socket(number: int) -> str:
     with socket.socket(fileno=os.dup(number)) as found:
         if number not in _STANDARD or found.family != socket.AF_UNIX or found.type != socket.SOCK_STREAM:
             raise GovernanceError(
-                f"Descriptor {number} is a socket ({found.family.name}, {found.type.name}) that was open before sealing: "
-                "what is written to it would leave. Close it, or do not hand it down to this process."
+                f"Descriptor {number} is a socket ({found.family!r}, {found.type!r}) that was open before "
+                "sealing: what is written to it would leave. Close it, or do not hand it down to this process."
             )
     return f"descriptor {number} is a Unix socket of whoever started this process"

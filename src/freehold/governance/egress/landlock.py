@@ -1,8 +1,8 @@
 """Landlock, the third layer: no TCP, no file written outside of named directories, no reach to other processes.
 
-It is used strictly: all that is listed here takes effect, or `LandlockError` says what the kernel lacks. What is handled
-stands in `HANDLED`, which goes into every record. Newer kernels offer more (UDP, named Unix sockets); the filter refuses
-those already, so nothing rests on it.
+It is used strictly: all that is listed here takes effect, or `LandlockError` says what the kernel lacks. What is
+handled stands in `HANDLED`, which goes into every record. Newer kernels offer more (UDP, named Unix sockets); the
+filter refuses those already, so nothing rests on it.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def process_status(pid: int | str = "self") -> dict[str, str]:
 def packets(pid: int | str = "self") -> dict[str, int]:
     """What the interfaces of a process's network namespace have received and sent, and what IP counted there.
 
-    Keys: `NAME.received` and `NAME.sent`, in packets, for each interface; `ip.*` and `ip6.*` for the kernel's counters of
-    packets that were to be sent. All of it is 0 where nothing was ever sent.
+    Keys: `NAME.received` and `NAME.sent`, in packets, for each interface; `ip.*` and `ip6.*` for the kernel's own
+    counters, which see a packet before any interface does. All of it is 0 where nothing was ever sent.
     """
     counted: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]:

@@ -1,4 +1,4 @@
-"""System calls by name: their numbers on x86_64 and aarch64, and a way to make those that Python has no function for."""
+"""System calls by name: their numbers on x86_64 and aarch64, and a way to make those that Python lacks."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import http
 import json
-import resource
 import ssl
 import sys
 from typing import Any, Protocol
@@ -20,13 +19,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from freehold.core.errors import ConfigError
 from freehold.server.operation.guards import MAX_HEADER_BYTES
 from freehold.server.operation.metrics import Metrics
 
 _STALLED_SECONDS = 120.0
-# The store's files, the model's, the standard streams, and what libraries open.
-_OTHER_FILES = 256
 
 
 class Connection(Protocol):
@@ -294,18 +290,3 @@ def protocol_class(door: Door) -> type[asyncio.Protocol]:
     if door.context is None:
         return http_class
     return type("DoorTlsProtocol", (TlsProtocol,), {"door": door, "inner": http_class})
-
-
-def allow_open_files(max_connections: int) -> None:
-    """Raise this process's limit of open files as far as `max_connections` needs it. Raises ConfigError where the
-    system does not allow that: a server that cannot accept connections is worse than one that does not start."""
-    needed = max_connections + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ConfigError(
-            f"max_connections is {max_connections}, which needs {needed} open files, but this process may have {hard}; "
-            "lower --max-connections, or raise the limit (ulimit -n, or LimitNOFILE= of systemd)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

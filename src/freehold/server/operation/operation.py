@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from freehold.server.backend import Backend
@@ -9,16 +10,18 @@ from freehold.server.operation.keys import Keys
 from freehold.server.operation.lifecycle import Lifecycle
 from freehold.server.operation.limits import Limits
 from freehold.server.operation.metrics import Metrics
+from freehold.server.operation.wire import SealState
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One of each, shared by the guards, the routes and the process around them."""
+    """One of each, shared by the guards, the routes and the process around them. seal: how the process is sealed."""
 
     metrics: Metrics
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    seal: Callable[[], SealState] | None = None
 
     @classmethod
     def of(cls, backend: Backend, *, keys: Keys | None = None, limits: Limits | None = None) -> Operation:

@@ -7,12 +7,29 @@ from typing import Literal
 from pydantic import BaseModel
 
 
+class SealState(BaseModel):
+    """How the process is sealed. layers: in effect, with what each is; missing: those that are not, and why.
+
+    refused: attempts to get out since then; None: they are not recorded.
+    """
+
+    since: str
+    layers: dict[str, str]
+    missing: dict[str, str]
+    filter_sha256: str | None
+    refused: int | None
+
+
 class Health(BaseModel):
-    """GET /health. model, engine: only for those who may use the API. engine: counters by name."""
+    """GET /health. model, engine, seal: only for those who may use the API. engine: counters by name.
+
+    seal: left out for a server that is not sealed.
+    """
 
     status: Literal["ok"] = "ok"
     model: str | None = None
     engine: dict[str, float | int | str] | None = None
+    seal: SealState | None = None
 
 
 class Readiness(BaseModel):
