@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import click
 
 from freehold import __version__
+from freehold.cli.lazy import LazyCommand, LazyCommands
 from freehold.core.errors import FreeholdError
 
 DEBUG_VARIABLE = "FREEHOLD_DEBUG"
 
 
-@dataclass(frozen=True, slots=True)
-class LazyCommand:
-    """Where a subcommand is defined, and the line that `freehold --help` shows without importing it."""
-
-    module: str
-    attribute: str
-    summary: str
-
-
 COMMANDS: dict[str, LazyCommand] = {
+    "audit": LazyCommand("freehold.cli.cmd_audit", "audit", "Prove that nothing leaves and that records are whole."),
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
     "cache": LazyCommand("freehold.cli.cmd_cache", "cache", "Look at, check, prune, export and import stored blocks."),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
@@ -54,26 +45,8 @@ COMMANDS: dict[str, LazyCommand] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A click group over `COMMANDS`. A FreeholdError ends it with `error: ...` and status 1."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The subcommands' names, sorted."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one subcommand; None if there is none of that name."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command = getattr(import_module(entry.module), entry.attribute)
-        assert isinstance(command, click.Command), entry
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table of subcommands from their summaries, importing none of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+class Commands(LazyCommands):
+    """The subcommands of `freehold`. A FreeholdError ends one with `error: ...` and status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; with FREEHOLD_DEBUG=1 errors keep their traceback."""
@@ -90,7 +63,8 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=Commands,
+    entries=COMMANDS,
     epilog="Exit status: 0 done, 1 an error, 2 wrong usage. FREEHOLD_DEBUG=1 shows tracebacks.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

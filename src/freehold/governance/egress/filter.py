@@ -201,8 +201,8 @@ def lock_filter(kind: Machine | None = None, *, recorded: bool = True) -> Filter
     recorded: refusals are decided by a process outside, which writes them down (and where it has died, the call fails
     with ENOSYS); otherwise they fail with EPERM.
     """
-    rules: dict[str, tuple[Condition, ...] | None] = dict.fromkeys(REFUSED)
-    return _assemble(kind or machine(), rules | CONDITIONAL, NOTIFY if recorded else ERRNO | EPERM, strict=True)
+    rules: dict[str, tuple[Condition, ...] | None] = {**dict.fromkeys(REFUSED), **CONDITIONAL}
+    return _assemble(kind or machine(), rules, NOTIFY if recorded else ERRNO | EPERM, strict=True)
 
 
 def watch_filter(kind: Machine | None = None) -> Filter:

@@ -151,8 +151,8 @@ class _Recording:
     def _settle(self) -> None:
         """Leave the program's signals, files and name; be closed to processes of the same user."""
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
+        for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(kind, signal.SIG_IGN)
         keep = {1, 2, self._far.fileno(), *(() if self._file is None else (self._file,))}
         for number in [int(name) for name in os.listdir("/proc/self/fd")]:
             if number not in keep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import encodings.idna  # noqa: F401  # for names, when files may no longer be readable
 import errno
 import fcntl
 import os
@@ -289,7 +290,7 @@ def _resolver(inside: Inside, token: bytes) -> None:
     ctypes.memmove(base, struct.pack("=ii", 1, 1), 8)
     server = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", inside.outside.udp4, b"\x7f\0\0\1")
     ctypes.memmove(base + 16, struct.pack("=i", 1) + server, 4 + len(server))
-    with contextlib.suppress(socket.gaierror):  # nobody answers; that it was asked is what counts
+    with contextlib.suppress(socket.gaierror):  # there is no such name; that it was asked for is what counts
         socket.getaddrinfo(f"{token.decode()}.invalid", 80)
 
 
@@ -312,6 +313,7 @@ def _memory_file(inside: Inside, token: bytes) -> None:
     with open(f"/proc/{inside.outside.victim_pid}/mem", "r+b", buffering=0) as memory:
         memory.seek(_slot(inside))
         memory.write(token)
+    _wait_for_victim()
 
 
 def _memory_call(inside: Inside, token: bytes) -> None:
@@ -319,6 +321,7 @@ def _memory_call(inside: Inside, token: bytes) -> None:
     near = struct.pack("=QQ", ctypes.addressof(here), len(token))
     far = struct.pack("=QQ", _slot(inside), len(token))
     syscall("process_vm_writev", inside.outside.victim_pid, near, 1, far, 1, 0)
+    _wait_for_victim()
 
 
 def _ptrace(inside: Inside, token: bytes) -> None:
@@ -330,6 +333,7 @@ def _ptrace(inside: Inside, token: bytes) -> None:
         (word,) = struct.unpack("=q", padded[place : place + 8])
         syscall("ptrace", _PTRACE_POKEDATA, victim, _slot(inside) + place, word)
     syscall("ptrace", _PTRACE_DETACH, victim, 0, 0)
+    _wait_for_victim()
 
 
 def _signal(inside: Inside, token: bytes) -> None:
@@ -367,8 +371,8 @@ def _present(inside: Inside, where: Any, name: str) -> int:
     return int(where)
 
 
-def wait_for_victim() -> None:
-    """Long enough that a process outside has looked at its memory."""
+def _wait_for_victim() -> None:
+    """Long enough that the process outside has looked at its memory."""
     time.sleep(0.05)
 
 

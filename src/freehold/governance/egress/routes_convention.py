@@ -1,4 +1,4 @@
-"""The same calls in other calling conventions of the processor, which a filter of numbers alone would take for others."""
+"""The same calls in other calling conventions of the processor, where their numbers mean other calls."""
 
 from __future__ import annotations
 

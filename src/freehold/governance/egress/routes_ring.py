@@ -6,9 +6,8 @@ import ctypes
 import errno
 import mmap
 import os
-import struct
-
 import socket
+import struct
 
 from freehold.governance.egress.syscalls import syscall
 
@@ -38,7 +37,7 @@ class _Ring:
         """Submit one operation and wait for its result. Raises OSError."""
         tail = self._word(self._sq_ring, self._sq[1])
         place = tail & self._word(self._sq_ring, self._sq[2])
-        entry = struct.pack("=BBHiQQI28x", operation, 0, 0, descriptor, offset, address, length)
+        entry = struct.pack("=BBHiQQI36x", operation, 0, 0, descriptor, offset, address, length)
         self._sqes[place * _SQE_BYTES : (place + 1) * _SQE_BYTES] = entry
         self._put(self._sq_ring, self._sq[6] + 4 * place, place)
         self._put(self._sq_ring, self._sq[1], tail + 1)

@@ -23,10 +23,10 @@ from freehold.governance.egress.namespaces import (
 )
 from freehold.governance.egress.recorder import Recorder
 
-Layer = Literal["namespace", "landlock", "filter", "record"]
-LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "filter", "record")
+Layer = Literal["namespace", "capabilities", "landlock", "filter", "record"]
+LAYERS: tuple[Layer, ...] = ("namespace", "capabilities", "landlock", "filter", "record")
 OPTIONAL_LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "record")
-"""Those that may be left out by name. Without the filter there is no seal."""
+"""Those that may be left out by name. Without the filter, or with capabilities, there is no seal."""
 
 NOT_COVERED = (
     "answers: what is sent on accepted connections leaves by design, and a model can put anything into an answer",
@@ -113,7 +113,7 @@ def seal(
     before = network_namespace()
     forbid_new_privileges()
     building.stand("namespace", _enter)
-    drop_capabilities()
+    building.stand("capabilities", _give_up)
     building.stand("landlock", lambda: _restrict(writable))
     building.stand("filter", building.lock)
     building.refuse_missing(tolerated)
@@ -165,7 +165,9 @@ class _Building:
 
     def refuse_missing(self, tolerated: Collection[str]) -> None:
         """Raises SealError where a layer is missing that nobody said may be."""
-        refused = {name: why for name, why in self.missing.items() if name not in tolerated or name == "filter"}
+        refused = {
+            name: why for name, why in self.missing.items() if name not in tolerated or name not in OPTIONAL_LAYERS
+        }
         if not refused:
             return
         reasons = "; ".join(f"{name} ({why})" for name, why in refused.items())
@@ -175,7 +177,9 @@ class _Building:
 
     def check(self, before: str, listeners: Sequence[socket.socket]) -> None:
         """The self-test of each layer that stands. Raises SealError."""
-        faults = self_test.capability_faults()
+        faults = []
+        if "capabilities" in self.done:
+            faults += self_test.capability_faults()
         if "filter" in self.done:
             faults += self_test.filter_faults(listeners)
         if "namespace" in self.done:
@@ -189,6 +193,11 @@ class _Building:
 def _enter() -> str:
     by_user = enter_empty_namespaces()
     return "empty network namespace, own IPC" + (", inside of a user namespace" if by_user else "")
+
+
+def _give_up() -> str:
+    drop_capabilities()
+    return "none are left"
 
 
 def _restrict(writable: Sequence[Path]) -> str:
