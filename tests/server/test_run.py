@@ -14,8 +14,8 @@ import pytest
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.operation.port import allow_open_files
 from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.port import allow_open_files
 from freehold.server.run import Server, require_key, reserve_port, serve, server_config, server_url
 from support.fake_backend import FakeBackend
 
