@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -19,8 +20,8 @@ def check_open_files(listeners: Collection[int]) -> list[str]:
     """What else this process holds open that leads to other processes, in words, for the record.
 
     listeners: descriptors of the sockets at which clients are accepted; they must listen, over TCP or as Unix sockets.
-    A terminal, a pipe, or a Unix socket as standard input or output (as under systemd) is named; other sockets,
-    devices and handles of other processes or namespaces are refused with GovernanceError.
+    A terminal, a pipe, a file that may be written, or a Unix socket as standard input or output (as under systemd) is
+    named; other sockets, devices and handles of other processes or namespaces are refused with GovernanceError.
     """
     named = []
     for text in os.listdir("/proc/self/fd"):
@@ -29,6 +30,8 @@ def check_open_files(listeners: Collection[int]) -> list[str]:
             target, kind = os.readlink(f"/proc/self/fd/{number}"), os.fstat(number).st_mode
         except OSError:
             continue  # the one that listdir itself used
+        if stat.S_ISREG(kind) and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            named.append(f"descriptor {number} is the file {target}, open for writing")
         if number in listeners:
             _check_listener(number)
         elif stat.S_ISSOCK(kind):

@@ -85,7 +85,7 @@ class Listening:
                 else:
                     key.data(key.fileobj)
         for path in self._directory.iterdir():
-            self._received += path.read_bytes() if path.is_file() else b""
+            self._received += path.read_bytes() + " ".join(os.listxattr(path)).encode()
         return self._received.decode("latin-1")
 
     def _accept(self, listener: socket.socket) -> None:
@@ -151,6 +151,8 @@ def _listen(places: Listening, base: Path) -> dict[str, Any]:
         "netlink",
         lambda: places.datagrams(lambda: _bound(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_USERSOCK, (0, 0))),
     )
+    (base / "files" / "file").touch()
+    (base / "files" / "file").chmod(0o666)
     abstract = f"freehold-{os.getpid()}"
     places.streams(lambda: _unix(stream, str(base / "stream")))
     places.streams(lambda: _unix(stream, "\0" + abstract))
@@ -165,6 +167,7 @@ def _listen(places: Listening, base: Path) -> dict[str, Any]:
         "unix_datagram": str(base / "datagram"),
         "abstract": abstract,
         "directory": str(base / "files"),
+        "file": str(base / "files" / "file"),
         "raw": raw is not None,
         "packet": packet is not None,
         "vsock": vsock is not None,

@@ -51,6 +51,7 @@ class Outside:
     unix_datagram: str
     abstract: str
     directory: str
+    file: str
     raw: bool
     packet: bool
     vsock: bool
@@ -357,6 +358,10 @@ def _file(inside: Inside, token: bytes) -> None:
     Path(inside.outside.directory, token.decode()).write_bytes(token)
 
 
+def _attribute(inside: Inside, token: bytes) -> None:
+    os.setxattr(inside.outside.file, f"user.{token.decode()}", b"1")
+
+
 def _32_bit(inside: Inside, token: bytes) -> None:
     send_by_32_bit_calls(inside.outside.tcp4, token)
 
@@ -415,4 +420,5 @@ ROUTES: tuple[Route, ...] = (
     Route("sysv-queue", "a System V message queue", _queue),
     Route("terminal", "typing into the terminal (TIOCSTI)", _terminal),
     Route("file", "a file where another program looks", _file),
+    Route("attribute", "an attribute of another program's file", _attribute),
 )

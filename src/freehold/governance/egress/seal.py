@@ -31,8 +31,10 @@ OPTIONAL_LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "record")
 NOT_COVERED = (
     "answers: what is sent on accepted connections leaves by design, and a model can put anything into an answer",
     "the kernel: a fault in it, or whoever is root outside of the seal, undoes every layer",
-    "sockets and pipes that were handed to the process as standard input and output: where they lead is not followed",
-    "files: what is written into the data directory can be read, and carried on, by other programs of this user",
+    "terminals, pipes and files that were open before, and a Unix socket as standard output: where they lead is not "
+    "followed; the record and /health name them",
+    "files: what is written into the data directory can be read, and carried on, by other programs of this user; modes "
+    "and times of this user's other files can be changed",
     "swap: the kernel may write memory there; encrypt it or switch it off",
     "core dumps: switched off by a limit of one byte, which a handler of the kernel's own may overlook",
     "side channels: time, load and power can be observed from outside",
@@ -65,11 +67,13 @@ class Seal:
     recorder: Recorder | None = field(default=None, repr=False)
 
     def state(self) -> dict[str, Any]:
-        """For whoever asks the running process: layers, the filter's digest, and attempts that were refused."""
+        """For whoever asks the running process: layers, what was open before, the filter's digest, and how much was
+        refused."""
         return {
             "since": self.since,
             "layers": dict(self.layers),
             "missing": dict(self.missing),
+            "open_files": list(self.open_files),
             "filter_sha256": None if self.filter is None else self.filter.sha256,
             "refused": None if self.recorder is None else self.recorder.num_refused,
         }

@@ -10,12 +10,14 @@ from pydantic import BaseModel
 class SealState(BaseModel):
     """How the process is sealed. layers: in effect, with what each is; missing: those that are not, and why.
 
-    refused: attempts to get out since then; None: they are not recorded.
+    open_files: what was open before and leads elsewhere. refused: attempts to get out since then; None: they are not
+    recorded.
     """
 
     since: str
     layers: dict[str, str]
     missing: dict[str, str]
+    open_files: list[str]
     filter_sha256: str | None
     refused: int | None
 
