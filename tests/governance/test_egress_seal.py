@@ -80,7 +80,7 @@ def test_what_leads_elsewhere_must_not_be_open(opened: str, said: str, tmp_path:
 
 
 def test_a_listener_must_listen(tmp_path: Path) -> None:
-    assert "does not listen" in refusal("seal([socket.socket()])", tmp_path)
+    assert "does not listen" in refusal("seal([listener, socket.socket()])", tmp_path)
 
 
 def test_attempts_are_recorded_where_the_process_cannot_write(tmp_path: Path) -> None:
