@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from freehold.core.errors import GovernanceError
-from freehold.governance.egress.syscalls import Machine, machine, prctl
+from freehold.governance.egress.syscalls import Machine, machine, prctl, syscall
 
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION_BYTES = 80
 _CONTINUE = 1
 _EPERM = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_PTRACER = 0x59616D61
 
 # A program that tries in a loop fills no disk: later attempts are only counted.
 _MAX_LINES = 100_000
@@ -85,6 +86,7 @@ class Recorder:
             file = None if record is None else os.open(record, flags, 0o600)
         except OSError as error:
             raise GovernanceError(f"Attempts cannot be recorded in {record}: {error.strerror}.") from error
+        self._watch = watch
         self._count = mmap.mmap(-1, 8)
         self._near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         sys.stdout.flush()
@@ -96,14 +98,20 @@ class Recorder:
         far.close()
         if file is not None:
             os.close(file)
+        with contextlib.suppress(OSError):  # only Yama knows this: the recorder may look at addresses
+            prctl(_PR_SET_PTRACER, self.pid)
 
     def hand_over(self, listener: int) -> None:
         """Give the recorder the kernel's listener and close it here. Raises GovernanceError where it has died."""
         try:
-            socket.send_fds(self._near, [b"F"], [listener])
-            os.close(listener)
+            if self._watch:
+                # sendmsg, which carries descriptors, is told to the recorder, which cannot hear it yet.
+                self._near.sendall(struct.pack("=i", listener))
+            else:
+                socket.send_fds(self._near, [b"F"], [listener])
             if self._near.recv(1) != b"F":
                 raise GovernanceError("The process that records attempts has died.")
+            os.close(listener)
         except OSError as error:
             raise GovernanceError(f"The process that records attempts cannot be reached: {error}.") from error
 
@@ -164,9 +172,13 @@ class _Recording:
         prctl(_PR_SET_DUMPABLE, 0)
 
     def _take_listener(self) -> int | None:
-        _, found, _, _ = socket.recv_fds(self._far, 1, 1)
-        if not found:
+        data, found, _, _ = socket.recv_fds(self._far, 4, 1)
+        if not data:
             return None
+        if self._watch:
+            program = syscall("pidfd_open", os.getppid(), 0)
+            found = [syscall("pidfd_getfd", program, struct.unpack("=i", data)[0], 0)]
+            os.close(program)
         self._far.sendall(b"F")
         return found[0]
 
