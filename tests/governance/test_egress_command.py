@@ -20,8 +20,14 @@ from freehold.governance.egress.matrix import Cell, Matrix, Row
 from freehold.governance.egress.seal import OPTIONAL_LAYERS
 from support.repository import ROOT
 from support.running import freehold
+from support.sealing import need_a_seal
 
 UNIT = (ROOT / "deploy" / "freehold.service.d" / "seal.conf").read_text("utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sealable() -> None:
+    need_a_seal()
 
 
 @pytest.fixture(scope="module")

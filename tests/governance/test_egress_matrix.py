@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 
 import pytest
 
@@ -11,8 +10,7 @@ from freehold.governance.egress import matrix as matrix_module
 from freehold.governance.egress.inside import CONNECTED
 from freehold.governance.egress.matrix import Cell, Matrix, Row, run_matrix, users_here
 from freehold.governance.egress.routes import ROUTES
-
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="seals are made of Linux's parts")
+from support.sealing import need_a_seal
 
 USERS = ["root", "nobody"] if os.geteuid() == 0 else ["this user"]
 
@@ -21,6 +19,11 @@ SURE = (
     "tcp4 udp4 udp-write udp-sendmsg unix-stream unix-datagram unix-pair unix-abstract listener-unspec accepted-unspec "
     "urllib ctypes child signal file netlink"
 ).split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sealable() -> None:
+    need_a_seal()
 
 
 @pytest.fixture(scope="module")

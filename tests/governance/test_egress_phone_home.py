@@ -12,9 +12,15 @@ import pytest
 
 from freehold.governance.egress.recorder import read_attempts
 from support.repository import PACKAGE, ROOT, module_name, sources, tree
+from support.sealing import need_a_seal
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
 COMMAND = [sys.executable, "-m", "freehold.cli.main"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sealable() -> None:
+    need_a_seal()
 
 
 def watched(command: list[str], tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], list[str]]:

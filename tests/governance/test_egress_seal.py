@@ -14,6 +14,7 @@ import pytest
 
 from freehold.governance.egress.recorder import read_attempts
 from freehold.governance.egress.seal import SealError, seal
+from support.sealing import need_a_seal
 
 START = """
 import json, os, socket, sys
@@ -26,6 +27,11 @@ listener = socket.create_server(("127.0.0.1", 0))
 base = Path(sys.argv[1])
 def tell(value): print(json.dumps(value), flush=True)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sealable() -> None:
+    need_a_seal()
 
 
 def fresh(code: str, base: Path) -> subprocess.CompletedProcess[str]:

@@ -23,10 +23,16 @@ from freehold.governance.egress.namespaces import network_namespace, packets, pr
 from freehold.governance.egress.recorder import read_attempts
 from support.nobody import interpreter, own_directory
 from support.repository import ROOT
+from support.sealing import need_a_seal
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
 PLANTED = ROOT / "tests" / "support" / "planted"
 USERS = ["this user", "nobody"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sealable() -> None:
+    need_a_seal()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ import httpx
 
 from freehold.server.app import create_app
 from freehold.server.operation.keys import Keys
+from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.operation import Operation
+from freehold.server.operation.wire import SealState
 from support.fake_backend import FakeBackend
 
 CARD = {
@@ -32,6 +34,21 @@ def test_health_tells_more_to_those_who_have_the_key(ask):
     app = create_app(FakeBackend(), api_key="k")
     assert ask(app).get("/health").json() == {"status": "ok"}
     assert ask(app, Authorization="Bearer k").get("/health").json() == more
+
+
+def test_health_tells_of_a_seal_to_those_who_have_the_key(ask):
+    state = {
+        "since": "s",
+        "layers": {"filter": "f"},
+        "missing": {},
+        "open_files": [],
+        "filter_sha256": "0",
+        "refused": 2,
+    }
+    sealed = Operation(Metrics(FakeBackend().stats), Keys(api_key="k"), seal=lambda: SealState.model_validate(state))
+    app = create_app(FakeBackend(), operation=sealed)
+    assert "seal" not in ask(app).get("/health").json()
+    assert ask(app, Authorization="Bearer k").get("/health").json()["seal"] == state
 
 
 def test_the_description_names_the_fields_and_resolves_its_references(ask):
