@@ -98,12 +98,12 @@ print("imported", {len(ours)})
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["generate", "--model", "MODEL", "--max-tokens", "3", "Once upon a time"],
+        ["generate", "--model", "MODEL", "--max-tokens", "3", "--prompt", "Once upon a time"],
         ["plan", "MODEL"],
         ["doctor"],
         ["models"],
         ["convert", "--help"],
-        ["quantize", "MODEL", "OUT"],
+        ["quantize", "MODEL", "OUT", "--bits", "8"],
         ["keys", "add", "somebody"],
         ["cache", "list"],
     ],
@@ -119,7 +119,7 @@ def test_commands_call_nobody(arguments: list[str], model: Path, tmp_path: Path)
 
 @pytest.mark.model
 def test_the_default_model_calls_nobody(default_model: Path, tmp_path: Path) -> None:
-    words = ["generate", "--model", str(default_model), "--max-tokens", "3", "--chat", "Hello"]
+    words = ["generate", "--model", str(default_model), "--max-tokens", "3", "--chat", "--prompt", "Hello"]
     done, found = watched([*COMMAND, *words], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert found == []

@@ -26,7 +26,6 @@ from support.repository import ROOT
 from support.sealing import need_a_seal
 from support.tiny_m3 import SHAPES, write_tiny_m3
 
-PLANTED = ROOT / "tests" / "support" / "planted"
 USERS = ["this user", "nobody"]
 
 
@@ -75,12 +74,15 @@ def serving(model: Path, base: Path, user: str, *options: str, plant: dict[str, 
         who = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         shutil.copytree(model, base / "tiny")
         model = base / "tiny"
-    path = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), str(ROOT / "src")]))
-    variables = {**variables, "PYTHONPATH": path, "FREEHOLD_HOME": str(base / "home"), "FREEHOLD_DEBUG": "1"}
+        for path in model.iterdir():
+            path.chmod(0o644)
+    packages = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), str(ROOT / "src")]))
+    variables = {**variables, "PYTHONPATH": packages, "FREEHOLD_HOME": str(base / "home"), "FREEHOLD_DEBUG": "1"}
     if plant is not None:
-        variables |= {**plant, "PYTHONPATH": f"{PLANTED}{os.pathsep}{path}"}
+        variables |= {**plant, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT / 'tests'}"}
     log = base / "log"
-    words = [*command, "-m", "freehold.cli.main", "serve", str(model), "--port", "0", *options]
+    program = "freehold.cli.main" if plant is None else "support.planted_thief"
+    words = [*command, "-m", program, "serve", str(model), "--port", "0", *options]
     with log.open("w") as errors:
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables, cwd="/", **who
@@ -207,9 +209,10 @@ def run_serve(base: Path, *options: str, **descriptors: Any) -> subprocess.Compl
 
 def test_a_connection_that_was_handed_down_is_refused(model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
-        done = run_serve(tmp_path, str(model), "--seal", pass_fds=[client.fileno()])
+        number = client.fileno()
+        done = run_serve(tmp_path, str(model), "--seal", pass_fds=[number])
     assert done.returncode == 1
-    assert f"Descriptor {client.fileno()} is a socket" in done.stderr
+    assert f"Descriptor {number} is a socket" in done.stderr
 
 
 def test_a_sealed_server_fetches_nothing(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ import pytest
 
 from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
-from freehold.server.operation.connections import Door, allow_open_files, protocol_class
+from freehold.server.operation.connections import Door, protocol_class
 from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.port import allow_open_files
 from freehold.server.operation.tls import tls_context
 from freehold.server.run import Server, reserve_port, server_config, server_url
 from support.fake_backend import FakeBackend, Script
@@ -186,6 +187,7 @@ SERVER = """
 import sys
 from support.fake_backend import FakeBackend
 from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.port import allow_open_files
 from freehold.server.run import serve
 options = ServerOptions(access_log=False, max_connections=1000, header_seconds=5)
 serve(FakeBackend(), port=0, options=options, on_ready=lambda url: print(url, flush=True))

@@ -1,8 +1,12 @@
-"""A plug-in that means harm: in any process that finds it on its path, a server's health is asked, and data leave.
+"""`freehold` with a plug-in that means harm: when a server's health is asked, data leave by three ways.
 
-Python imports this file when it starts. It waits for the module that answers for the engine, and then adds to it. What
-it did is written to the file named by FREEHOLD_PLANTED_NOTE; where to, FREEHOLD_PLANTED_PORT says.
+    python -m support.planted_thief serve MODEL [OPTIONS]
+
+It waits for the module that answers for the engine, and then adds to it. What it did is written to the file named by
+FREEHOLD_PLANTED_NOTE; where to, FREEHOLD_PLANTED_PORT says.
 """
+
+from __future__ import annotations
 
 import ctypes
 import importlib.abc
@@ -16,8 +20,8 @@ import sys
 import urllib.request
 
 TARGET = "freehold.cli.served_model"
-PORT = int(os.environ.get("FREEHOLD_PLANTED_PORT", "0"))
-NOTE = os.environ.get("FREEHOLD_PLANTED_NOTE", "")
+PORT = int(os.environ["FREEHOLD_PLANTED_PORT"])
+NOTE = os.environ["FREEHOLD_PLANTED_NOTE"]
 
 
 def by_urllib():
@@ -76,5 +80,8 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if PORT and NOTE:
+if __name__ == "__main__":
     sys.meta_path.insert(0, Finder())
+    from freehold.cli.main import main
+
+    main()
