@@ -171,3 +171,14 @@ def test_other_processors_are_refused_by_name() -> None:
 def test_the_digest_is_of_what_the_kernel_runs() -> None:
     assert len({lock.sha256 for lock in (*LOCKS.values(), lock_filter(MACHINES["x86_64"], recorded=False))}) == 3
     assert lock_filter(MACHINES["x86_64"]).sha256 == LOCKS["x86_64"].sha256
+
+
+def test_no_rule_was_lost() -> None:
+    """Written out once more, so that a rule that disappears is missed."""
+    needed = (
+        "socket connect bind io_uring_setup io_uring_enter io_uring_register ptrace process_vm_readv process_vm_writev "
+        "pidfd_getfd setns unshare mount umount2 pivot_root chroot open_tree open_tree_attr move_mount fsopen fsconfig "
+        "fsmount fspick mount_setattr bpf perf_event_open kexec_load kexec_file_load init_module finit_module "
+        "add_key request_key keyctl open_by_handle_at userfaultfd setxattr lsetxattr fsetxattr setxattrat seccomp"
+    ).split()
+    assert set(needed) - set(REFUSED) == set()

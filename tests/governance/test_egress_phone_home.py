@@ -112,8 +112,8 @@ print("imported", {len(ours)})
 def test_commands_call_nobody(arguments: list[str], model: Path, tmp_path: Path) -> None:
     words = [{"MODEL": str(model), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
     done, found = watched([*COMMAND, *words], tmp_path)
-    # What a command finds wrong with a machine without a network is its own matter.
-    assert done.returncode == 0 or words[0] in ("doctor", "plan"), done.stderr[-2000:]
+    # What these two find wrong with the machine is another matter.
+    assert done.returncode == 0 or (words[0] in ("doctor", "plan") and len(done.stdout) > 200), done.stderr[-2000:]
     assert found == []
 
 
