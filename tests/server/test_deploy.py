@@ -86,8 +86,8 @@ def test_the_unit_is_closed(name, value):
 
 
 def test_the_unit_allows_the_files_that_connections_need():
-    from freehold.server.operation.connections import _OTHER_FILES
     from freehold.server.operation.options import ServerOptions
+    from freehold.server.operation.port import _OTHER_FILES
 
     assert int(unit()["Service"]["LimitNOFILE"]) >= ServerOptions().max_connections + _OTHER_FILES
 
