@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,17 @@ def test_the_unit_changes_nothing_else_of_the_command() -> None:
     assert plain is not None
     assert sealed is not None
     assert sealed.group(1).replace(" --seal --seal-record ${LOGS_DIRECTORY}/attempts.jsonl", "") == plain.group(1)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    # The program need not be installed where the test runs; everything else is checked.
+    (tmp_path / "freehold.service.d").mkdir()
+    plain = (ROOT / "deploy" / "freehold.service").read_text("utf-8")
+    for name, text in (("freehold.service", plain), ("freehold.service.d/seal.conf", UNIT)):
+        (tmp_path / name).write_text(text.replace("/opt/freehold/bin/freehold serve", "/bin/true serve"))
+    words = ["systemd-analyze", "verify", str(tmp_path / "freehold.service")]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
