@@ -1,0 +1,114 @@
+"""Payment cards and bank accounts: numbers with check digits, however they are spaced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from freehold.governance.policy.detector import Detector
+
+# First digits -> how many there are: of the networks that issue cards.
+_NETWORKS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    (r"4", (13, 16, 19)),
+    (r"5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720", (16,)),
+    (r"3[47]", (15,)),
+    (r"6011|64[4-9]|65|352[89]|35[3-8]", (16, 17, 18, 19)),
+    (r"62|81", (16, 17, 18, 19)),
+    (r"30[0-5]|3[689]|309", (14, 15, 16, 17, 18, 19)),
+    (r"220[0-4]", (16,)),
+    (r"50|5[6-9]|6[0137]", (16, 18, 19)),
+)
+_CARD_STARTS = tuple((re.compile(prefix), lengths) for prefix, lengths in _NETWORKS)
+_LEAST_DIGITS, _MOST_DIGITS = 13, 19
+# Groups of one number are parted by one kind of sign; digits that something else parts are several numbers.
+_CARD_RUNS = tuple(
+    re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])") for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
+)
+_LONG_ENOUGH = re.compile(r"(?:[0-9][\s\-_./]{0,3}){12}[0-9]")
+
+
+def luhn_fits(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1)."""
+    total = 0
+    for position, character in enumerate(reversed(digits)):
+        digit = int(character) * (2 if position % 2 else 1)
+        total += digit - 9 if digit > 9 else digit
+    return total % 10 == 0
+
+
+def is_card(digits: str) -> bool:
+    """Whether a network issues such numbers, and the check digit fits."""
+    for start, lengths in _CARD_STARTS:
+        if len(digits) in lengths and start.match(digits) and len(set(digits)) > 1:
+            return luhn_fits(digits)
+    return False
+
+
+def find_cards(text: str) -> Iterator[str]:
+    """Numbers of payment cards, as digits."""
+    if not _LONG_ENOUGH.search(text):
+        return
+    for runs in _CARD_RUNS:
+        for match in runs.finditer(text):
+            if len(match[0]) >= _LEAST_DIGITS:
+                yield from _cards_among(re.findall("[0-9]+", match[0]))
+
+
+def _cards_among(groups: Sequence[str]) -> Iterator[str]:
+    """A number begins where a group does and ends where one does; what else the run holds may come before or after."""
+    for first in range(len(groups)):
+        digits = ""
+        for group in groups[first:]:
+            digits += group
+            if len(digits) > _MOST_DIGITS:
+                break
+            if len(digits) >= _LEAST_DIGITS and is_card(digits):
+                yield digits
+
+
+# Country -> what follows its two check digits: so many digits (n), capital letters (a), or either (c).
+_IBAN_TABLE = """
+AD 8n12c AE 19n AL 8n16c AT 16n AZ 4a20c BA 16n BE 12n BG 4a6n8c BH 4a14c BR 23n1a1c BY 4c4n16c CH 5n12c CR 18n
+CY 8n16c CZ 20n DE 18n DK 14n DO 4c20n EE 16n EG 25n ES 20n FI 14n FO 14n FR 10n11c2n GB 4a14n GE 2a16n GI 4a15c
+GL 14n GR 7n16c GT 24c HR 17n HU 24n IE 4a14n IL 19n IQ 4a15n IS 22n IT 1a10n12c JO 4a4n18c KW 4a22c KZ 3n13c
+LB 4n20c LC 4a24c LI 5n12c LT 16n LU 3n13c LV 4a13c LY 21n MC 10n11c2n MD 20c ME 18n MK 3n10c2n MR 23n MT 4a5n18c
+MU 4a19n3a NL 4a10n NO 11n PK 4a16c PL 24n PS 4a21c PT 21n QA 4a21c RO 4a16c RS 18n SA 2n18c SC 4a20n3a SE 20n
+SI 15n SK 20n SM 1a10n12c ST 21n SV 4a20n TL 19n TN 20n TR 6n16c UA 6n19c VA 18n VG 4a16n XK 16n
+""".split()
+_GAP = r"[ \t\u00a0\-]{0,2}"
+_SIGNS = {"n": "[0-9]", "a": "[A-Z]", "c": "[A-Z0-9]"}
+
+
+def _iban_pattern(country: str, form: str) -> str:
+    parts = re.findall(r"(\d+)([nac])", form)
+    body = "".join(rf"(?:{_GAP}{_SIGNS[sign]}){{{count}}}" for count, sign in parts)
+    return rf"{country[0]}{_GAP}{country[1]}(?:{_GAP}[0-9]){{2}}{body}"
+
+
+_IBAN = re.compile(
+    "(?<![A-Za-z0-9])(?:"
+    + "|".join(_iban_pattern(*pair) for pair in zip(_IBAN_TABLE[::2], _IBAN_TABLE[1::2], strict=True))
+    + ")(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
+_IBAN_START = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{_GAP}[A-Za-z]{_GAP}[0-9]{_GAP}[0-9]")
+_NO_SIGN = re.compile(r"[^A-Z0-9]")
+
+
+def iban_fits(iban: str) -> bool:
+    """Whether the check digits of an IBAN in capitals, without spaces, fit (ISO 13616: the remainder by 97 is 1)."""
+    turned = iban[4:] + iban[:4]
+    return int("".join(str(int(character, 36)) for character in turned)) % 97 == 1
+
+
+def find_ibans(text: str) -> Iterator[str]:
+    """International bank account numbers, in capitals without spaces."""
+    for start in _IBAN_START.finditer(text):
+        match = _IBAN.match(text, start.start())
+        if match:
+            iban = _NO_SIGN.sub("", match[0].upper())
+            if iban_fits(iban):
+                yield iban
+
+
+DETECTORS = (Detector("payment-card", find_cards), Detector("iban", find_ibans))
