@@ -17,6 +17,8 @@ _RUNS = re.compile(
     rf"(?:[A-Za-z0-9+/]{{60,76}}\r?\n)+[A-Za-z0-9+/]+={{0,2}}"
     rf"|[A-Za-z0-9+/]{{{_LEAST_CHARS},}}={{0,2}}|[A-Za-z0-9_-]{{{_LEAST_CHARS},}}={{0,2}}"
 )
+# Whatever text is written so, some of its signs are capitals, and some are not. Most long words of other texts are alike.
+_MIXED = re.compile(r"[A-Z].*[a-z0-9]|[a-z0-9].*[A-Z]", re.DOTALL)
 _BREAKS = re.compile(r"[\r\n]+")
 _OPAQUE_CHARS = 1024
 _TEXT_SHARE = 0.9
@@ -38,6 +40,8 @@ def unpacked(text: str) -> tuple[list[str], int]:
 
 def _runs(text: str) -> Iterator[str]:
     for match in _RUNS.finditer(text):
+        if not _MIXED.search(match[0]):
+            continue
         run = _BREAKS.sub("", match[0]).rstrip("=")
         yield run.replace("-", "+").replace("_", "/")
 

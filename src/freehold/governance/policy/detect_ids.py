@@ -85,8 +85,7 @@ def swedish_fits(text: str) -> bool:
 
 # Country, pattern with its usual signs between the parts, check of what is left without them.
 _IDS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("ES", r"(?:[0-9]{8}|[XYZ][ -]?[0-9]{7})[ -]?[A-HJ-NP-TV-Z]", spanish_fits),
-    ("IT", r"[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", italian_fits),
+    ("ES", r"(?:[0-9]|[XYZ][ -]?)[0-9]{7}[ -]?[A-HJ-NP-TV-Z]", spanish_fits),
     ("FR", r"[12378] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", french_fits),
     ("PL", r"[0-9]{11}", polish_fits),
     ("BE", r"[0-9]{2}[. ]?[0-9]{2}[. ]?[0-9]{2}[- ]?[0-9]{3}[. ]?[0-9]{2}", belgian_fits),
@@ -99,11 +98,14 @@ _PATTERNS = tuple(
     (country, re.compile(rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])", re.IGNORECASE), fits)
     for country, pattern, fits in _IDS
 )
-_BETWEEN = re.compile(r"[ .]|(?<=[0-9A-Z])-(?=[0-9A-Z])")
+# Searched for from its middle, where few words have digits: words of six letters are everywhere.
+_ITALIAN_END = re.compile(r"[0-9][0-9][A-EHLMPRSTa-ehlmprst][0-9][0-9][A-Za-z][0-9]{3}[A-Za-z](?![A-Za-z0-9])")
+_ITALIAN_START = re.compile(r"(?:.*[^A-Za-z0-9])?([A-Za-z]{6})", re.DOTALL)
 
 
 def find_ids(text: str) -> Iterator[str]:
     """National numbers, in capitals without spaces; the country's code stands first."""
+    yield from _italian(text)
     for country, pattern, fits in _PATTERNS:
         for match in pattern.finditer(text):
             number = match[0].upper()
@@ -111,6 +113,13 @@ def find_ids(text: str) -> Iterator[str]:
             number = number if country == "FI" else re.sub(r"[ .+-]", "", number)
             if fits(number):
                 yield country + number
+
+
+def _italian(text: str) -> Iterator[str]:
+    for match in _ITALIAN_END.finditer(text):
+        start = _ITALIAN_START.fullmatch(text, max(0, match.start() - 7), match.start())
+        if start and italian_fits(number := (start[1] + match[0]).upper()):
+            yield f"IT{number}"
 
 
 DETECTORS = (Detector("national-id", find_ids),)

@@ -20,6 +20,7 @@ _NETWORKS: tuple[tuple[str, tuple[int, ...]], ...] = (
 )
 _CARD_STARTS = tuple((re.compile(prefix), lengths) for prefix, lengths in _NETWORKS)
 _LEAST_DIGITS, _MOST_DIGITS = 13, 19
+_FIRST_DIGITS = "234568"
 # Groups of one number are parted by one kind of sign; digits that something else parts are several numbers.
 _CARD_RUNS = tuple(
     re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])") for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
@@ -56,14 +57,23 @@ def find_cards(text: str) -> Iterator[str]:
 
 def _cards_among(groups: Sequence[str]) -> Iterator[str]:
     """A number begins where a group does and ends where one does; what else the run holds may come before or after."""
-    for first in range(len(groups)):
+    for first, start in enumerate(groups):
+        if start[0] not in _FIRST_DIGITS:
+            continue
         digits = ""
-        for group in groups[first:]:
+        for last, group in enumerate(groups[first:], first + 1):
             digits += group
             if len(digits) > _MOST_DIGITS:
                 break
-            if len(digits) >= _LEAST_DIGITS and is_card(digits):
+            if len(digits) >= _LEAST_DIGITS and _is_spaced_evenly(groups[first:last]) and is_card(digits):
                 yield digits
+
+
+def _is_spaced_evenly(groups: Sequence[str]) -> bool:
+    """Whether people write one number so: in groups of three or more, of two, or digit by digit. A list of small
+    numbers is none."""
+    shortest, longest = min(map(len, groups)), max(map(len, groups))
+    return shortest >= 3 or longest == shortest or (longest == 2 and all(len(g) == 2 for g in groups[:-1]))
 
 
 # Country -> what follows its two check digits: so many digits (n), capital letters (a), or either (c).

@@ -54,23 +54,27 @@ class Marker:
         names = tuple(squeezed(text) for text in self.texts)
         globs = [_glob_pattern(glob, r"[/\\]+") for glob in self.paths]
         globs += [_glob_pattern(glob, r"[/\\:]+") for glob in self.repositories]
-        pattern = re.compile("|".join(f"(?:{glob})" for glob in globs), re.IGNORECASE) if globs else None
+        patterns = [re.compile(glob) for glob in globs]
 
         def find(text: str) -> Iterator[str]:
             if names:
                 found = squeezed(text)
                 yield from (name for name in names if name in found)
-            if pattern is not None:
-                yield from (match[0].lower() for match in pattern.finditer(text))
+            if patterns:
+                lower = text.lower()
+                for pattern in patterns:
+                    yield from (match[0] for match in pattern.finditer(lower))
 
         return Detector(f"marker:{self.name}", find)
 
 
 def _glob_pattern(glob: str, separator: str) -> str:
-    """A glob as it is searched for in a text: from the beginning of a path's part to the end of one."""
+    """A glob as it is searched for in a text in lower case: from the beginning of a path's part to the end of one."""
     inside = r"[^\s/\\:\"'`<>|\x00]"
+    # What may stand before it anyway.
+    bare = re.sub(r"^(?:\*+/?)+", "", glob.lower().strip("/"))
     out = []
-    for piece in re.findall(r"\*\*/?|\*|\?|[/\\:]+|[^*?/\\:]+", glob.strip("/")):
+    for piece in re.findall(r"\*\*/?|\*|\?|[/\\:]+|[^*?/\\:]+", bare):
         if piece == "**/":
             out.append(rf"(?:{inside}+{separator})*?")
         elif piece == "**":
@@ -81,4 +85,7 @@ def _glob_pattern(glob: str, separator: str) -> str:
             out.append(separator)
         else:
             out.append(re.escape(piece))
-    return r"(?<![\w-])" + "".join(out) + r"(?![\w-])"
+    if len(bare) == len(glob.strip("/")) and re.match(r"[^*?/\\:]", bare):
+        # After the first word, so that the search is one for a word.
+        out[0] += rf"(?<![\w-]{out[0]})"
+    return "".join(out) + r"(?![\w-])"

@@ -16,7 +16,7 @@
     repositories = ["github.com/acme/core-*"]
 
     [limits]
-    seconds = 2.0              # for all detectors together; later the class is "unknown"
+    seconds = 10.0             # for all detectors together; later the class is "unknown"
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ClassSettings:
     classes: Mapping[str, DataClass | None] = field(default_factory=lambda: dict(DEFAULT_CLASSES))
     clients: Mapping[str, Mapping[str, DataClass | None]] = field(default_factory=dict)
     markers: tuple[Marker, ...] = ()
-    seconds: float = 2.0
+    seconds: float = 10.0
     digest: str = hashlib.sha256(b"").hexdigest()
 
     def of(self, client: str) -> Mapping[str, DataClass | None]:
