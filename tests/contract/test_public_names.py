@@ -9,7 +9,7 @@ import freehold
 import freehold.attention
 from support.repository import PACKAGE, ROOT
 
-OPTIONAL = ("transformers", "accelerate", "av", "llama_cpp", "openai", "httpx", "hypothesis", "pytest")
+OPTIONAL = ("transformers", "accelerate", "av", "llama_cpp", "openai", "betterleaks", "hypothesis", "pytest")
 
 
 def test_names_of_the_package() -> None:

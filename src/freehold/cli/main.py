@@ -27,10 +27,14 @@ COMMANDS: dict[str, LazyCommand] = {
     "doctor": LazyCommand(
         "freehold.cli.cmd_doctor", "doctor", "Look at the machine and the installation, and say what is wrong."
     ),
+    "gateway": LazyCommand(
+        "freehold.cli.cmd_gateway", "gateway", "One door in front of several endpoints, with a policy that decides."
+    ),
     "generate": LazyCommand("freehold.cli.cmd_generate", "generate", "Continue a text, or answer it with --chat."),
     "keys": LazyCommand("freehold.cli.cmd_keys", "keys", "Make, list and revoke the API keys of servers."),
     "models": LazyCommand("freehold.cli.cmd_models", "models", "List the models that were pulled."),
     "plan": LazyCommand("freehold.cli.cmd_plan", "plan", "Say what a model needs, what fits and how fast it may be."),
+    "policy": LazyCommand("freehold.cli.cmd_policy", "policy", "Show, test and explain policies of the gateway."),
     "pull": LazyCommand("freehold.cli.cmd_pull", "pull", "Fetch a model and keep it under a name."),
     "convert": LazyCommand(
         "freehold.cli.cmd_convert", "convert", "Give a dense model an index branch, so that it reads chosen blocks."

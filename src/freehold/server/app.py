@@ -85,7 +85,7 @@ def create_app(
         title="Freehold",
         version=__version__,
         middleware=[
-            *_outer_guards(operation, cors_origins),
+            *outer_guards(operation, cors_origins),
             Middleware(BodyGuard, max_body_bytes=max_body_bytes, body_seconds=body_seconds),
         ],
         # The framework's documentation pages load scripts from elsewhere; /openapi.json is enough.
@@ -107,8 +107,8 @@ def create_app(
     return app
 
 
-def _outer_guards(operation: Operation, cors_origins: Sequence[str]) -> list[Middleware]:
-    """All guards but the one of the body; see guards.py."""
+def outer_guards(operation: Operation, cors_origins: Sequence[str], expose: Sequence[str] = ()) -> list[Middleware]:
+    """All guards but the one of the body; see guards.py. expose: further headers that web pages may read."""
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
@@ -116,7 +116,7 @@ def _outer_guards(operation: Operation, cors_origins: Sequence[str]) -> list[Mid
         # Client libraries send headers of their own; the origin is exact, so it may.
         allow_headers=["*"],
         allow_private_network=True,
-        expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
+        expose_headers=[REQUEST_ID_HEADER, "Retry-After", *expose],
     )
     return [
         Middleware(FailureGuard),

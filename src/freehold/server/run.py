@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import uvicorn
 from fastapi import FastAPI
@@ -134,11 +134,12 @@ def server_config(
     drain_seconds: float = 0.0,
     door: Door | None = None,
     options: ServerOptions = DEFAULT_OPTIONS,
+    lifespan: Literal["on", "off"] = "off",
 ) -> uvicorn.Config:
     """How uvicorn is set up. Raises ConfigError for an unknown log level.
 
     drain_seconds: how long uvicorn itself waits at the end; `Server` has drained before. door: None: any number of
-        connections. options: the rest.
+        connections. options: the rest. lifespan: whether the application is told of the server's beginning and end.
     """
     if log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level is {log_level!r}; it must be one of {', '.join(LOG_LEVELS)}")
@@ -147,7 +148,7 @@ def server_config(
         log_config=log_config(options.log_format, log_level, access_log=options.access_log),
         http="h11" if door is None else protocol_class(door),
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,
         log_level=log_level,
         access_log=False,
         backlog=BACKLOG,

@@ -17,7 +17,7 @@ _RUNS = re.compile(
     rf"(?:[A-Za-z0-9+/]{{60,76}}\r?\n)+[A-Za-z0-9+/]+={{0,2}}"
     rf"|[A-Za-z0-9+/]{{{_LEAST_CHARS},}}={{0,2}}|[A-Za-z0-9_-]{{{_LEAST_CHARS},}}={{0,2}}"
 )
-# Whatever text is written so, some of its signs are capitals, and some are not. Most long words of other texts are alike.
+# Of a text that is written so, some signs are capitals and some are not. Most other long words are all alike.
 _MIXED = re.compile(r"[A-Z].*[a-z0-9]|[a-z0-9].*[A-Z]", re.DOTALL)
 _BREAKS = re.compile(r"[\r\n]+")
 _OPAQUE_CHARS = 1024

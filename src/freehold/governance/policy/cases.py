@@ -1,17 +1,17 @@
 """Tables of cases: what a request is, where it would go, what is expected.
 
-    [endpoints.us-api]
-    path = "vendor-api"                # with jurisdictions and the others of facts.py; or disclosure = "minimax-m3/api"
-    jurisdictions = ["US"]
+[endpoints.us-api]
+path = "vendor-api"                # with jurisdictions and the others of facts.py; or disclosure = "minimax-m3/api"
+jurisdictions = ["US"]
 
-    [[case]]
-    name = "a customer's card stays at home"
-    text = "4111 1111 1111 1111"       # or body = {...}: any request body; or class = "regulated", with no looking
-    client = "docs-team"               # optional, as are declared = "secret" and findings = ["image"] (with class)
-    endpoint = "us-api"                # or endpoints = ["home", "us-api"]: in this order
-    expect = "deny"                    # or "allow", or the name of the endpoint that is to be chosen
-    clause = "secrets-stay"            # optional
-    found = "payment-card"             # optional: a finding that has to be among the request's
+[[case]]
+name = "a customer's card stays at home"
+text = "4111 1111 1111 1111"       # or body = {...}: any request body; or class = "regulated", with no looking
+client = "docs-team"               # optional, as are declared = "secret" and findings = ["image"] (with class)
+endpoint = "us-api"                # or endpoints = ["home", "us-api"]: in this order
+expect = "deny"                    # or "allow", or the name of the endpoint that is to be chosen
+clause = "secrets-stay"            # optional
+found = "payment-card"             # optional: a finding that has to be among the request's
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from freehold.governance.policy.rules import Resource, Rules
 from freehold.governance.policy.settings import tomllib
 
 _MEMBERS = (
-    "name", "text", "body", "class", "findings", "client", "declared", "endpoint", "endpoints", "expect", "clause", "found",
+    "name", "text", "body", "class", "findings", "client", "declared", "endpoint", "endpoints", "expect", "clause",
+    "found",
 )  # fmt: skip
 
 
@@ -116,9 +117,11 @@ def _run(
 def _class_of(case: Mapping[str, Any], classifier: Classifier) -> Classification:
     ways = [way for way in ("text", "body", "class") if way in case]
     if len(ways) != 1:
-        raise ConfigError(f"case {case['name']!r} needs one of text, body and class, and has {', '.join(ways) or 'none'}")
+        raise ConfigError(
+            f"case {case['name']!r} needs one of text, body and class, and has {', '.join(ways) or 'none'}"
+        )
     if ways == ["class"]:
-        findings = {finding: 1 for finding in case.get("findings", ())}
+        findings = dict.fromkeys(case.get("findings", ()), 1)
         return Classification(DataClass.of(case["class"], f"case {case['name']!r}: class"), findings, ("given",))
     body = case["body"] if "body" in case else {"messages": [{"role": "user", "content": case["text"]}]}
     declared = DataClass.of(case["declared"], f"case {case['name']!r}: declared") if "declared" in case else None

@@ -47,7 +47,7 @@ def unreadable(what: str) -> Classification:
     return Classification(DataClass.UNKNOWN, {what: 1}, (what,))
 
 
-class _TimeIsUp(Exception):
+class _TimeIsUpError(Exception):
     pass
 
 
@@ -84,7 +84,7 @@ class Classifier:
         raise the class and never lower it. Does not raise."""
         try:
             findings = self._findings(body, extra)
-        except _TimeIsUp:
+        except _TimeIsUpError:
             findings = {f"{FAILED}time": 1}
         except Exception as error:
             logger.error("a request could not be looked through: %s", type(error).__name__)
@@ -139,7 +139,7 @@ class Classifier:
                 for window in _windows(view):
                     self._check(deadline)
                     values.update(detector.find(window))
-        except _TimeIsUp:
+        except _TimeIsUpError:
             raise
         except Exception as error:
             # Its message may quote what it was given.
@@ -149,7 +149,7 @@ class Classifier:
 
     def _check(self, deadline: float) -> None:
         if self._clock() > deadline:
-            raise _TimeIsUp
+            raise _TimeIsUpError
 
 
 def _spellings(texts: Sequence[str]) -> list[str]:

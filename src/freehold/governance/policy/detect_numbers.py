@@ -23,7 +23,8 @@ _LEAST_DIGITS, _MOST_DIGITS = 13, 19
 _FIRST_DIGITS = "234568"
 # Groups of one number are parted by one kind of sign; digits that something else parts are several numbers.
 _CARD_RUNS = tuple(
-    re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])") for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
+    re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])")
+    for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
 )
 _LONG_ENOUGH = re.compile(r"(?:[0-9][\s\-_./]{0,3}){12}[0-9]")
 

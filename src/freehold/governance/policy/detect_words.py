@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from freehold.governance.policy.detector import Detector
 
-_EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}[A-Za-z]{2,24}(?![\w-])")
+_EMAIL = re.compile(
+    r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}[A-Za-z]{2,24}(?![\w-])"
+)
 # Names that standards set aside for examples belong to nobody.
 _NOBODY = re.compile(r"@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|example|invalid|test|localhost)$", re.IGNORECASE)
 _PHONE = re.compile(r"(?<![\w+])\+[1-9](?:[ ().-]{0,2}[0-9]){7,14}(?![0-9])")
@@ -21,7 +23,8 @@ _CODE_LINE = re.compile(
     | (?:export\s+)?(?:async\s+)?function\b | (?:export\s+)?(?:const|let|var)\s+[\w{\[].*=
     | (?:public|private|protected|static|final|virtual|inline)\s+[\w<>\[\]:*&]+.*[({;]
     | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{? $ | (?:if|elif|for|while|with|try|except|else)\b[^.?!]*:\s*$
-    | return\b.*[;)\]\w]$ | \}\s*(?:else|catch|finally)?.*\{?\s*$ | (?:SELECT|INSERT|UPDATE|DELETE|CREATE)\s+.*\b(?:FROM|INTO|SET|TABLE)\b
+    | return\b.*[;)\]\w]$ | \}\s*(?:else|catch|finally)?.*\{?\s*$
+    | (?:SELECT|INSERT|UPDATE|DELETE|CREATE)\s+.*\b(?:FROM|INTO|SET|TABLE)\b
     | [\w.\[\]>*&-]+\s*(?:=|\+=|:=)\s*[^=\s].*[;)\]}"'\w]\s*$ | [\w.:>-]+\(.*\)\s*;?\s*$ | .*[;{]\s*$
     )""",
     re.VERBOSE | re.MULTILINE,

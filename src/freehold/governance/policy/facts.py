@@ -135,7 +135,11 @@ def laws_of(jurisdictions: Iterable[str]) -> frozenset[str]:
 def _laws(disclosure: Disclosure, jurisdictions: frozenset[str]) -> frozenset[str]:
     found = set()
     for key, fact in disclosure.facts.items():
-        if key.startswith("law.") and isinstance(fact.value, Mapping) and fact.value.get("jurisdiction") in jurisdictions:
+        if (
+            key.startswith("law.")
+            and isinstance(fact.value, Mapping)
+            and fact.value.get("jurisdiction") in jurisdictions
+        ):
             found.add(key.removeprefix("law."))
     found |= jurisdictions & {UNKNOWN, OPERATOR}
     return frozenset(found or {NONE_LISTED})

@@ -43,7 +43,7 @@ class Marker:
         for text in self.texts:
             if len(squeezed(text).replace("\x00", "")) < LEAST_LETTERS:
                 raise ConfigError(
-                    f"the marker {self.name!r} looks for {text!r}; a text needs at least {LEAST_LETTERS} letters or digits"
+                    f"the marker {self.name!r} looks for {text!r}; a text needs {LEAST_LETTERS} letters or digits"
                 )
         for glob in (*self.paths, *self.repositories):
             if len(re.sub(r"[^A-Za-z0-9]", "", glob)) < 2 or "\x00" in glob or not glob.strip("*/?"):

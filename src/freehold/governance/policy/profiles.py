@@ -1,4 +1,4 @@
-"""Policies that come with the package: a policy in Cedar, the settings of its classes, and the cases it was made for."""
+"""Policies that come with the package: each in Cedar, with the settings of its classes and the cases it is for."""
 
 from __future__ import annotations
 

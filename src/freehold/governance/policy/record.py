@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["decided", "served", "refused", "failed", "aborted", "disconnected"]
-"""Allowed, and about to be sent; answered whole; not sent; broken off by the upstream or a fault of ours; broken off by
-the gateway's end; given up by the client."""
+"""Allowed, and about to be sent; answered whole; not sent; broken off by the upstream or a fault of ours;
+broken off by the gateway's end; given up by the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class DecisionRecord:
     """One request. It is handed over with the outcome "decided" before anything is sent, and once more at its end
     with the same id; a refusal is handed over once.
 
-    id: new for each. time: of its arrival, UTC, ISO 8601. client: the key's name. client_key: its public id, "" without.
+    id: new for each. time: of its arrival, UTC, ISO 8601. client: the key's name. client_key: its
+        public id, "" without.
     api: "chat", "completions", "responses", "messages" or "count_tokens".
     data_class, findings: see Classification. declared: the class that the client named.
     endpoint: where it went; None: nowhere. clause: which decided. considered: (endpoint, clause) of all asked about.

@@ -162,4 +162,3 @@ def _clause_ids(policy: str, where: str) -> list[str]:
             )
         ids.append(name)
     return ids
-

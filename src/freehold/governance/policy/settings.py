@@ -1,22 +1,22 @@
 """Which finding means which class: the file classes.toml.
 
-    [classes]
-    base = "proprietary"       # of a request in which nothing is found
-    payment-card = "regulated"
-    source-code = "off"        # not looked for
+[classes]
+base = "proprietary"       # of a request in which nothing is found
+payment-card = "regulated"
+source-code = "off"        # not looked for
 
-    [clients.docs-team]        # the same names, for one client; its key says who it is
-    base = "public"
+[clients.docs-team]        # the same names, for one client; its key says who it is
+base = "public"
 
-    [[marker]]
-    name = "nightjar"
-    class = "proprietary"
-    texts = ["Project Nightjar"]
-    paths = ["src/billing/**"]
-    repositories = ["github.com/acme/core-*"]
+[[marker]]
+name = "nightjar"
+class = "proprietary"
+texts = ["Project Nightjar"]
+paths = ["src/billing/**"]
+repositories = ["github.com/acme/core-*"]
 
-    [limits]
-    seconds = 10.0             # for all detectors together; later the class is "unknown"
+[limits]
+seconds = 10.0             # for all detectors together; later the class is "unknown"
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def read_settings(text: str, where: str = "classes.toml") -> ClassSettings:
         _known(table, ("classes", "clients", "marker", "limits"), "the file")
         classes = {**DEFAULT_CLASSES, **_classes(table.get("classes", {}), "[classes]")}
         clients = {
-            name: _classes(own, f"[clients.{name}]") for name, own in _table(table.get("clients", {}), "clients").items()
+            name: _classes(own, f"[clients.{name}]")
+            for name, own in _table(table.get("clients", {}), "clients").items()
         }
         markers = tuple(_marker(entry) for entry in _list(table.get("marker", []), "marker"))
         if len({marker.name for marker in markers}) < len(markers):
@@ -118,7 +119,9 @@ def _marker(entry: Any) -> Marker:
     name = entry.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"a marker's name is {name!r}; it must be a word")
-    lists = {key: tuple(_words(entry.get(key, []), f"marker {name}: {key}")) for key in ("texts", "paths", "repositories")}
+    lists = {
+        key: tuple(_words(entry.get(key, []), f"marker {name}: {key}")) for key in ("texts", "paths", "repositories")
+    }
     return Marker(name, DataClass.of(entry.get("class"), f"marker {name}: class"), **lists)
 
 

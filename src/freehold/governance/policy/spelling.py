@@ -9,9 +9,13 @@ from functools import lru_cache
 
 _DASHES = "\u00ad\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d"
 
-# Letters of other scripts that a reader takes for Latin ones, each before its twin.
-_TWINS = "аa вb ԁd еe һh нh іi јj кk ӏl мm оo рp ԛq сc ѕs тt уy ԝw хx зz αa βb εe ιi κk νv οo ρp τt υu χx ωw ɡg ıi"
-_ALIKE = {pair[0]: pair[1] for pair in _TWINS.split()}
+# Letters of other scripts that a reader takes for Latin ones. Cyrillic, Greek and others: code point, twin.
+_TWINS = (
+    "0430a 0432b 0501d 0435e 04bbh 043dh 0456i 0458j 043ak 04cfl 043cm 043eo 0440p 051bq 0441c 0455s "
+    "0442t 0443y 051dw 0445x 0437z 03b1a 03b2b 03b5e 03b9i 03bak 03bdv 03bfo 03c1p 03c4t 03c5u 03c7x "
+    "03c9w 0261g 0131i "
+)
+_ALIKE = {chr(int(pair[:4], 16)): pair[4] for pair in _TWINS.split()}
 _SQUEEZED = re.compile(r"[^\w\x00]|_")
 
 
