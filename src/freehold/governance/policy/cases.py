@@ -28,7 +28,7 @@ from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.classify import Classification, Classifier
 from freehold.governance.policy.facts import EndpointFacts, facts_of
 from freehold.governance.policy.rules import Resource, Rules
-from freehold.governance.policy.settings import tomllib
+from freehold.governance.policy.toml_text import parse_toml
 
 _MEMBERS = (
     "name", "text", "body", "class", "findings", "client", "declared", "endpoint", "endpoints", "expect", "clause",
@@ -76,13 +76,13 @@ _FIELDS = tuple(EndpointFacts.__dataclass_fields__)
 def run_cases(text: str, rules: Rules, classifier: Classifier, on: date, where: str = "the cases") -> list[CaseResult]:
     """Every case of a table. Raises ConfigError, which begins with `where`, for what is no table of cases."""
     try:
-        table = tomllib.loads(text)
+        table = parse_toml(text)
         unknown = sorted(set(table) - {"endpoints", "case"})
         if unknown:
             raise ConfigError(f"has {unknown[0]!r}, which nobody reads; known are endpoints and case")
         endpoints = {name: resource_of(name, entry, on) for name, entry in table.get("endpoints", {}).items()}
         return [_run(case, endpoints, rules, classifier) for case in table.get("case", [])]
-    except (tomllib.TOMLDecodeError, ConfigError, AttributeError, TypeError) as error:
+    except (ConfigError, AttributeError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 SEPARATOR = "\x00"
@@ -19,7 +20,7 @@ SEPARATOR = "\x00"
 
 STRUCTURE_KINDS = ("system-prompt", "image", "file", "tokens", "reference", "sealed", "hosted-tool")
 
-JOINT_CHARS = 512
+JOINT_CHARS = 256
 """So much of each side is looked at where two texts meet."""
 
 _NESTED_JSON = 3
@@ -70,12 +71,24 @@ def contents(body: Any, extra: Sequence[str] = ()) -> Contents:
 
 
 def _joined(flow: Sequence[str]) -> str:
-    """Texts put together without anything between; of long ones the ends only."""
-    ends = (
+    """Texts put together without anything between; of long ones the ends only.
+
+    Where a word or number runs on into what stands before or after, two or three of them are also put together alone:
+    a number that is split over two texts would otherwise be lost in a third one's.
+    """
+    ends = [
         text if len(text) <= 2 * JOINT_CHARS else f"{text[:JOINT_CHARS]}{SEPARATOR}{text[-JOINT_CHARS:]}"
         for text in flow
-    )
-    return "".join(ends)
+    ]
+    runs_on = [before[-1].isalnum() and after[0].isalnum() for before, after in pairwise(ends)]
+    alone = []
+    for count in (2, 3):
+        for first in range(len(ends) - count + 1):
+            before = first > 0 and runs_on[first - 1]
+            after = first + count < len(ends) and runs_on[first + count - 1]
+            if before or after:
+                alone.append("".join(ends[first : first + count]))
+    return SEPARATOR.join(["".join(ends), *alone])
 
 
 @dataclass(slots=True)

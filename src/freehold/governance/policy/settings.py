@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,11 +30,7 @@ from typing import Any
 from freehold.core.errors import ConfigError
 from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.markers import Marker
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from freehold.governance.policy.toml_text import parse_toml
 
 OFF = "off"
 BASE = "base"
@@ -90,7 +85,7 @@ class ClassSettings:
 def read_settings(text: str, where: str = "classes.toml") -> ClassSettings:
     """Settings from TOML. Raises ConfigError, which begins with `where`, for whatever is not understood."""
     try:
-        table = tomllib.loads(text)
+        table = parse_toml(text)
         _known(table, ("classes", "clients", "marker", "limits"), "the file")
         classes = {**DEFAULT_CLASSES, **_classes(table.get("classes", {}), "[classes]")}
         clients = {
@@ -101,7 +96,7 @@ def read_settings(text: str, where: str = "classes.toml") -> ClassSettings:
         if len({marker.name for marker in markers}) < len(markers):
             raise ConfigError("two markers have the same name")
         seconds = _seconds(_table(table.get("limits", {}), "limits"))
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     digest = hashlib.sha256(text.encode()).hexdigest()
     return ClassSettings(classes, clients, markers, seconds, digest)

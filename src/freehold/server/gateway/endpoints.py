@@ -36,7 +36,7 @@ from freehold.core.text_file import read_utf8
 from freehold.governance.policy.cases import resource_of
 from freehold.governance.policy.facts import AVAILABLE, SELF_HOSTED, STATES
 from freehold.governance.policy.rules import Resource
-from freehold.governance.policy.settings import tomllib
+from freehold.governance.policy.toml_text import parse_toml
 from freehold.server.gateway.apis import FAMILIES, Api
 
 _MEMBERS = (
@@ -109,13 +109,14 @@ class Endpoints:
 
 
 def read_endpoints(path: Path, environ: Mapping[str, str] | None, on: date) -> Endpoints:
-    """The file's endpoints. environ: where keys are looked up; None: nobody needs them. on: the day, for disclosures that expire.
+    """The file's endpoints. environ: where keys are looked up; None: nobody needs them.
+    on: the day, for disclosures that expire.
 
     Raises ConfigError for whatever is not understood, for keys that stand in the file itself or are missing, and for an
     address that contradicts the path.
     """
     try:
-        table = tomllib.loads(read_utf8(path))
+        table = parse_toml(read_utf8(path))
         if set(table) != {"endpoint"} or not isinstance(table["endpoint"], list):
             raise ConfigError("needs entries [[endpoint]], and nothing beside them")
         entries = tuple(_endpoint(entry, path.parent, environ, on) for entry in table["endpoint"])
@@ -125,7 +126,7 @@ def read_endpoints(path: Path, environ: Mapping[str, str] | None, on: date) -> E
                 raise ConfigError(f"two endpoints are named {name!r}")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # ConfigError, ArgumentError and TOML's own
+    except ValueError as error:  # ConfigError and ArgumentError
         raise ConfigError(f"{path}: {error}") from error
     return Endpoints(entries)
 
@@ -185,7 +186,7 @@ def _models(value: Any, where: str) -> Mapping[str, str]:
         {name: name for name in value} if isinstance(value, list) and all(isinstance(n, str) for n in value) else value
     )
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) and name for name in names.values()):
-        raise ConfigError(f"{where}: models is {value!r}; it must be a list of names, or a table")
+        raise ConfigError(f"{where}: models is {value!r}; a list of names, or a table")
     return names
 
 
