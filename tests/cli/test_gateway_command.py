@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ import anthropic
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 
+from freehold.cli.main import main
 from support.gateway_rig import endpoints_toml
 from support.running import COMMAND, freehold, running_server
 from support.small_m3 import write_small_m3
@@ -77,16 +78,9 @@ def test_the_official_clients_talk_through_the_gateway(tmp_path: Path, fleet: st
         answer = raw.parse()
         assert answer.usage is not None
         assert answer.usage.completion_tokens <= 4
-        chunks = list(
-            client.chat.completions.create(
-                model="m3",
-                messages=[{"role": "user", "content": "Say something."}],
-                max_tokens=4,
-                temperature=0,
-                stream=True,
-                stream_options={"include_usage": True},
-            )  # fmt: skip
-        )
+        said: Any = [{"role": "user", "content": "Say something."}]
+        options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = list(client.chat.completions.create(model="m3", messages=said, max_tokens=4, temperature=0, **options))
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.prompt_tokens == answer.usage.prompt_tokens
         assert client.completions.create(model="m3", prompt="x", max_tokens=2).usage is not None
@@ -160,10 +154,6 @@ def _until(condition: Any) -> None:
     ],
 )
 def test_endpoints_that_cannot_be_relied_on_are_refused(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
-    from click.testing import CliRunner
-
-    from freehold.cli.main import main
-
     path = endpoints(tmp_path, "http://127.0.0.1:1", **{"key_env": None, **fields})
     path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.endswith("None")))
     done = CliRunner().invoke(main, ["gateway", "--endpoints", str(path), "--profile", "open-source", "--port", "0"])
@@ -176,4 +166,3 @@ def test_other_machines_need_a_key(tmp_path: Path) -> None:
     done = freehold("gateway", "--endpoints", str(path), "--profile", "open-source", "--host", "0.0.0.0")
     assert done.returncode == 1
     assert "there is no API key" in done.stderr
-    assert sys.executable in COMMAND

@@ -277,6 +277,17 @@ def test_what_is_no_request_is_refused_and_recorded(tmp_path: Path, body: bytes)
     assert [record.outcome for record in door.records] == ["refused"]
 
 
+def test_an_unknown_class_is_refused_and_recorded(tmp_path: Path) -> None:
+    upstream = RecordingUpstream("fleet")
+    with rig(tmp_path, upstream) as door:
+        answer = httpx.post(door.url + PATHS[0], json=body_for(PATHS[0]), headers={"x-freehold-class": "top-secret"})
+        assert answer.status_code == 400
+        assert "it must be one of public, general" in answer.json()["error"]["message"]
+        raised = httpx.post(door.url + PATHS[0], json=body_for(PATHS[0]), headers={"x-freehold-class": "Secret"})
+    assert raised.headers["x-freehold-class"] == "secret"
+    assert [(r.outcome, r.declared) for r in door.ended()] == [("refused", None), ("served", "secret")]
+
+
 def test_models_and_unknown_ones(tmp_path: Path) -> None:
     with rig(tmp_path, RecordingUpstream("fleet"), entry={"api": "openai"}) as door:
         client = openai.OpenAI(base_url=door.url + "/v1", api_key="none", max_retries=0)

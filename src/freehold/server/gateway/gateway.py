@@ -17,7 +17,7 @@ from starlette.responses import Response
 from freehold.core.errors import ConfigError, FreeholdError
 from freehold.governance.policy.choice import Choice, choose
 from freehold.governance.policy.classes import DataClass
-from freehold.governance.policy.classify import Classification, Classifier
+from freehold.governance.policy.classify import FAILED, Classification, Classifier, unreadable
 from freehold.governance.policy.facts import AVAILABLE
 from freehold.governance.policy.record import DecisionRecord, OnDecision
 from freehold.governance.policy.rules import Rules
@@ -97,16 +97,18 @@ class Gateway:
         """The answer to a request; where it is allowed, one that sends it when it is called."""
         setup = self.setup
         body = await http.body()
-        try:
-            declared = _declared(http)
-        except ConfigError as error:
-            return refuse(http.scope, 400, str(error), "invalid_value", param=None)
         principal = principal_of(http.scope)
         client = principal.name if principal is not None and principal.name else ANONYMOUS
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         asked = _Request(
-            http.scope["state"]["http_request_id"], api, client, declared, len(body), time.monotonic(), now, http
+            http.scope["state"]["http_request_id"], api, client, None, len(body), time.monotonic(), now, http
         )
+        try:
+            declared = _declared(http)
+        except ConfigError as error:
+            found = unreadable(f"{FAILED}declared")
+            return await self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", str(error))
+        asked = replace(asked, declared=declared)
         given = passed_on(http.headers)
         taken = await self._intake.take(
             body, setup.classifier, client=client, declared=declared, extra=tuple(given.values())
