@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import random
+import string
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -113,15 +116,14 @@ def test_plain_requests_hold_nothing_else() -> None:
     assert kinds({"system": "", "instructions": None, **user("x")}) == {}
 
 
-def test_long_base64_that_is_no_text_counts_as_a_file() -> None:
-    import base64
-    import random
-
+def test_long_base64_is_unpacked_or_counts_as_a_file() -> None:
     noise = base64.b64encode(random.Random(1).randbytes(4000)).decode()
     assert STRICT.classify(user(noise)).findings == {"file": 1}
-    # Too long to be unpacked: nobody has read it.
-    text = base64.b64encode(b"plain text " * 40_000).decode()
-    assert STRICT.classify(user(text)).findings == {"file": 1}
+    plain = "a plain text of some length. " * 10_000
+    assert STRICT.classify(user(base64.b64encode(plain.encode()).decode())).findings == {}
+    hidden = plain[:100_000] + CARD + plain[100_000:]
+    for packed in (base64.b64encode(hidden.encode()), base64.encodebytes(hidden.encode())):
+        assert STRICT.classify(user(packed.decode())).findings == {"payment-card": 1}
 
 
 @given(st.sampled_from(list(DataClass)), st.sampled_from(list(DataClass)), st.booleans())
@@ -203,9 +205,6 @@ def test_settings_that_are_not_understood_are_refused(text: str) -> None:
 def test_betterleaks_finds_what_it_knows() -> None:
     pytest.importorskip("betterleaks")
     settings = read_settings('[classes]\nbase = "public"\nbetterleaks = "secret"\naccess-token = "off"')
-    import random
-    import string
-
     token = "ghp_" + "".join(random.Random(3).choices(string.ascii_letters + string.digits, k=36))
     assert Classifier(settings).classify(user(f'token = "{token}"')).findings == {"betterleaks": 1}
     assert Classifier(settings).classify(user("Nothing to see here.")).findings == {}

@@ -53,9 +53,12 @@ def test_cards(number: str) -> None:
     assert set(find_cards(f"pay with {number}.")) == {number}
     for sign in (" ", "-", ".", "  ", "\n"):
         spaced = sign.join(number[i : i + 4] for i in range(0, len(number), 4))
-        if len(number) % 4 != 1:  # a last group of one digit is nobody's way of writing
-            assert number in set(find_cards(f"no 12, {spaced}, thanks")), sign
+        assert number in set(find_cards(f"no 12, {spaced}, thanks")), sign
     assert number in set(find_cards(" ".join(number)))
+
+
+def test_a_word_before_a_card_does_not_hide_it() -> None:
+    assert set(find_cards(f"card{CARDS[0]}and")) == {CARDS[0]}
 
 
 @given(st.sampled_from(CARDS), st.integers(0, 18), st.integers(1, 9))
@@ -69,7 +72,8 @@ def test_a_changed_digit_is_no_card(number: str, place: int, by: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17", "2024-01-01 12:00:00.123456", "0000 0000 0000 0000",
-     "a" + CARDS[0], CARDS[0] + "1", "1234567890123", "0.4111, 0.1111, 0.1111, 0.1111"],
+     CARDS[0] + "1", "ab" + CARDS[0] + "0" * 20 + "ab", "c0ffee" + CARDS[0] + "f" * 42, "1234567890123",
+     "0.4111, 0.1111, 0.1111, 0.1111"],
 )  # fmt: skip
 def test_no_cards(text: str) -> None:
     assert list(find_cards(text)) == []
@@ -173,7 +177,7 @@ def test_disguises() -> None:
 
 def test_split_over_neighbours() -> None:
     assert found_in("4111 1111", "1111 1111") == {"payment-card": 1}
-    assert found_in("x" * 5000 + "-----BEGIN PRIV", "ATE KEY-----" + "x" * 5000) == {"private-key": 1}
+    assert found_in("x " * 2500 + "-----BEGIN PRIV", "ATE KEY-----" + " x" * 2500) == {"private-key": 1}
     assert found_in("there are 12", "4111 1111", "1111 1111", "5 of them") == {"payment-card": 1}
     assert found_in("there are 12", "4111 11", "11 1111", " 1111", "5 of them") == {"payment-card": 1}
     parts = [{"type": "text", "text": "ghp_abcdefghij"}, {"type": "text", "text": "klmnopqrstuvwxyz0123456789"}]

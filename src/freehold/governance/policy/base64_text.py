@@ -7,18 +7,13 @@ import binascii
 import re
 from collections.abc import Iterator
 
-MAX_CHARS = 128 * 1024
-"""Longer ones are not unpacked, but counted as what nobody has read."""
-
-MAX_TOTAL_CHARS = 2 * 2**20
-
 _LEAST_CHARS = 20
 _RUNS = re.compile(
     rf"(?:[A-Za-z0-9+/]{{60,76}}\r?\n)+[A-Za-z0-9+/]+={{0,2}}"
     rf"|[A-Za-z0-9+/]{{{_LEAST_CHARS},}}={{0,2}}|[A-Za-z0-9_-]{{{_LEAST_CHARS},}}={{0,2}}"
 )
 # Of a text that is written so, some signs are capitals and some are not. Most other long words are all alike.
-_MIXED = re.compile(r"[A-Z].*[a-z0-9]|[a-z0-9].*[A-Z]", re.DOTALL)
+_CAPITAL, _OTHER = re.compile("[A-Z]"), re.compile("[a-z0-9]")
 _BREAKS = re.compile(r"[\r\n]+")
 _OPAQUE_CHARS = 1024
 _TEXT_SHARE = 0.9
@@ -26,12 +21,8 @@ _TEXT_SHARE = 0.9
 
 def unpacked(text: str) -> tuple[list[str], int]:
     """The texts found, and how many long runs of base64 hold something else than text."""
-    found, opaque, total = [], 0, 0
+    found, opaque = [], 0
     for run in _runs(text):
-        total += len(run)
-        if len(run) > MAX_CHARS or total > MAX_TOTAL_CHARS:
-            opaque += 1
-            continue
         inner = [piece for offset in range(4) if (piece := _decoded(run[offset:]))]
         found += inner
         opaque += not inner and len(run) >= _OPAQUE_CHARS
@@ -40,7 +31,7 @@ def unpacked(text: str) -> tuple[list[str], int]:
 
 def _runs(text: str) -> Iterator[str]:
     for match in _RUNS.finditer(text):
-        if not _MIXED.search(match[0]):
+        if not (_CAPITAL.search(match[0]) and _OTHER.search(match[0])):
             continue
         run = _BREAKS.sub("", match[0]).rstrip("=")
         yield run.replace("-", "+").replace("_", "/")

@@ -65,9 +65,9 @@ def contents(body: Any, extra: Sequence[str] = ()) -> Contents:
     else:
         reader.read(body, "", "")
     flows = [reader.flow, *(reader.flows.values() if len(reader.flows) > 1 else ())]
-    return Contents(
-        SEPARATOR.join([*reader.texts, *extra]), SEPARATOR.join(_joined(flow) for flow in flows), dict(reader.kinds)
-    )
+    joints = SEPARATOR.join(_joined(flow) for flow in flows)
+    kinds = {kind: count for kind, count in reader.kinds.items() if count}
+    return Contents(SEPARATOR.join([*reader.texts, *extra]), joints, kinds)
 
 
 def _joined(flow: Sequence[str]) -> str:

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from freehold.governance.policy.detector import Detector
 
-# First digits -> how many there are: of the networks that issue cards.
-_NETWORKS: tuple[tuple[str, tuple[int, ...]], ...] = (
-    (r"4", (13, 16, 19)),
-    (r"5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720", (16,)),
-    (r"3[47]", (15,)),
-    (r"6011|64[4-9]|65|352[89]|35[3-8]", (16, 17, 18, 19)),
-    (r"62|81", (16, 17, 18, 19)),
-    (r"30[0-5]|3[689]|309", (14, 15, 16, 17, 18, 19)),
-    (r"220[0-4]", (16,)),
-    (r"50|5[6-9]|6[0137]", (16, 18, 19)),
+# Numbers as networks issue them, without regard to the check digit.
+_NETWORKS = re.compile(
+    r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"
+    r"|(?:5[1-5][0-9]{2}|222[1-9]|22[3-9][0-9]|2[3-6][0-9]{2}|27[01][0-9]|2720)[0-9]{12}"
+    r"|3[47][0-9]{13}"
+    r"|(?:6011|64[4-9][0-9]|6[25][0-9]{2}|81[0-9]{2}|352[89]|35[3-8][0-9])[0-9]{12,15}"
+    r"|(?:30[0-5]|309|3[689])[0-9]{11,16}"
+    r"|220[0-4][0-9]{12}"
+    r"|(?:50|5[6-9]|6[0137])(?:[0-9]{14}|[0-9]{16}|[0-9]{17})"
 )
-_CARD_STARTS = tuple((re.compile(prefix), lengths) for prefix, lengths in _NETWORKS)
+_DOUBLED = {"0": 0, "1": 2, "2": 4, "3": 6, "4": 8, "5": 1, "6": 3, "7": 5, "8": 7, "9": 9}
 _LEAST_DIGITS, _MOST_DIGITS = 13, 19
 _FIRST_DIGITS = "234568"
 # Groups of one number are parted by one kind of sign; digits that something else parts are several numbers.
@@ -26,24 +25,21 @@ _CARD_RUNS = tuple(
     re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])")
     for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
 )
+_DIGESTS = (32, 40, 56, 64, 96, 128)
+_LONGEST_DIGEST = 128
+_HEX_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9a-fA-F]*$")
+_HEX_AFTER = re.compile(r"[0-9a-fA-F]*(?![A-Za-z0-9])")
 _LONG_ENOUGH = re.compile(r"(?:[0-9][\s\-_./]{0,3}){12}[0-9]")
 
 
 def luhn_fits(digits: str) -> bool:
     """Whether the last digit is the check digit of the others (ISO/IEC 7812-1)."""
-    total = 0
-    for position, character in enumerate(reversed(digits)):
-        digit = int(character) * (2 if position % 2 else 1)
-        total += digit - 9 if digit > 9 else digit
-    return total % 10 == 0
+    return (sum(map(int, digits[-1::-2])) + sum(_DOUBLED[digit] for digit in digits[-2::-2])) % 10 == 0
 
 
 def is_card(digits: str) -> bool:
     """Whether a network issues such numbers, and the check digit fits."""
-    for start, lengths in _CARD_STARTS:
-        if len(digits) in lengths and start.match(digits) and len(set(digits)) > 1:
-            return luhn_fits(digits)
-    return False
+    return _NETWORKS.fullmatch(digits) is not None and len(set(digits)) > 1 and luhn_fits(digits)
 
 
 def find_cards(text: str) -> Iterator[str]:
@@ -52,8 +48,19 @@ def find_cards(text: str) -> Iterator[str]:
         return
     for runs in _CARD_RUNS:
         for match in runs.finditer(text):
-            if len(match[0]) >= _LEAST_DIGITS:
+            if len(match[0]) >= _LEAST_DIGITS and not _in_digest(text, match):
                 yield from _cards_among(re.findall("[0-9]+", match[0]))
+
+
+def _in_digest(text: str, match: re.Match[str]) -> bool:
+    """Whether the digits are a part of a hexadecimal digest: of thousands of these, one looks like a card."""
+    start, end = match.span()
+    if not (text[start - 1 : start].isalpha() or text[end : end + 1].isalpha()):
+        return False
+    before = _HEX_BEFORE.search(text, max(0, start - _LONGEST_DIGEST), start)
+    after = _HEX_AFTER.match(text, end, end + _LONGEST_DIGEST)
+    nbytes = len(before[0] if before else "") + len(match[0]) + len(after[0] if after else "")
+    return nbytes in _DIGESTS
 
 
 def _cards_among(groups: Sequence[str]) -> Iterator[str]:
@@ -62,8 +69,8 @@ def _cards_among(groups: Sequence[str]) -> Iterator[str]:
         if start[0] not in _FIRST_DIGITS:
             continue
         digits = ""
-        for last, group in enumerate(groups[first:], first + 1):
-            digits += group
+        for last in range(first + 1, min(first + _MOST_DIGITS, len(groups)) + 1):
+            digits += groups[last - 1]
             if len(digits) > _MOST_DIGITS:
                 break
             if len(digits) >= _LEAST_DIGITS and _is_spaced_evenly(groups[first:last]) and is_card(digits):
@@ -71,10 +78,10 @@ def _cards_among(groups: Sequence[str]) -> Iterator[str]:
 
 
 def _is_spaced_evenly(groups: Sequence[str]) -> bool:
-    """Whether people write one number so: in groups of three or more, of two, or digit by digit. A list of small
-    numbers is none."""
-    shortest, longest = min(map(len, groups)), max(map(len, groups))
-    return shortest >= 3 or longest == shortest or (longest == 2 and all(len(g) == 2 for g in groups[:-1]))
+    """Whether people write one number so: in groups of three or more, of two, or digit by digit, the last one with
+    what is left. A list of small numbers is none."""
+    shortest, longest = min(map(len, groups[:-1]), default=3), max(map(len, groups[:-1]), default=3)
+    return shortest >= 3 or (longest == shortest and len(groups[-1]) <= longest)
 
 
 # Country -> what follows its two check digits: so many digits (n), capital letters (a), or either (c).

@@ -76,11 +76,11 @@ def _glob_pattern(glob: str, separator: str) -> str:
     out = []
     for piece in re.findall(r"\*\*/?|\*|\?|[/\\:]+|[^*?/\\:]+", bare):
         if piece == "**/":
-            out.append(rf"(?:{inside}+{separator})*?")
+            out.append(rf"(?:{inside}{{1,255}}{separator}){{0,32}}?")
         elif piece == "**":
-            out.append(rf"{inside}(?:{inside}|{separator})*")
+            out.append(rf"{inside}(?:{inside}|{separator}){{0,255}}")
         elif piece in ("*", "?"):
-            out.append(inside + ("*" if piece == "*" else ""))
+            out.append(inside + ("{0,255}" if piece == "*" else ""))
         elif piece[0] in "/\\:":
             out.append(separator)
         else:
