@@ -84,7 +84,7 @@ def _run(where: str, text: str, profile: str | None, policy: Path | None, classe
     rules, classifier = load_policy(profile, policy, classes)
     found = run_cases(text, rules, classifier, datetime.now(timezone.utc).date(), where)
     return [
-        {"name": r.name, "class": r.data_class, "outcome": r.outcome, "clause": r.clause, "problem": r.problem}
+        {"name": r.name, "class": r.data_class, "outcome": r.outcome, "clause": r.clauses[0], "problem": r.problem}
         for r in found
     ]
 

@@ -38,12 +38,12 @@ _MEMBERS = (
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """How one case came out. problem: "" where it came out as expected."""
+    """How one case came out. clauses: all that agree, the deciding one first. problem: "" where it is as expected."""
 
     name: str
     data_class: str
     outcome: str
-    clause: str
+    clauses: tuple[str, ...]
     problem: str
 
 
@@ -111,7 +111,7 @@ def _run(
         problems.append(f"expected the clause {case['clause']}, it was {', '.join(deciding.clauses)}")
     if "found" in case and case["found"] not in found.findings:
         problems.append(f"expected to find {case['found']}, found {', '.join(found.findings) or 'nothing'}")
-    return CaseResult(name, found.data_class.word, outcome, deciding.clause, "; ".join(problems))
+    return CaseResult(name, found.data_class.word, outcome, deciding.clauses, "; ".join(problems))
 
 
 def _class_of(case: Mapping[str, Any], classifier: Classifier) -> Classification:
