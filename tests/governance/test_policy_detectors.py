@@ -137,7 +137,9 @@ def test_private_keys_and_passwords() -> None:
 
 
 def test_addresses_of_persons() -> None:
-    assert set(find_emails("Write to Bob.B+x@mail.acme.io or bob@example.com or a@b")) == {"bob.b+x@mail.acme.io"}
+    assert set(find_emails("Write to Bob.B+x@mail.acme.io or bob@example.com or a@b, git@github.com:a/b.git")) == {
+        "bob.b+x@mail.acme.io"
+    }
     assert set(find_phones("call +49 (30) 123-45 67 or 030 1234567 or 1+12345678")) == {"49301234567"}
 
 

@@ -16,6 +16,7 @@ else:
 def parse_toml(text: str) -> dict[str, Any]:
     """The members of a TOML text. Raises ConfigError, which says where it is none."""
     try:
-        return tomllib.loads(text)
+        found: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"is no TOML: {error}") from error
+    return found
