@@ -55,6 +55,8 @@ def test_whole_answers_pass(tmp_path: Path, path: str) -> None:
     upstream = RecordingUpstream("fleet")
     with rig(tmp_path, upstream) as door:
         answer = httpx.post(door.url + path, json=body_for(path, temperature=0.5))
+        # Recorded before it was whole.
+        assert [record.outcome for record in door.records] == ["decided", "served"]
         assert answer.json() == upstream.whole(path)
     (arrival,) = upstream.arrivals
     assert arrival.path == path

@@ -71,6 +71,7 @@ class Passage(Response):
         self._on_end = on_end
         self._course = Course()
         self._stop = asyncio.Event()
+        self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         course = self._course
@@ -78,6 +79,8 @@ class Passage(Response):
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 course.status = message["status"]
+            elif not message.get("more_body"):
+                await self._end()
             await send(message)
 
         number = self._lifecycle.add_stream(self._stop.set)
@@ -100,7 +103,13 @@ class Passage(Response):
             self._lifecycle.remove_stream(number)
             for task in (work, gone, stopped):
                 await _cancelled(task)
-            await self._on_end(course)
+            await self._end()
+
+    async def _end(self) -> None:
+        """Hand the course over, once: before the answer is whole, or when nothing more comes of it."""
+        if not self._ended:
+            self._ended = True
+            await self._on_end(self._course)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         course, name = self._course, self._endpoint.name
@@ -139,19 +148,22 @@ class Passage(Response):
         course.answer = AnswerReader(streamed=headers.get("content-type", "").startswith("text/event-stream"))
         raw = [(n.encode(), v.encode("latin-1")) for n, v in {**headers, **self._told}.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
+        held = b""  # of an answer that is no stream the last piece, so that it is recorded before it is whole
         try:
             async for chunk in response.aiter_raw():
                 if reads:
                     course.answer.feed(chunk)
                 else:
                     course.answer.nbytes += len(chunk)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                held, piece = (b"", chunk) if course.answer.streamed else (chunk, held)
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         except httpx.HTTPError as error:
             await self._tell(failure_of(error, self._endpoint.name), scope, receive, send)
             return
         course.answer.end()
         course.outcome = "served"
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": held, "more_body": False})
 
     async def _tell(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell the client what went wrong, in its API's form: as an answer, or as the last event of a stream."""
