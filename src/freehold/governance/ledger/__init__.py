@@ -1,0 +1,1 @@
+"""An append-only ledger of requests, whose later changes show: records, a Merkle tree, signed checkpoints."""

@@ -1,0 +1,104 @@
+"""Erasure that keeps the proofs: salts, so that hashes tell nothing any more, or whole records but for their hash."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal
+
+from freehold.core.errors import GovernanceError
+from freehold.governance.ledger.appender import Appender, Draft
+from freehold.governance.ledger.files import LedgerFiles, SaltReader, Segment, held, read_leaf, stub_line, write_whole
+from freehold.governance.ledger.record import LedgerRecord, now_text, parse_time
+from freehold.governance.ledger.salted import ERASED
+from freehold.governance.signing import SigningKey
+
+What = Literal["salts", "records"]
+
+
+def older_than(files: LedgerFiles, moment: datetime, what: What) -> list[int]:
+    """Numbers of records that ended before a moment and still have what is to be erased. Erasures themselves stay."""
+    found = []
+    salts = SaltReader(files)
+    for leaf in files.leaves():
+        salt, record = salts.read(leaf.position), leaf.record()
+        if record is None or record.kind != "request" or parse_time(record.time) >= moment:
+            continue
+        if what == "records" or salt not in (None, ERASED):
+            found.append(leaf.position)
+    return found
+
+
+def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: What, why: str) -> int:
+    """Erase the salts of some records, or the records; how many.
+
+    The erasure is recorded first, so that what is gone is always told. Servers may go on writing to the ledger
+    meanwhile. Bytes are overwritten or replaced in their files; what a disk or a backup keeps of old blocks is beyond
+    this. Raises GovernanceError for numbers that the ledger does not have, and as Appender does.
+    """
+    wanted = sorted(set(numbers))
+    size = sum(1 for _ in files.leaves())
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < size:
+        raise GovernanceError(
+            f"The ledger {files.path} has records 0 to {size - 1}; it was asked to erase {wanted[-1]}."
+        )
+    if not wanted:
+        return 0
+    details = {"what": what, "ranges": [list(pair) for pair in _ranges(wanted)], "why": why}
+    record = LedgerRecord(id=f"erasure-{time.time_ns():x}", time=now_text(), kind="erasure", details=details)
+    appender = Appender(files, key, lambda _text: None)
+    try:
+        # In a file of its own, so that nobody writes to those that are about to be replaced.
+        appender.add([Draft(record)], new_file=what == "records")
+    finally:
+        appender.close()
+    for segment, inside in _by_segment(files, wanted):
+        with held(files.path):
+            _erase_salts(segment, inside)
+            if what == "records":
+                _erase_records(segment, inside)
+    return len(wanted)
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges, both ends included."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _by_segment(files: LedgerFiles, numbers: Sequence[int]) -> list[tuple[Segment, list[int]]]:
+    segments = files.segments()
+    ends = [segment.first for segment in segments[1:]] + [numbers[-1] + 1]
+    grouped = [
+        (segment, [number for number in numbers if segment.first <= number < end])
+        for segment, end in zip(segments, ends, strict=True)
+    ]
+    return [(segment, inside) for segment, inside in grouped if inside]
+
+
+def _erase_salts(segment: Segment, numbers: Sequence[int]) -> None:
+    descriptor = os.open(segment.salts, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for number in numbers:
+            os.pwrite(descriptor, ERASED, (number - segment.first) * len(ERASED))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _erase_records(segment: Segment, numbers: Sequence[int]) -> None:
+    gone = set(numbers)
+    lines = []
+    with segment.path.open("rb") as file:
+        for position, line in enumerate(file, segment.first):
+            if position in gone:
+                line = stub_line(position, read_leaf(position, line[:-1]).leaf) + b"\n"
+            lines.append(line)
+    write_whole(segment.path, b"".join(lines), durable=True)
