@@ -41,9 +41,7 @@ def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: Wha
     wanted = sorted(set(numbers))
     size = sum(1 for _ in files.leaves())
     if wanted and not 0 <= wanted[0] <= wanted[-1] < size:
-        raise GovernanceError(
-            f"The ledger {files.path} has records 0 to {size - 1}; it was asked to erase {wanted[-1]}."
-        )
+        raise GovernanceError(f"The ledger {files.path} has records 0 to {size - 1}, and no number {wanted[-1]}.")
     if not wanted:
         return 0
     details = {"what": what, "ranges": [list(pair) for pair in _ranges(wanted)], "why": why}
