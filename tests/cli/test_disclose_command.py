@@ -55,15 +55,15 @@ def test_without_a_subject_the_shipped_ones_are_listed(home: Path) -> None:
 
 
 def test_a_document_is_written_and_verified(home: Path, tmp_path: Path) -> None:
-    out = tmp_path / "m3.json"
-    assert disclose("minimax-m3/api", "--out", out).exit_code == 0
+    out = tmp_path / "document.json"
+    assert disclose("smollm2-135m", "--out", out).exit_code == 0
     done = disclose("verify", out)
     assert done.exit_code == 0, done.output
     assert done.stdout.split()[:4] == ["schema", "holds", "references", "holds"]
     key = home / "disclosure-key.pem.pub"
     assert disclose("verify", out, "--key", key, "--json").exit_code == 0
 
-    out.write_text(out.read_text().replace("Nanonoble", "Nanonobel"))
+    out.write_text(out.read_text().replace("Stored numbers", "Stored number"))
     done = disclose("verify", out, "--json")
     assert done.exit_code == 1
     assert {name for name, state in states(done).items() if state == "fails"} == {"signature", "key"}
