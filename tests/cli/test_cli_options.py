@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from freehold.cli.model import engine_options
-from freehold.cli.options import build, dataclass_options, field_help
+from freehold.cli.main import main
+from freehold.cli.options import MODELS_OWN, build, dataclass_options, field_help
 from freehold.core.config import EngineConfig
 from freehold.core.errors import ArgumentError
 from freehold.core.sampling import SamplingParams
+from freehold.model.sampling_defaults import IN_GENERATION_CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +123,9 @@ def test_every_engine_option_has_help() -> None:
 
     assert [param.name for param in command.params if isinstance(param, click.Option) and not param.help] == []
     assert {param.name for param in command.params} == {f.name for f in fields(EngineConfig)} - {"default_block_tokens"}
+
+
+def test_help_says_which_defaults_are_the_models_own() -> None:
+    assert frozenset(IN_GENERATION_CONFIG) == MODELS_OWN
+    shown = CliRunner().invoke(main, ["generate", "--help"], terminal_width=200).output
+    assert "[default: (the model's own, else 1.0)]" in shown

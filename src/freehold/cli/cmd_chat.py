@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.model import engine_options, model_argument, opened
-from freehold.cli.options import build, dataclass_options, given
+from freehold.cli.options import MODELS_OWN, build, dataclass_options, given
 from freehold.core.errors import RequestError
 from freehold.core.sampling import SamplingParams
 
@@ -67,7 +67,7 @@ class Conversation:
 @click.command()
 @model_argument
 @click.option("--system", help="A system message at the start of the conversation.")
-@dataclass_options(SamplingParams, into="sampling")
+@dataclass_options(SamplingParams, into="sampling", models_own=MODELS_OWN)
 @engine_options
 def chat(model: str | None, system: str | None, sampling: dict[str, Any], engine: dict[str, Any]) -> None:
     """Talk with a model in the terminal.

@@ -75,14 +75,14 @@ def _gateway(
     options: ServerOptions,
     voice: Voice,
 ) -> None:
-    from freehold.server import run
     from freehold.server.gateway.run import serve_gateway
+    from freehold.server.operation import port as ports
 
     api_key, keys_file = keys_given
-    host = run.DEFAULT_HOST if address[0] is None else address[0]
+    host = ports.DEFAULT_HOST if address[0] is None else address[0]
     port = int(SHOWN_PORT) if address[1] is None else address[1]
     keys = usable_keys(keys_file, api_key)
-    run.require_key(host, None, keys)
+    ports.require_key(host, None, keys)
     setup = load_setup(policy, endpoints)
     for entry in setup.endpoints.entries:
         facts = next(iter(entry.resources.values())).facts
@@ -92,7 +92,7 @@ def _gateway(
     def ready(url: str) -> None:
         voice.say(f"Open on {url}{options.root_path or ''}/v1  (Ctrl-C ends)")
 
-    with run.reserve_port(host, port) as listener, open_limits(keys, voice.say) as limits:
+    with ports.reserve_port(host, port) as listener, open_limits(keys, voice.say) as limits:
         ended_well = serve_gateway(
             lambda: load_setup(policy, endpoints),
             listener=listener,

@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 from freehold.cli.model import engine_options, model_option, opened
-from freehold.cli.options import build, dataclass_options, given
+from freehold.cli.options import MODELS_OWN, build, dataclass_options, given
 from freehold.core.sampling import SamplingParams
 
 
@@ -32,7 +32,7 @@ from freehold.core.sampling import SamplingParams
     help="An image before the prompt; needs --chat and a model that sees. May be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-@dataclass_options(SamplingParams, into="sampling")
+@dataclass_options(SamplingParams, into="sampling", models_own=MODELS_OWN)
 @engine_options
 def generate(
     model: str | None,

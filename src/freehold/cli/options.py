@@ -59,11 +59,18 @@ def field_help(cls: type) -> dict[str, str]:
     return found
 
 
-def dataclass_options(cls: type, *, into: str, without: Collection[str] = ()) -> Callable[[Callback], Callback]:
+MODELS_OWN = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"})
+"""Fields of `SamplingParams` for which a model's files may have another default."""
+
+
+def dataclass_options(
+    cls: type, *, into: str, without: Collection[str] = (), models_own: Collection[str] = ()
+) -> Callable[[Callback], Callback]:
     """Give a command one option for each field of `cls`.
 
     The command receives one dict, as keyword argument `into`, with the values of all fields but those in
-    `without`; `build` makes the dataclass of it. Defaults and help come from the dataclass.
+    `without`; `build` makes the dataclass of it. Defaults and help come from the dataclass; of fields in `models_own`
+    the help says that the model's own default comes first.
     """
     hints = get_type_hints(cls)
     help_of = field_help(cls)
@@ -80,7 +87,8 @@ def dataclass_options(cls: type, *, into: str, without: Collection[str] = ()) ->
 
         decorated: Callback = collect
         for field in reversed(shown):  # click lists options in the reverse order of decoration
-            decorated = _option(field, hints[field.name], help_of.get(field.name, ""))(decorated)
+            text = help_of.get(field.name, "")
+            decorated = _option(field, hints[field.name], text, field.name in models_own)(decorated)
         return decorated
 
     return decorate
@@ -101,10 +109,12 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if context.get_parameter_source(name) is not default}
 
 
-def _option(field: Field[Any], hint: Any, text: str) -> Callable[[Callback], Callback]:
+def _option(field: Field[Any], hint: Any, text: str, models_own: bool) -> Callable[[Callback], Callback]:
     flag = "--" + field.name.replace("_", "-")
     default = field.default if field.default is not MISSING else None
     common: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
+    if models_own:
+        common["show_default"] = "the model's own" if default is None else f"the model's own, else {default}"
     hint = _without_none(hint)
     if hint is int and field.name.endswith(("_bytes", "_budget")):
         return click.option(flag, field.name, type=Size(), **common)

@@ -9,7 +9,7 @@ from freehold.core.sampling import SamplingParams
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.default_model import FILE_NAME
 
-_IN_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+IN_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _IN_GGUF = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_p": "top_p",
@@ -32,7 +32,7 @@ def sampling_defaults(checkpoint: Checkpoint) -> dict[str, float | int]:
     if checkpoint.format == "gguf":
         named = {name: config.get(key) for key, name in _IN_GGUF.items()}
     else:
-        named = {name: config.get(name) for name in _IN_GENERATION_CONFIG}
+        named = {name: config.get(name) for name in IN_GENERATION_CONFIG}
     found: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if found.get("top_k") in (0, -1):
         del found["top_k"]

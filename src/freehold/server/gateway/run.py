@@ -8,14 +8,15 @@ from collections.abc import Callable
 from freehold.governance.policy.record import OnDecision
 from freehold.server.gateway.app import create_gateway_app
 from freehold.server.gateway.gateway import Gateway, Reload, log_record, reloaded
-from freehold.server.operation.connections import Door, allow_open_files
+from freehold.server.operation.connections import Door
 from freehold.server.operation.keys import Keys
 from freehold.server.operation.limits import Limits
 from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.operation import Operation
 from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.port import allow_open_files, require_key, server_url
 from freehold.server.operation.tls import tls_context
-from freehold.server.run import Server, require_key, server_config, server_url
+from freehold.server.run import Server, server_config
 
 
 def serve_gateway(
