@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from freehold.cli.model import engine_options
 from freehold.cli.main import main
+from freehold.cli.model import engine_options
 from freehold.cli.options import MODELS_OWN, build, dataclass_options, field_help
 from freehold.core.config import EngineConfig
 from freehold.core.errors import ArgumentError
