@@ -31,25 +31,27 @@ PROSE = "The quick brown fox jumps over the lazy dog, 12 times; see section 4.2 
 
 
 @contextlib.contextmanager
-def process(*words: str, sign: str) -> Iterator[str]:
-    """A Python process; yields the address in the line that begins with `sign`."""
+def process(*words: str, log: Path, sign: str) -> Iterator[str]:
+    """A Python process that writes to `log`; yields the address in the line that begins with `sign`."""
     paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    started = subprocess.Popen(
-        [sys.executable, "-m", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )  # fmt: skip
-    assert started.stdout is not None
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with log.open("w") as output:
+        started = subprocess.Popen([sys.executable, "-m", *words], stdout=output, stderr=output, env=variables)
     try:
-        for line in started.stdout:
-            if line.startswith(sign):
-                yield next(word for word in line.split() if word.startswith("http")).removesuffix("/v1")
-                break
-        else:
-            raise AssertionError(f"{words} did not start")
+        yield _address(started, log, sign)
     finally:
         started.send_signal(signal.SIGINT)
-        started.communicate(timeout=30)
+        started.wait(30)
+
+
+def _address(started: subprocess.Popen[bytes], log: Path, sign: str) -> str:
+    end = time.monotonic() + 60
+    while time.monotonic() < end and started.poll() is None:
+        for line in log.read_text().splitlines(keepends=True):
+            if line.startswith(sign) and line.endswith("\n"):
+                return next(word for word in line.split() if word.startswith("http")).removesuffix("/v1")
+        time.sleep(0.05)
+    raise AssertionError(f"it did not start:\n{log.read_text()[-2000:]}")
 
 
 def added_ms(direct: str, door: str, nbytes: int) -> tuple[float, float]:
@@ -73,12 +75,13 @@ def test_the_gateway_adds_little(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "off.toml").write_text(f'[classes]\nbase = "public"\n{OFF}\n')
     (tmp_path / "on.toml").write_text(f'[classes]\nbase = "public"\n{DETECTORS}')
     rows = []
-    with process("support.plain_upstream", sign="http") as direct:
+    with process("support.plain_upstream", log=tmp_path / "upstream.log", sign="http") as direct:
         entry = {"name": "e", "base_url": direct, "api": "openai", "models": ["m"], "path": "self-hosted"}
         files = ["--policy", str(tmp_path / "all.cedar"), "--endpoints", str(endpoints_toml(tmp_path, entry))]
         for detectors in ("off", "on"):
             classes = ["--classes", str(tmp_path / f"{detectors}.toml"), "--no-access-log"]
-            with process("freehold.cli.main", "gateway", "--port", "0", *files, *classes, sign="Open on") as door:
+            words = ["freehold.cli.main", "gateway", "--port", "0", *files, *classes]
+            with process(*words, log=tmp_path / f"{detectors}.log", sign="Open on") as door:
                 rows += [(detectors, nbytes, *added_ms(direct, door, nbytes)) for nbytes in (200, 8_000, 100_000)]
     with capsys.disabled():
         for detectors, nbytes, base, added in rows:

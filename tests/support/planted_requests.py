@@ -197,7 +197,7 @@ def planted_request(rng: random.Random, *, client: str, model: str, tag: str, sl
         elif place in ("text", "split"):
             texts[rng.randrange(len(texts))] += f"\n{text}\n"
         else:
-            places[place] = text
+            places[place] = f"{places[place]}\n{text}\n" if place in places else text
         notes.append(f"{kind} in {place}")
         floor = max(floor, PUBLIC if client == "open" and kind in OPEN_CLIENT_FREE else level)
     picture = rng.random() < 0.06

@@ -13,7 +13,7 @@ _EMAIL = re.compile(
 # Names that standards set aside for examples belong to nobody.
 # The user of version control's servers is nobody either.
 _NOBODY = re.compile(
-    r"^git@|@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|example|invalid|test|localhost)$", re.IGNORECASE
+    r"(?:^|[^a-z0-9])git@|@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|example|invalid|test|localhost)$", re.IGNORECASE
 )
 _PHONE = re.compile(r"(?<![\w+])\+[1-9](?:[ ().-]{0,2}[0-9]){7,14}(?![0-9])")
 
