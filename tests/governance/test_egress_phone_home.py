@@ -105,9 +105,12 @@ print("imported", {len(ours)})
         ["convert", "--help"],
         ["quantize", "MODEL", "OUT", "--bits", "8"],
         ["keys", "add", "somebody"],
+        ["disclose"],
+        ["disclose", "minimax-m3/self-hosted", "--out", "OUT"],
+        ["policy", "show", "product-company"],
         ["cache", "list"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_commands_call_nobody(arguments: list[str], model: Path, tmp_path: Path) -> None:
     words = [{"MODEL": str(model), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
