@@ -7,21 +7,24 @@ import logging
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from freehold.cli.ledger import LedgerOptions, open_recorder
 from freehold.cli.model import engine_options, model_argument, opened
 from freehold.cli.options import build, dataclass_options
 from freehold.cli.sealing import Sealing, chosen_sealing, seal_options
-from freehold.core.errors import FreeholdError
+from freehold.core.errors import ConfigError, FreeholdError
 from freehold.server.operation.options import ServerOptions
 
 if TYPE_CHECKING:
     import socket
     import ssl
 
+    from freehold.cli.ledger import LedgerRecorder
     from freehold.governance.egress.seal import Seal
     from freehold.loading.pull import Progress as Report
     from freehold.server.operation.keys import Keys
@@ -56,6 +59,7 @@ KEY_VARIABLE = "FREEHOLD_API_KEY"
 )
 @seal_options
 @dataclass_options(ServerOptions, into="server")
+@dataclass_options(LedgerOptions, into="records")
 @engine_options
 def serve(
     model: str | None,
@@ -69,6 +73,7 @@ def serve(
     seal_without: tuple[str, ...],
     seal_record: Path | None,
     server: dict[str, Any],
+    records: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
     """Serve a model over the OpenAI-compatible API.
@@ -78,11 +83,24 @@ def serve(
     With --seal nothing is fetched, and nothing but answers to clients can leave the process.
     """
     options = build(ServerOptions, server)
-    sealing = chosen_sealing(seal, seal_without, seal_record)
     voice = Voice(options)
+    sealing = chosen_sealing(seal, seal_without, seal_record)
+    serving = _Serving(
+        model,
+        host,
+        port,
+        api_key,
+        aliases,
+        no_store,
+        keys_file,
+        options,
+        build(LedgerOptions, records),
+        engine,
+        sealing,
+        voice,
+    )
     try:
-        ended_well = _serve(model, host, port, api_key, aliases, no_store, keys_file, options, engine, voice, sealing)
-        if not ended_well:
+        if not serving.run():
             raise FreeholdError("running requests were cut off by a second signal")
     except click.exceptions.ClickException:
         raise
@@ -90,79 +108,94 @@ def serve(
         voice.failed(error)
 
 
-def _serve(
-    model: str | None,
-    host: str | None,
-    port: int | None,
-    api_key: str | None,
-    aliases: tuple[str, ...],
-    no_store: bool,
-    keys_file: Path | None,
-    options: ServerOptions,
-    engine: dict[str, Any],
-    voice: Voice,
-    sealing: Sealing | None,
-) -> bool:
-    from freehold.server.operation import port as door
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What `freehold serve` was asked for."""
 
-    host = door.DEFAULT_HOST if host is None else host
-    port = door.DEFAULT_PORT if port is None else port
-    # Before anything slow: a taken port, a missing key or an expired certificate should not cost the time of
-    # loading a model.
-    keys = usable_keys(keys_file, api_key)
-    door.require_key(host, None, keys)
-    door.allow_open_files(options.max_connections)
-    tls = None if options.tls_cert is None or options.tls_key is None else tls_context(options)
-    with door.reserve_port(host, port) as listener:
-        sealed = None
-        if sealing is not None:
-            sealed = sealing.stand(listener, model, store_of(engine, no_store=no_store), options.log_format)
-            voice.say(sealed.sentence)
-        return _answer(listener, sealed, model, aliases, no_store, keys, tls, options, engine, voice)
+    model: str | None
+    host: str | None
+    port: int | None
+    api_key: str | None
+    aliases: tuple[str, ...]
+    no_store: bool
+    keys_file: Path | None
+    options: ServerOptions
+    records: LedgerOptions
+    engine: dict[str, Any]
+    sealing: Sealing | None
+    voice: Voice
 
+    def run(self) -> bool:
+        """Serve; whether running requests were given their time."""
+        from freehold.server.operation import port as door
 
-def _answer(
-    listener: socket.socket,
-    sealed: Seal | None,
-    model: str | None,
-    aliases: tuple[str, ...],
-    no_store: bool,
-    keys: Keys,
-    tls: ssl.SSLContext | None,
-    options: ServerOptions,
-    engine: dict[str, Any],
-    voice: Voice,
-) -> bool:
-    """Load the model and answer. All that a seal must come before is imported here."""
-    from freehold.cli.served_model import ServedModel
-    from freehold.server import run
+        host = door.DEFAULT_HOST if self.host is None else self.host
+        port = door.DEFAULT_PORT if self.port is None else self.port
+        # Before anything slow: a taken port, a missing key or an expired certificate should not cost the time of
+        # loading a model.
+        keys = usable_keys(self.keys_file, self.api_key)
+        door.require_key(host, None, keys)
+        door.allow_open_files(self.options.max_connections)
+        o = self.options
+        tls = None if o.tls_cert is None or o.tls_key is None else tls_context(o)
+        with door.reserve_port(host, port) as listener:
+            sealed = None if self.sealing is None else self._seal(self.sealing, listener)
+            # After the seal, which wants a process of one thread, and closed after everything that may be recorded.
+            with open_recorder(self.records, self.voice.say) as recorder:
+                return self._answer(listener, sealed, recorder, keys, tls)
 
-    choose_store(engine, no_store=no_store, say=voice.say)
-    with (
-        opened(model, engine, shown=voice.progress) as llm,
-        open_limits(keys, voice.say) as limits,
-    ):
-        voice.say(llm.description)
-        if llm.sampling_defaults:
-            chosen = ", ".join(f"{name} {value}" for name, value in llm.sampling_defaults.items())
-            voice.say(f"sampling, where a request does not say: {chosen}")
-        with ServedModel(llm) as backend:
-
-            def ready(url: str) -> None:
-                voice.announce(url + (options.root_path or ""), llm.name, with_key=keys.asks)
-                backend.warm()
-
-            return run.serve(
-                backend,
-                listener=listener,
-                keys=keys,
-                limits=limits,
-                tls=tls,
-                aliases=aliases,
-                options=options,
-                on_ready=ready,
-                seal=None if sealed is None else sealed.state,
+    def _seal(self, sealing: Sealing, listener: socket.socket) -> Seal:
+        if self.records.checkpoint_command is not None:
+            raise ConfigError(
+                "checkpoint_command would be started inside of the seal, from which nothing can be sent; give "
+                "--checkpoint-dir instead, and let another program take checkpoints from there"
             )
+        store = store_of(self.engine, no_store=self.no_store)
+        places = [place for place in (store, self.records.ledger, self.records.checkpoint_dir) if place is not None]
+        sealed = sealing.stand(listener, self.model, places, self.options.log_format)
+        self.voice.say(sealed.sentence)
+        return sealed
+
+    def _answer(
+        self,
+        listener: socket.socket,
+        sealed: Seal | None,
+        recorder: LedgerRecorder | None,
+        keys: Keys,
+        tls: ssl.SSLContext | None,
+    ) -> bool:
+        """Load the model and answer. All that a seal must come before is imported here."""
+        from freehold.cli.served_model import ServedModel
+        from freehold.server import run
+
+        voice = self.voice
+        choose_store(self.engine, no_store=self.no_store, say=voice.say)
+        with (
+            opened(self.model, self.engine, shown=voice.progress) as llm,
+            open_limits(keys, voice.say) as limits,
+        ):
+            voice.say(llm.description)
+            if llm.sampling_defaults:
+                chosen = ", ".join(f"{name} {value}" for name, value in llm.sampling_defaults.items())
+                voice.say(f"sampling, where a request does not say: {chosen}")
+            with ServedModel(llm) as backend:
+
+                def ready(url: str) -> None:
+                    voice.announce(url + (self.options.root_path or ""), llm.name, with_key=keys.asks)
+                    backend.warm()
+
+                return run.serve(
+                    backend,
+                    listener=listener,
+                    keys=keys,
+                    limits=limits,
+                    recorder=recorder,
+                    tls=tls,
+                    aliases=self.aliases,
+                    options=self.options,
+                    on_ready=ready,
+                    seal=None if sealed is None else sealed.state,
+                )
 
 
 class Voice:
@@ -225,7 +258,6 @@ class Voice:
 
 def usable_keys(path: Path | None, api_key: str | None) -> Keys:
     """The key file's keys and the one given. Raises ConfigError for a file that was named and is not there."""
-    from freehold.core.errors import ConfigError
     from freehold.loading.home import keys_file
     from freehold.server.operation.keys import Keys
 

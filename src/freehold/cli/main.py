@@ -24,6 +24,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "disclose",
         "State what a model on a path is, under whose law, and who says so; or verify such a document.",
     ),
+    "cost": LazyCommand("freehold.cli.cmd_cost", "cost", "What requests cost, here and elsewhere."),
     "doctor": LazyCommand(
         "freehold.cli.cmd_doctor", "doctor", "Look at the machine and the installation, and say what is wrong."
     ),

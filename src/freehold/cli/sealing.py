@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,9 @@ class Sealing:
     without: tuple[str, ...]
     record: Path | None
 
-    def stand(self, listener: socket.socket, model: str | None, store: Path | None, log_format: str) -> Seal:
-        """Seal this process. Everything that is needed from outside is looked at before.
+    def stand(self, listener: socket.socket, model: str | None, places: Sequence[Path], log_format: str) -> Seal:
+        """Seal this process. Everything that is needed from outside is looked at before. places: directories that are
+        written to, beside FREEHOLD_HOME.
 
         Raises GovernanceError where it cannot be sealed, and ModelNotFoundError for a model that is not here: a sealed
         server fetches nothing.
@@ -83,7 +84,7 @@ class Sealing:
         resolve(DEFAULT_MODEL if model is None else model)
         home = freehold_home()
         temporary = home / "tmp"
-        writable = [home, temporary, *([] if store is None else [store])]
+        writable = [home, temporary, *places]
         for directory in writable:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The machine's own directory for such files is shared with other programs, and stays closed.

@@ -33,6 +33,7 @@ from freehold.server.operation.guards import (
 from freehold.server.operation.keys import Keys
 from freehold.server.operation.operation import Operation
 from freehold.server.operation.options import ServerOptions
+from freehold.server.operation.record_guard import RecordGuard
 from freehold.server.operation.routes import operation_routes
 from freehold.server.operation.watched_backend import watched
 from freehold.server.refusals import refuse_client_error, refuse_http_error
@@ -121,6 +122,7 @@ def outer_guards(operation: Operation, cors_origins: Sequence[str], expose: Sequ
     return [
         Middleware(FailureGuard),
         Middleware(WatchGuard, operation=operation),
+        Middleware(RecordGuard, operation=operation),
         *([cors] if cors_origins else []),
         Middleware(SizeGuard),
         Middleware(AccessGuard, operation=operation),

@@ -37,6 +37,7 @@ from freehold.server.operation.port import (
     reserve_port,
     server_url,
 )
+from freehold.server.operation.recorder import Recorder
 from freehold.server.operation.tls import tls_context
 from freehold.server.operation.wire import SealState
 
@@ -172,6 +173,7 @@ def serve(
     api_key: str | None = None,
     keys: Keys | None = None,
     limits: Limits | None = None,
+    recorder: Recorder | None = None,
     tls: ssl.SSLContext | None = None,
     aliases: Sequence[str] = (),
     options: ServerOptions = DEFAULT_OPTIONS,
@@ -183,6 +185,7 @@ def serve(
     listener: from `reserve_port`; `host` and `port` are then not used. It is closed at the end.
     api_key: one key with every scope. keys: the same and others, instead.
     limits: where used tokens are counted. None: they are forgotten at the end.
+    recorder: is told of each request before its answer is whole. None: nobody is.
     tls: from `tls_context`, where the caller has checked the files before. None: made from `options`, if it has any.
     on_ready: called with the URL when requests are answered.
     seal: how this process is sealed, with the members of SealState; None: it is not.
@@ -209,7 +212,9 @@ def serve(
         keepalive_seconds=options.keepalive_seconds,
         body_seconds=options.body_seconds,
         cors_origins=options.cors_origin,
-        operation=Operation(metrics, keys, limits if limits is not None else Limits(), lifecycle, sealed),
+        operation=Operation(
+            metrics, keys, limits if limits is not None else Limits(), lifecycle, recorder=recorder, seal=sealed
+        ),
     )
     config = server_config(app, log_level=options.log_level, drain_seconds=1, door=door, options=options)
     allow_open_files(options.max_connections)

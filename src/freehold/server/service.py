@@ -23,10 +23,12 @@ from freehold.server.errors import broken_answer
 from freehold.server.event_stream import EventStreamResponse, EventWriter
 from freehold.server.generation import Ask, Broken, ClientGone, Generation, collect
 from freehold.server.openai.wire import ErrorBody, PlainPrompt, PromptTokensDetails, UsageBody
+from freehold.server.operation.observation import CURRENT
 from freehold.server.operation.principal import principal_of
 from freehold.server.refusals import refuse
 
 _CLIENT_CLOSED_REQUEST = 499
+_MOST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,15 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is the served model."""
+        observation = CURRENT.get()
+        if observation is not None:
+            observation.model_asked = name[:_MOST_NAME]
         if name not in (self.backend.model_name, *self.aliases):
             shown = name if len(name) <= 80 else name[:77] + "..."
             served = self.backend.model_name
             raise ModelNotFoundError(f"there is no model {shown!r} here; this server has {served!r}")
+        if observation is not None:
+            observation.model = self.backend.model_name
 
     def encode(self, text: str, asked: PlainPrompt) -> list[int]:
         """Token ids of a plain prompt as a request wants them, for a worker thread. Raises TokenizerError."""

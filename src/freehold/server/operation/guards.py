@@ -2,6 +2,7 @@
 
     FailureGuard   gives it an id; answers 500 when anything below fails, and hides why
     WatchGuard     sees it begin and end: metrics, the access log, tokens charged to its key
+    RecordGuard    has it recorded before its answer is whole, where records are kept (record_guard.py)
     (CORS)         only when origins are allowed: the framework's own, which answers preflights without a key
     SizeGuard      refuses long request lines and many headers
     AccessGuard    with keys: requires one of the right scope; without: the Host must be a name of this machine

@@ -35,12 +35,15 @@ class Observation:
 
     metrics: told about every event at once. clock: monotonic seconds.
     first_token_seconds: from the request's arrival; None before.
+    model_asked, model: as the request named it; as it is answered, None until that is known.
     before_submit: called before the first stream is submitted; raises where it must not be.
     """
 
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic
     first_token_seconds: float | None = None
+    model_asked: str | None = None
+    model: str | None = None
     before_submit: Callable[[], None] = _nothing
     _streams: dict[object, _Stream] = field(default_factory=dict)
     _started: float = 0.0

@@ -10,18 +10,24 @@ from freehold.server.operation.keys import Keys
 from freehold.server.operation.lifecycle import Lifecycle
 from freehold.server.operation.limits import Limits
 from freehold.server.operation.metrics import Metrics
+from freehold.server.operation.recorder import Recorder
 from freehold.server.operation.wire import SealState
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One of each, shared by the guards, the routes and the process around them. seal: how the process is sealed."""
+    """One of each, shared by the guards, the routes and the process around them.
+
+    recorder: is told of each request's end; None: nobody keeps records. seal: how the process is sealed; None: it is
+    not.
+    """
 
     metrics: Metrics
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     seal: Callable[[], SealState] | None = None
+    recorder: Recorder | None = None
 
     @classmethod
     def of(cls, backend: Backend, *, keys: Keys | None = None, limits: Limits | None = None) -> Operation:
