@@ -77,9 +77,8 @@ def _print_report(report: Report) -> None:
         click.echo(f"                                 ... and {len(report.findings) - 20} more")
     for found in report.checkpoints:
         word = "yes" if found.consistent else "NO"
-        click.echo(
-            f"consistent with checkpoint  {word:<4} {found.name}{f', {found.size} records' if found.size else ''}"
-        )
+        size = f", {found.size} records" if found.size else ""
+        click.echo(f"consistent with checkpoint  {word:<4} {found.name}{size}")
         if found.problem:
             click.echo(f"                                 {found.problem}")
     if not report.checkpoints:
@@ -122,9 +121,8 @@ def prove(ledger: Path, name: str, out: Path | None, checkpoint: Path | None, wi
         click.echo(text)
     else:
         out.write_text(text + "\n")
-        click.echo(
-            f"Wrote {out}; check it with: freehold audit verify-proof {shlex.quote(str(out))} --key FILE", err=True
-        )
+        check = f"freehold audit verify-proof {shlex.quote(str(out))} --key FILE"
+        click.echo(f"Wrote {out}; check it with: {check}", err=True)
 
 
 def _content_options(command: Any) -> Any:

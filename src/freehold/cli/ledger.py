@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class LedgerOptions:
     """ledger: directory in which every request is recorded, before its answer is whole; made where there is none.
-    ledger_key: PEM file with the key that signs it, made where there is none; left out: `ledger-key.pem` in FREEHOLD_HOME.
+    ledger_key: PEM file with the key that signs it, made where there is none; left out: FREEHOLD_HOME/ledger-key.pem.
     checkpoint_dir: where signed checkpoints are put; a place that this machine's keeper cannot change proves most.
     checkpoint_command: started with each checkpoint on its standard input.
     checkpoint_records: a checkpoint is exported after so many new records, and at the end.

@@ -62,8 +62,8 @@ def comparison_text(found: Comparison) -> str:
         lines += [*_here(found.here), "", *(_even(even, found) for even in found.break_even), ""]
     lines += [
         f"Prices: {found.table.source}, of {found.table.day}, SHA-256 {found.table.hash[:16]}...",
-        "Assumed: the same tokens at every model, though tokenizers and lengths of answers differ; cached tokens at the",
-        "price for cached ones, as many as were found here, and nothing for writing to a cache; no batch or tier discount.",
+        "Assumed: the same tokens at every model, though tokenizers and lengths of answers differ; cached tokens at",
+        "the price for cached ones, as many as were found here, nothing for writing to a cache; no discounts.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -134,7 +134,8 @@ class _Recorded:
             return "served"
         if self._gone:
             return "disconnected"
-        return "failed" if "error" in reasons else "aborted"
+        # A stream that never came to any end of its own, with its client still there, is a fault of ours.
+        return "failed" if "error" in reasons or reasons <= {"stop", "length", "aborted"} else "aborted"
 
     @property
     def _observation(self) -> Observation:
