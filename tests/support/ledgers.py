@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from freehold.governance.cost.prices import PriceTable, shipped_table
 from freehold.governance.ledger.ledger import Ledger
 from freehold.governance.ledger.record import LedgerRecord, RecordedPrice, TokenUsage, now_text
 from freehold.governance.ledger.salted import SaltedHashes
@@ -119,3 +120,49 @@ def _defined_subproof(m: int, entries: Sequence[bytes], whole: bool) -> list[byt
     if m <= k:
         return [*_defined_subproof(m, entries[:k], whole), defined_root(entries[k:])]
     return [*_defined_subproof(m - k, entries[k:], False), defined_root(entries[:k])]
+
+
+def example_month(path: Path, key: SigningKey) -> Path:
+    """A ledger as a team's coding agents fill it in November 2026: 3,000 requests on working days, mostly long prompts
+    that were nearly all found in the cache. The same on every machine."""
+    table = shipped_table()
+    promises = []
+    with Ledger(path, key) as ledger:
+        for number in range(3000):
+            promises.append(ledger.append(_example_request(number, table)))
+        for promise in promises:
+            promise.result(timeout=120)
+    return path
+
+
+def _example_request(number: int, table: PriceTable) -> LedgerRecord:
+    day, place = divmod(number, 150)
+    moment = datetime(2026, 11, 2 + day // 5 * 7 + day % 5, 8, 0, tzinfo=timezone.utc) + timedelta(minutes=4 * place)
+    fields: dict[str, object] = {"id": f"{number:06d}", "time": now_text(moment), "key": f"key-{number % 7}"}
+    fields |= {"api": "/v1/messages", "model_asked": "minimax-m3"}
+    if number % 60 == 59:
+        return LedgerRecord(**fields, outcome="refused", status=429, reason="budget", seconds=0.01)  # type: ignore[arg-type]
+    given = 620_000 if number % 100 == 7 else 30_000 + number * 7919 % 90_000
+    gone = number % 45 == 13
+    usage = TokenUsage(
+        input_tokens=given,
+        cached_tokens=given * 9 // 10 // 128 * 128,
+        output_tokens=120 if gone else 500 + number * 104_729 % 1500,
+        estimated=gone,
+    )
+    priced = table.price("MiniMax-M3", usage, moment)
+    assert priced is not None
+    price = RecordedPrice(
+        "list", f"{priced.amount.normalize():f}", priced.entry.id, table.hash, priced.effective.isoformat(), gone
+    )
+    return LedgerRecord(
+        **fields,  # type: ignore[arg-type]
+        outcome="disconnected" if gone else "served",
+        status=200,
+        reason="aborted" if gone else "stop",
+        seconds=round(5 + (given - usage.cached_tokens) / 2500 + usage.output_tokens / 40, 3),
+        model="MiniMax-M3",
+        endpoint="local",
+        usage=usage,
+        price=price,
+    )

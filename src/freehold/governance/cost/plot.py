@@ -24,9 +24,9 @@ def plot_comparison(found: Comparison, path: Path) -> None:
     months = float(found.traffic.period.hours / HOURS_PER_MONTH)
     tokens = (given + made) / months / 1e6
     most = 1 / float(found.here.utilisation)
-    reached = [float(even.load) for even in found.break_even if even.load is not None and even.reachable]
-    # To the end of what the machines carry, if something happens there; else twice the load.
-    end = min(most, 1.5 * max([*reached, 1.3]))
+    meetings = [float(even.load) for even in found.break_even if even.load is not None]
+    # Everything that happens up to three times what the machines carry; farther away it says nothing about them.
+    end = 1.15 * max([1.0, most, *(load for load in meetings if load <= 3 * most)])
     loads = [end * step / 200 for step in range(201)]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -40,6 +40,7 @@ def plot_comparison(found: Comparison, path: Path) -> None:
                 at = float(even.load)
                 axes.plot([at * tokens], [at * rate], "o", color=line.get_color())
     axes.axvline(tokens, color="grey", ls=":", label="measured load")
+    axes.axvspan(most * tokens, end * tokens, color="grey", alpha=0.15, lw=0, label="more than these machines carry")
     axes.set(xlabel="million tokens a month, input and output", ylabel="US dollars a month")
     axes.set_xlim(0, end * tokens)
     axes.set_ylim(0, 2.5 * fixed)

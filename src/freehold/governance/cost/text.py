@@ -101,7 +101,7 @@ def _here(here: Here) -> list[str]:
 def _even(even: BreakEven, found: Comparison) -> str:
     head = f"break-even with {even.alternative}: "
     if even.load is None or even.tokens_per_month is None:
-        return head + "at no load; the power for a token alone costs more than it does there"
+        return head + "at no load: at the measured rate, power alone costs more than the tokens do there"
     text = head + f"{even.load:,.2f} times this load, {even.tokens_per_month / 1_000_000:,.1f} million tokens a month"
     assert found.here is not None
     if even.reachable:
