@@ -92,7 +92,7 @@ def test_the_prices_of_the_documentation_are_taken(ledger: Path, tmp_path: Path)
 
 
 def test_unknown_models_are_refused_with_similar_ones(ledger: Path) -> None:
-    done = cost("compare", ledger, "--alternatives", "minimax-m")
+    done = cost("compare", ledger, "--alternatives", "MiniMaxAI/MiniMax-M3")
     assert done.exit_code == 1
     assert "minimax:minimax-m3" in done.stderr
     assert cost("compare", ledger, "--alternatives", ",").exit_code == 2

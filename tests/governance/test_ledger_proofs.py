@@ -190,6 +190,13 @@ def test_numbers_that_are_not_there_are_refused(files: LedgerFiles, key: Signing
     assert verify(files.path).size == SIZE
 
 
+def test_the_record_of_an_erasure_stays(files: LedgerFiles, key: SigningKey) -> None:
+    erase(files, key, [2], "records", "old")
+    with pytest.raises(GovernanceError, match="such records stay"):
+        erase(files, key, [3, SIZE], "records", "to hide it")
+    assert verify(files.path).erased == 1
+
+
 def test_checkpoints_are_signed_notes(tmp_path: Path, key: SigningKey) -> None:
     """Text, size, root and signature line stand where C2SP's formats have them."""
     import base64

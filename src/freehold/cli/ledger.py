@@ -59,7 +59,9 @@ def open_recorder(options: LedgerOptions, say: Callable[[str], None]) -> Iterato
     from freehold.core.errors import ConfigError
 
     if options.ledger is None:
-        lost = [name for name in ("ledger_key", "checkpoint_dir", "checkpoint_command") if getattr(options, name)]
+        lost = [
+            name for name in ("ledger_key", "checkpoint_dir", "checkpoint_command", "prices") if getattr(options, name)
+        ]
         if lost:
             raise ConfigError(f"{lost[0]} is given, and no ledger: name its directory with --ledger")
         yield None

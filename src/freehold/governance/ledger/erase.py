@@ -39,7 +39,7 @@ def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: Wha
     this. Raises GovernanceError for numbers that the ledger does not have, and as Appender does.
     """
     wanted = sorted(set(numbers))
-    size = sum(1 for _ in files.leaves())
+    size = _check(files, set(wanted))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < size:
         raise GovernanceError(f"The ledger {files.path} has records 0 to {size - 1}, and no number {wanted[-1]}.")
     if not wanted:
@@ -58,6 +58,17 @@ def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: Wha
             if what == "records":
                 _erase_records(segment, inside)
     return len(wanted)
+
+
+def _check(files: LedgerFiles, wanted: set[int]) -> int:
+    """How many records there are. Raises GovernanceError where one of the wanted tells of an erasure or a gap: what is
+    gone would no longer be told."""
+    size = 0
+    for leaf in files.leaves():
+        size += 1
+        if leaf.position in wanted and (record := leaf.record()) is not None and record.kind != "request":
+            raise GovernanceError(f"Record {leaf.position} tells of another event ({record.kind}); such records stay.")
+    return size
 
 
 def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:

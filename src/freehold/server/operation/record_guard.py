@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,19 +72,22 @@ class _Recorded:
 
     async def run(self) -> None:
         """Let the request through, and see to its record however it ends."""
-        failed = True
+        ending: Ending = "failed"
         try:
             if self.unwritable is not None:
                 await self._refuse_record(self.unwritable)
             else:
                 await self._app(self._scope, self._hear, self._tell)
-            failed = False
+            ending = "disconnected"
+        except asyncio.CancelledError:
+            ending = "aborted"
+            raise
         finally:
             if not self._recorded and self.unwritable is None:
                 # Nothing was sent to the end: the client left, or something broke. There is nobody to be told.
-                self._status = 500 if failed else _CLIENT_GONE
+                self._status = 500 if ending == "failed" else _CLIENT_GONE
                 try:
-                    await self._record("failed" if failed else "disconnected")
+                    await self._record(ending)
                 except FreeholdError as error:
                     logger.error("request %s has no record: %s", self._scope["state"]["http_request_id"], error)
 
