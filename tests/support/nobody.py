@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -23,12 +24,18 @@ def interpreter() -> tuple[list[str], dict[str, str]] | str:
     if os.geteuid() != 0:
         return "only root can be nobody"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site = os.pathsep.join(
-        filter(None, [os.environ.get("PYTHONPATH"), str(ROOT / "src"), sysconfig.get_path("purelib")])
-    )
-    variables = {"PATH": os.defpath, "PYTHONPATH": site, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    start = str(Path(__file__).parent / "nobody_site")
+    site = [start, os.environ.get("PYTHONPATH"), str(ROOT / "src"), sysconfig.get_path("purelib")]
+    kernels = importlib.util.find_spec("freehold._native")
+    variables = {
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join(filter(None, site)),
+        "FREEHOLD_TEST_KERNELS": "" if kernels is None or kernels.origin is None else kernels.origin,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
     for place in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        words = [place, "-c", "import freehold.kernels.library, rfc8785, torch"]
+        words = [place, "-c", "import freehold._native, rfc8785, torch"]
         try:
             done = subprocess.run(words, capture_output=True, env=variables, user="nobody", extra_groups=[], cwd="/")
         except OSError:
