@@ -142,6 +142,24 @@ def test_only_named_headers_pass(tmp_path: Path) -> None:
     assert not any(key in arrival.body.decode() + str(arrival.headers) for arrival in upstream.arrivals)
 
 
+def test_budgets_hold_for_streams_and_for_answers_that_break_off(tmp_path: Path) -> None:
+    keys_file = tmp_path / "keys.json"
+    now = datetime.now(timezone.utc)
+    for mode, fields in (("ok", {}), ("ok", {"stream": True}), ("half", {"stream": True})):
+        key = add_key(
+            keys_file, f"k{len(keys_file.read_text()) if keys_file.exists() else 0}", now=now, budget_tokens=10
+        )
+        with rig(tmp_path, RecordingUpstream("fleet", mode=mode), keys=Keys(keys_file)) as door:
+            headers = {"authorization": f"Bearer {key}"}
+            first = httpx.post(door.url + PATHS[0], json=body_for(PATHS[0], **fields), headers=headers)
+            second = httpx.post(door.url + PATHS[0], json=body_for(PATHS[0], **fields), headers=headers)
+        assert first.headers["x-ratelimit-remaining-budget"] == "10"
+        if mode == "ok":
+            assert (second.status_code, second.json()["error"]["code"]) == (429, "insufficient_quota")
+        else:
+            assert int(second.headers["x-ratelimit-remaining-budget"]) < 10
+
+
 FAILURES = {
     "error": (503, "is full", "upstream_error"),
     "no_json": (502, "answered 502", "upstream_error"),
