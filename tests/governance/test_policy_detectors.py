@@ -168,10 +168,26 @@ def test_disguises() -> None:
     no_break = "\u00a0".join(card[i : i + 4] for i in range(0, 16, 4))
     packed = base64.b64encode(f"the card is {card}, ok?".encode()).decode()
     safe = base64.urlsafe_b64encode(f"??>>the card is {card}".encode()).decode()
+    glued = f"see-also_path/{base64.b64encode(f'the card is {card}.'.encode()).decode()}"
+    lines = base64.encodebytes(f"{'a few words of text, ' * 5}{card}".encode()).decode()
     nested = json.dumps({"args": json.dumps({"n": card})})
     escaped = '{"n": "' + "".join(f"\\u{ord(c):04x}" for c in card) + '"}'
     number = json.dumps({"n": int(card)})
-    for text in (wide, arabic, hidden, soft, dashed, no_break, f"x={packed}", safe, nested, escaped, number):
+    for text in (
+        wide,
+        arabic,
+        hidden,
+        soft,
+        dashed,
+        no_break,
+        glued,
+        lines,
+        f"x={packed}",
+        safe,
+        nested,
+        escaped,
+        number,
+    ):
         assert found_in(f"{text}") == name, text
     # An invisible digit's neighbour must not hide what stands there without it.
     assert found_in(f"{card}\u200b5") == name

@@ -77,6 +77,11 @@ class Classifier:
         self._detectors = tuple(detectors)
         self._marker_classes = {f"marker:{marker.name}": marker.data_class for marker in settings.markers}
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether all detectors are, see Detector."""
+        return all(detector.is_prompt for detector in self._detectors)
+
     def classify(
         self, body: Any, *, client: str = "", declared: DataClass | None = None, extra: Sequence[str] = ()
     ) -> Classification:
@@ -113,9 +118,9 @@ class Classifier:
         deadline = self._clock() + self.settings.seconds
         held = contents(body, extra)
         findings = {kind: held.kinds[kind] for kind in STRUCTURE_KINDS if held.kinds.get(kind)}
-        views = _spellings([held.text, held.joints])
+        apart, joints = _spellings([held.text]), _spellings([held.joints])
         inner, opaque = [], 0
-        for view in views:
+        for view in (*apart, *joints):
             for window in _windows(view):
                 self._check(deadline)
                 texts, unread = unpacked(window)
@@ -123,9 +128,9 @@ class Classifier:
                 opaque = max(opaque, unread)
         if opaque and not findings.get("image") and not findings.get("sealed"):
             findings["file"] = findings.get("file", 0) + opaque
-        views += _spellings([SEPARATOR.join(inner)])
+        apart += _spellings([SEPARATOR.join(inner)])
         for detector in self._detectors:
-            count = self._count(detector, views, deadline)
+            count = self._count(detector, [*apart, *joints] if detector.in_joints else apart, deadline)
             if count:
                 name, number = count
                 findings[name] = number

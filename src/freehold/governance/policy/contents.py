@@ -76,6 +76,8 @@ def _joined(flow: Sequence[str]) -> str:
     Where a word or number runs on into what stands before or after, two or three of them are also put together alone:
     a number that is split over two texts would otherwise be lost in a third one's.
     """
+    if len(flow) < 2:
+        return ""
     ends = [
         text if len(text) <= 2 * JOINT_CHARS else f"{text[:JOINT_CHARS]}{SEPARATOR}{text[-JOINT_CHARS:]}"
         for text in flow

@@ -126,4 +126,4 @@ def _italian(text: str) -> Iterator[str]:
             yield f"IT{number}"
 
 
-DETECTORS = (Detector("national-id", find_ids),)
+DETECTORS = (Detector("national-id", find_ids, is_prompt=True),)

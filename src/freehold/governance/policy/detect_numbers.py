@@ -129,4 +129,4 @@ def find_ibans(text: str) -> Iterator[str]:
                 yield iban
 
 
-DETECTORS = (Detector("payment-card", find_cards), Detector("iban", find_ibans))
+DETECTORS = (Detector("payment-card", find_cards, is_prompt=True), Detector("iban", find_ibans, is_prompt=True))

@@ -71,7 +71,7 @@ def find_url_passwords(text: str) -> Iterator[str]:
 
 
 DETECTORS = (
-    Detector("private-key", find_private_keys),
-    Detector("access-token", find_tokens),
-    Detector("url-password", find_url_passwords),
+    Detector("private-key", find_private_keys, is_prompt=True),
+    Detector("access-token", find_tokens, is_prompt=True),
+    Detector("url-password", find_url_passwords, is_prompt=True),
 )

@@ -13,7 +13,7 @@ _EMAIL = re.compile(
 # Names that standards set aside for examples belong to nobody.
 # The user of version control's servers is nobody either.
 _NOBODY = re.compile(
-    r"(?:^|[^a-z0-9])git@|@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|example|invalid|test|localhost)$", re.IGNORECASE
+    r"^git@|@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|example|invalid|test|localhost)$", re.IGNORECASE
 )
 _PHONE = re.compile(r"(?<![\w+])\+[1-9](?:[ ().-]{0,2}[0-9]){7,14}(?![0-9])")
 
@@ -60,7 +60,7 @@ def find_source_code(text: str) -> Iterator[str]:
 
 
 DETECTORS = (
-    Detector("email", find_emails),
-    Detector("phone", find_phones),
-    Detector("source-code", find_source_code),
+    Detector("email", find_emails, is_prompt=True, in_joints=False),
+    Detector("phone", find_phones, is_prompt=True, in_joints=False),
+    Detector("source-code", find_source_code, is_prompt=True, in_joints=False),
 )

@@ -65,7 +65,7 @@ class Marker:
                 for pattern in patterns:
                     yield from (match[0] for match in pattern.finditer(lower))
 
-        return Detector(f"marker:{self.name}", find)
+        return Detector(f"marker:{self.name}", find, is_prompt=True)
 
 
 def _glob_pattern(glob: str, separator: str) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -32,10 +32,10 @@ POLICY_ERROR = "policy-error"
 _RESERVED = (NO_PERMIT, POLICY_ERROR)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_NUMBER = re.compile(r"\bpolicy(\d+)\b")
-_CACHED_CLIENTS = 1024
+_MOST_ENTITIES = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Resource:
     """An endpoint as a policy sees it. api: "openai" or "anthropic". state: one of facts.STATES."""
 
@@ -49,7 +49,7 @@ class Resource:
         attributes = {"name": self.name, "api": self.api, "state": self.state, **self.facts.attributes()}
         return {"uid": {"type": "Endpoint", "id": self.name}, "attrs": attributes, "parents": []}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of all that a policy can see of it."""
         return hashlib.sha256(canonical(self.entity())).hexdigest()
@@ -93,7 +93,7 @@ class Rules:
         self.digest = hashlib.sha256(canonical({"policies": whole, "schema": schema})).hexdigest()
         self._policies = cedarpy.PolicySet.from_str(whole)
         self._schema = cedarpy.Schema.from_str(schema)
-        self._entities = lru_cache(_CACHED_CLIENTS)(self._parse)
+        self._entities: dict[tuple[str, str], cedarpy.Entities] = {}
 
     def decide(
         self, client: str, resource: Resource, found: Classification, *, streamed: bool = False, crosses: bool = False
@@ -118,7 +118,7 @@ class Rules:
         }
         try:
             answer = cedarpy.is_authorized(
-                request, self._policies, self._entities(client, resource), schema=self._schema
+                request, self._policies, self._entities_of(client, resource), schema=self._schema
             )
         except Exception:
             # Whatever is wrong with what was asked, nobody has allowed it.
@@ -132,9 +132,16 @@ class Rules:
     def _made(self, resource: Resource, allowed: bool, clauses: tuple[str, ...]) -> Decision:
         return Decision(allowed, clauses[0], clauses, self.digest, resource.digest)
 
-    def _parse(self, client: str, resource: Resource) -> cedarpy.Entities:
+    def _entities_of(self, client: str, resource: Resource) -> cedarpy.Entities:
+        known = self._entities.get((client, resource.digest))
+        if known is not None:
+            return known
         principal = {"uid": {"type": "Client", "id": client}, "attrs": {"name": client}, "parents": []}
-        return cedarpy.Entities.from_json_str(json.dumps([principal, resource.entity()]), self._schema)
+        made = cedarpy.Entities.from_json_str(json.dumps([principal, resource.entity()]), self._schema)
+        if len(self._entities) >= _MOST_ENTITIES:
+            self._entities.clear()
+        self._entities[client, resource.digest] = made
+        return made
 
 
 def read_part(name: str) -> str:

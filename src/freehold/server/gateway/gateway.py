@@ -225,6 +225,9 @@ class Gateway:
 
     async def _hand_over(self, record: DecisionRecord) -> bool:
         """Whether the record was taken."""
+        if self._on_decision is log_record:
+            log_record(record)
+            return True
         running = asyncio.get_running_loop().run_in_executor(self._scribe, self._on_decision, record)
         try:
             # Whoever gives the request up meanwhile does not take its record away.
