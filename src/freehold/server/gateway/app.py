@@ -53,7 +53,7 @@ def create_gateway_app(
         redirect_slashes=False,
     )
     for api in APIS:
-        app.add_api_route(api.path, _passing(gateway, api), methods=["POST"], name=api.name)
+        app.add_route(api.path, _passing(gateway, api), methods=["POST"], name=api.name)
     _add_models(app, gateway)
     app.include_router(operation_routes(operation))
     app.add_exception_handler(HTTPException, _http_exception)
@@ -62,6 +62,8 @@ def create_gateway_app(
 
 def _passing(gateway: Gateway, api: Api) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     async def passing(http: Request) -> Response:
+        # Whose path the metrics and the log name.
+        http.scope["route"] = api
         return await gateway.answer(http, api)
 
     return passing

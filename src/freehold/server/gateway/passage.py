@@ -70,7 +70,7 @@ class Passage(Response):
         self._request_id = request_id
         self._on_end = on_end
         self._course = Course()
-        self._stop = asyncio.Event()
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,9 +83,9 @@ class Passage(Response):
                 await self._end()
             await send(message)
 
-        number = self._lifecycle.add_stream(self._stop.set)
+        number = self._lifecycle.add_stream(self._stop)
         work = asyncio.ensure_future(self._relay(scope, receive, send_noted))
-        gone, stopped = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(self._stop.wait())
+        gone, stopped = asyncio.ensure_future(_disconnected(receive)), self._stopped
         try:
             await asyncio.wait({work, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -101,9 +101,13 @@ class Passage(Response):
             raise
         finally:
             self._lifecycle.remove_stream(number)
-            for task in (work, gone, stopped):
-                await _cancelled(task)
+            await _cancelled(work)
+            await _cancelled(gone)
             await self._end()
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
 
     async def _end(self) -> None:
         """Hand the course over, once: before the answer is whole, or when nothing more comes of it."""

@@ -43,41 +43,44 @@ def passed_on(headers: Headers) -> dict[str, str]:
 
 
 class Upstreams:
-    """HTTP clients, one for each file of authorities. Lives on the event loop."""
+    """Connections to endpoints, a pool for each file of authorities. Lives on the event loop.
+
+    What sends is a transport, not a client: it knows no redirects, cookies, proxies or environment that could lead a
+    request elsewhere.
+    """
 
     def __init__(self) -> None:
-        self._clients: dict[Path | None, httpx.AsyncClient] = {}
+        self._transports: dict[Path | None, httpx.AsyncHTTPTransport] = {}
 
     async def send(
         self, endpoint: Endpoint, api: Api, body: bytes, given: Mapping[str, str], accept: str
     ) -> httpx.Response:
         """Send and wait for the head of the answer. Raises httpx.HTTPError. The caller closes the response."""
-        client = self._client(endpoint.ca_file)
-        timeout = httpx.Timeout(
-            endpoint.answer_seconds, connect=endpoint.connect_seconds, pool=endpoint.connect_seconds
-        )
+        url = endpoint.url(api)
+        if api.family == "anthropic" and "anthropic-beta" in given:
+            url += "?beta=true"
+        silence, connect = endpoint.answer_seconds, endpoint.connect_seconds
+        timeout = {"connect": connect, "pool": connect, "read": silence, "write": silence}
         headers = _headers(endpoint, api, given, accept)
-        params = {"beta": "true"} if api.family == "anthropic" and "anthropic-beta" in given else None
-        request = client.build_request(
-            "POST", endpoint.url(api), content=body, headers=headers, params=params, timeout=timeout
-        )
-        return await client.send(request, stream=True, follow_redirects=False)
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions={"timeout": timeout})
+        response = await self._transport(endpoint.ca_file).handle_async_request(request)
+        response.request = request
+        return response
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in self._clients.values():
-            await client.aclose()
-        self._clients.clear()
+        for transport in self._transports.values():
+            await transport.aclose()
+        self._transports.clear()
 
-    def _client(self, ca_file: Path | None) -> httpx.AsyncClient:
-        if ca_file not in self._clients:
-            self._clients[ca_file] = httpx.AsyncClient(
+    def _transport(self, ca_file: Path | None) -> httpx.AsyncHTTPTransport:
+        if ca_file not in self._transports:
+            self._transports[ca_file] = httpx.AsyncHTTPTransport(
                 verify=trusted(ca_file),
                 trust_env=False,
-                follow_redirects=False,
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=15),
             )
-        return self._clients[ca_file]
+        return self._transports[ca_file]
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
