@@ -1,4 +1,4 @@
-"""Start-up of interpreters that skip the environment's own start-up files: where an editable install keeps the kernels."""
+"""Start-up of interpreters without the environment's start-up files: where an editable install keeps the kernels."""
 
 import importlib.util
 import os
