@@ -77,9 +77,11 @@ def setup_of(
 
 
 @contextlib.contextmanager
-def running_gateway(setup: Setup, *, keys: Keys | None = None, on_decision: Any = None) -> Iterator[Rig]:
+def running_gateway(
+    setup: Setup, *, keys: Keys | None = None, on_decision: Any = None, recorder: Any = None
+) -> Iterator[Rig]:
     """A gateway with that setup. on_decision: called before a record is kept."""
-    operation = Operation(Metrics(), keys or Keys())
+    operation = Operation(Metrics(), keys or Keys(), recorder=recorder)
     records: list[DecisionRecord] = []
 
     def take(record: DecisionRecord) -> None:

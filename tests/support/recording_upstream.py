@@ -30,10 +30,15 @@ class Arrival:
 
 
 class RecordingUpstream:
-    """mode: one of MODES. elsewhere: where "redirect" sends. hang_seconds: before anything is said, in "hang"."""
+    """model: as which it answers. mode: one of MODES. elsewhere: where "redirect" sends.
+    hang_seconds: before anything is said, in "hang".
+    """
 
-    def __init__(self, name: str, *, mode: str = "ok", elsewhere: str = "", hang_seconds: float = 2.0) -> None:
+    def __init__(
+        self, name: str, *, mode: str = "ok", elsewhere: str = "", hang_seconds: float = 2.0, model: str = ""
+    ) -> None:
         assert mode in MODES
+        self.model = model or f"{name}-model"
         self.name, self.mode, self.elsewhere, self.hang_seconds = name, mode, elsewhere, hang_seconds
         self.arrivals: list[Arrival] = []
         self.given_up = 0
@@ -90,7 +95,7 @@ class RecordingUpstream:
         """An answer, in the API's form."""
         if path.startswith("/v1/messages"):
             return {
-                "id": "msg_1", "type": "message", "role": "assistant", "model": f"{self.name}-model",
+                "id": "msg_1", "type": "message", "role": "assistant", "model": self.model,
                 "content": [{"type": "text", "text": f"from {self.name}"}], "stop_reason": "end_turn",
                 "stop_sequence": None,
                 "usage": {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 5,
@@ -98,7 +103,7 @@ class RecordingUpstream:
             }  # fmt: skip
         if path == "/v1/responses":
             return {
-                "id": "resp_1", "object": "response", "created_at": 1, "model": f"{self.name}-model",
+                "id": "resp_1", "object": "response", "created_at": 1, "model": self.model,
                 "status": "completed", "output": [], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
                 "usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 2,
                           "output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 11},
@@ -107,7 +112,7 @@ class RecordingUpstream:
             "prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14,
             "prompt_tokens_details": {"cached_tokens": 4},
         }  # fmt: skip
-        head = {"id": "c_1", "created": 1, "model": f"{self.name}-model", "usage": usage}
+        head = {"id": "c_1", "created": 1, "model": self.model, "usage": usage}
         if path == "/v1/completions":
             choice: dict[str, Any] = {
                 "index": 0,
@@ -140,7 +145,7 @@ class RecordingUpstream:
             made = [{"type": "response.created", "sequence_number": 0, "response": {**whole, "usage": None}},
                     {"type": "response.completed", "sequence_number": 1, "response": whole}]  # fmt: skip
             return [f"event: {part['type']}\ndata: {json.dumps(part)}\n\n".encode() for part in made]
-        head = {"id": "c_1", "created": 1, "model": f"{self.name}-model"}
+        head = {"id": "c_1", "created": 1, "model": self.model}
         if path == "/v1/completions":
             text = [
                 {"index": 0, "text": word, "finish_reason": None, "logprobs": None} for word in ("from ", self.name)

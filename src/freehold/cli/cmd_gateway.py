@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.cmd_serve import KEY_VARIABLE, SHOWN_HOST, Voice, open_limits, usable_keys
+from freehold.cli.ledger import LedgerOptions, open_recorder
 from freehold.cli.options import build, dataclass_options
 from freehold.cli.policy_files import load_policy, policy_options
 from freehold.core.errors import FreeholdError
@@ -41,6 +42,7 @@ SHOWN_PORT = "8080"
     help="API keys, made by `freehold keys`; by default `keys.json` in FREEHOLD_HOME, if it exists.",
 )
 @dataclass_options(ServerOptions, into="server", without=("keepalive_seconds",))
+@dataclass_options(LedgerOptions, into="records")
 def gateway(
     profile: str | None,
     policy: Path | None,
@@ -51,6 +53,7 @@ def gateway(
     api_key: str | None,
     keys_file: Path | None,
     server: dict[str, Any],
+    records: dict[str, Any],
 ) -> None:
     """One door in front of several endpoints, with a policy that decides.
 
@@ -60,7 +63,8 @@ def gateway(
     options = build(ServerOptions, server)
     voice = Voice(options)
     try:
-        _gateway((profile, policy, classes), endpoints, (host, port), (api_key, keys_file), options, voice)
+        written = build(LedgerOptions, records)
+        _gateway((profile, policy, classes), endpoints, (host, port), (api_key, keys_file), options, written, voice)
     except click.exceptions.ClickException:
         raise
     except Exception as error:
@@ -73,8 +77,11 @@ def _gateway(
     address: tuple[str | None, int | None],
     keys_given: tuple[str | None, Path | None],
     options: ServerOptions,
+    records: LedgerOptions,
     voice: Voice,
 ) -> None:
+    from freehold.cli.gateway_ledger import GatewayRecorder
+    from freehold.server.gateway.gateway import log_record
     from freehold.server.gateway.run import serve_gateway
     from freehold.server.operation import port as ports
 
@@ -92,13 +99,20 @@ def _gateway(
     def ready(url: str) -> None:
         voice.say(f"Open on {url}{options.root_path or ''}/v1  (Ctrl-C ends)")
 
-    with ports.reserve_port(host, port) as listener, open_limits(keys, voice.say) as limits:
+    with (
+        ports.reserve_port(host, port) as listener,
+        open_recorder(records, voice.say) as ledger,
+        open_limits(keys, voice.say) as limits,
+    ):
+        recorder = None if ledger is None else GatewayRecorder(ledger)
         ended_well = serve_gateway(
             lambda: load_setup(policy, endpoints),
             listener=listener,
             keys=keys,
             limits=limits,
             options=options,
+            on_decision=log_record if recorder is None else recorder.take,
+            recorder=recorder,
             on_ready=ready,
         )
     if not ended_well:

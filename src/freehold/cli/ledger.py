@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from freehold.governance.cost.prices import PriceTable
     from freehold.governance.ledger.ledger import Ledger
-    from freehold.governance.ledger.record import RecordedPrice, TokenUsage
+    from freehold.governance.ledger.record import LedgerRecord, RecordedPrice, TokenUsage
     from freehold.governance.signing import SigningKey
     from freehold.server.operation.recorder import RequestEnd
 
@@ -99,7 +99,7 @@ class LedgerDraft:
     def __init__(self, ledger: Ledger, table: PriceTable) -> None:
         from freehold.governance.ledger.salted import SaltedHashes
 
-        self._ledger, self._table = ledger, table
+        self._ledger, self.table = ledger, table
         self._hashes = SaltedHashes()
 
     def hear_request(self, data: bytes) -> None:
@@ -112,6 +112,14 @@ class LedgerDraft:
 
     async def finish(self, end: RequestEnd) -> None:
         """Write the record, and wait until it is durable. Raises GovernanceError where it cannot be."""
+        await self.write(self.record_of(end))
+
+    async def write(self, record: LedgerRecord) -> None:
+        """Write what `record_of` gave, or more of it. Raises GovernanceError."""
+        await self._ledger.record(record, self._hashes.salt)
+
+    def record_of(self, end: RequestEnd) -> LedgerRecord:
+        """The record of a request that this server answered itself."""
         from freehold.governance.cost.traffic import LOCAL
         from freehold.governance.ledger.record import LedgerRecord, TokenUsage, now_text
 
@@ -124,7 +132,7 @@ class LedgerDraft:
                 output_tokens=end.completion_tokens,
                 estimated=not end.whole,
             )
-        record = LedgerRecord(
+        return LedgerRecord(
             id=end.request_id,
             time=now_text(),
             outcome=end.ending,
@@ -137,11 +145,10 @@ class LedgerDraft:
             model=end.model,
             endpoint=LOCAL if end.had_tokens else None,
             usage=usage,
-            price=None if usage is None else recorded_price(self._table, end.model or "", usage, charged=False),
+            price=None if usage is None else recorded_price(self.table, end.model or "", usage, charged=False),
             request_hash=self._hashes.request,
             answer_hash=self._hashes.answer,
         )
-        await self._ledger.record(record, self._hashes.salt)
 
 
 def recorded_price(table: PriceTable, model: str, usage: TokenUsage, *, charged: bool) -> RecordedPrice:

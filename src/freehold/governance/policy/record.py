@@ -35,12 +35,14 @@ class DecisionRecord:
         public id, "" without.
     api: "chat", "completions", "responses", "messages" or "count_tokens".
     data_class, findings: see Classification. declared: the class that the client named.
-    endpoint: where it went; None: nowhere. clause: which decided. considered: (endpoint, clause) of all asked about.
+    endpoint: where it went; None: nowhere. path: the endpoint's, see facts.PATHS.
+    clause: which decided. considered: (endpoint, clause) of all asked about.
     policy, facts, classes: SHA-256 of policies and schema, of the endpoint's facts, of the settings of classes.
     outcome: see Outcome; reason: the code of a refusal or failure, "" otherwise.
     status: of HTTP, as the client was told; None before. upstream_status: as the gateway was.
     model_asked, model_sent, model_answered: by the client; to the upstream; as that said. None: unknown.
-    usage: None where the upstream returned none. events: of a stream, as many as passed.
+    usage: None where the upstream returned none. prompt_tokens, answer_tokens: as returned, or
+        counted on the way, which is what estimated says. events: of a stream, as many as passed.
     request_bytes, response_bytes: of the bodies, as sent and received. seconds: since arrival.
     """
 
@@ -53,6 +55,7 @@ class DecisionRecord:
     findings: Mapping[str, int]
     declared: str | None
     endpoint: str | None
+    path: str | None = None
     clause: str
     considered: tuple[tuple[str, str], ...]
     policy: str
@@ -66,6 +69,9 @@ class DecisionRecord:
     model_sent: str | None = None
     model_answered: str | None = None
     usage: ReturnedUsage | None = None
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    estimated: bool = False
     streamed: bool = False
     events: int = 0
     request_bytes: int = 0
@@ -84,4 +90,4 @@ class DecisionRecord:
 
 
 OnDecision = Callable[[DecisionRecord], None]
-"""Takes records, one at a time from any thread. If it raises for a "decided" one, the request is not sent."""
+"""Takes records, on the event loop: it returns at once. If it raises for a "decided" one, the request is not sent."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -72,7 +70,7 @@ class _Request:
 class Gateway:
     """Decides on requests and sends them on. Lives on the event loop; may be made outside.
 
-    on_decision: takes records, in a thread, one at a time. A request whose decision it does not take is not sent.
+    on_decision: takes records. A request whose decision it does not take is not sent.
     """
 
     def __init__(self, setup: Setup, operation: Operation, *, on_decision: OnDecision = log_record) -> None:
@@ -81,17 +79,15 @@ class Gateway:
         self._on_decision = on_decision
         self._intake = Intake()
         self._upstreams = Upstreams()
-        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="freehold-decisions")
 
     def exchange(self, setup: Setup) -> None:
         """Decide otherwise from the next request on. May be called from a signal handler."""
         self.setup = setup
 
     async def close(self) -> None:
-        """Close the connections to endpoints, and wait for the records."""
+        """Close the connections to endpoints."""
         await self._upstreams.close()
         self._intake.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._scribe.shutdown)
 
     async def answer(self, http: Request, api: Api) -> Response:
         """The answer to a request; where it is allowed, one that sends it when it is called."""
@@ -107,7 +103,7 @@ class Gateway:
             declared = _declared(http)
         except ConfigError as error:
             found = unreadable(f"{FAILED}declared")
-            return await self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", str(error))
+            return self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", str(error))
         asked = replace(asked, declared=declared)
         given = passed_on(http.headers)
         taken = await self._intake.take(
@@ -116,37 +112,36 @@ class Gateway:
         assert taken.found is not None
         if taken.value is None:
             assert taken.wrong is not None
-            return await self._refused(
-                asked, taken.found, Choice(None, ()), None, 400, "invalid_value", str(taken.wrong)
-            )
-        return await self._decide(setup, asked, taken.value, taken.found, given)
+            return self._refused(asked, taken.found, Choice(None, ()), None, 400, "invalid_value", str(taken.wrong))
+        return self._decide(setup, asked, taken.value, taken.found, given)
 
-    async def _decide(
+    def _decide(
         self, setup: Setup, asked: _Request, value: dict[str, Any], found: Classification, given: dict[str, str]
     ) -> Response:
         model, family = value.get("model"), asked.api.family
         if not isinstance(model, str):
             text = "model is missing, or no text; GET /v1/models lists what there is"
-            return await self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", text)
+            return self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", text)
         candidates = setup.endpoints.candidates(model, family)
         streamed = value.get("stream") is True
         choice = choose(setup.rules, resources(candidates, family), asked.client, found, streamed=streamed)
         if not candidates:
             text = _unserved(setup.endpoints, model, family)
-            return await self._refused(asked, found, choice, model, 404, "model_not_found", text)
+            return self._refused(asked, found, choice, model, 404, "model_not_found", text)
         if choice.chosen is None:
             text = _denial(setup.endpoints, choice, found)
-            return await self._refused(asked, found, choice, model, 403, "policy_denied", text)
+            return self._refused(asked, found, choice, model, 403, "policy_denied", text)
         endpoint = setup.endpoints.named(choice.chosen.name)
         sent = endpoint.models[model]
         record = replace(
             self._record(asked, found, choice, model),
             outcome="decided",
             endpoint=endpoint.name,
+            path=choice.chosen.facts.path,
             model_sent=sent,
             streamed=streamed,
         )
-        if not await self._hand_over(record):
+        if not self._hand_over(record):
             text = "the decision cannot be recorded, and what cannot be recorded is not sent"
             return refuse(asked.http.scope, 503, text, "not_recorded", _told(record))
         return Passage(
@@ -162,7 +157,7 @@ class Gateway:
             on_end=lambda course: self._ended(asked, record, course),
         )
 
-    async def _refused(
+    def _refused(
         self,
         asked: _Request,
         found: Classification,
@@ -173,7 +168,7 @@ class Gateway:
         text: str,
     ) -> Response:
         record = replace(self._record(asked, found, choice, model), reason=code, status=status)
-        await self._hand_over(record)
+        self._hand_over(record)
         if code == "policy_denied":
             self._operation.metrics.observe_refusal(asked.client, "policy")
         param = "model" if code == "model_not_found" else None
@@ -204,8 +199,9 @@ class Gateway:
             seconds=time.monotonic() - asked.at,
         )
 
-    async def _ended(self, asked: _Request, record: DecisionRecord, course: Course) -> None:
+    def _ended(self, asked: _Request, record: DecisionRecord, course: Course) -> None:
         answer = course.answer
+        prompt, written, estimated = tokens_used(course, asked.size)
         ended = replace(
             record,
             outcome=course.outcome,
@@ -214,26 +210,22 @@ class Gateway:
             upstream_status=course.upstream_status,
             model_answered=answer.model,
             usage=answer.usage,
+            prompt_tokens=prompt,
+            answer_tokens=written,
+            estimated=estimated,
             events=answer.events,
             response_bytes=answer.nbytes,
             seconds=time.monotonic() - asked.at,
         )
         principal = principal_of(asked.http.scope) or ANYONE
         if record.api != "count_tokens":
-            self._operation.limits.charge(principal, *tokens_used(course, asked.size))
-        await self._hand_over(ended)
+            self._operation.limits.charge(principal, prompt, written)
+        self._hand_over(ended)
 
-    async def _hand_over(self, record: DecisionRecord) -> bool:
+    def _hand_over(self, record: DecisionRecord) -> bool:
         """Whether the record was taken."""
-        if self._on_decision is log_record:
-            log_record(record)
-            return True
-        running = asyncio.get_running_loop().run_in_executor(self._scribe, self._on_decision, record)
         try:
-            # Whoever gives the request up meanwhile does not take its record away.
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            raise
+            self._on_decision(record)
         except Exception as error:
             logger.error("the record of request %s was not taken: %s", record.id, describe_exception(error))
             return False

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ class Passage(Response):
         accept: str,
         headers: Mapping[str, str],
         request_id: str,
-        on_end: Callable[[Course], Awaitable[None]],
+        on_end: Callable[[Course], None],
     ) -> None:
         super().__init__()
         self._upstreams, self._lifecycle = upstreams, lifecycle
@@ -80,7 +80,7 @@ class Passage(Response):
             if message["type"] == "http.response.start":
                 course.status = message["status"]
             elif not message.get("more_body"):
-                await self._end()
+                self._end()
             await send(message)
 
         number = self._lifecycle.add_stream(self._stop)
@@ -103,17 +103,17 @@ class Passage(Response):
             self._lifecycle.remove_stream(number)
             await _cancelled(work)
             await _cancelled(gone)
-            await self._end()
+            self._end()
 
     def _stop(self) -> None:
         if not self._stopped.done():
             self._stopped.set_result(None)
 
-    async def _end(self) -> None:
+    def _end(self) -> None:
         """Hand the course over, once: before the answer is whole, or when nothing more comes of it."""
         if not self._ended:
             self._ended = True
-            await self._on_end(self._course)
+            self._on_end(self._course)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         course, name = self._course, self._endpoint.name
@@ -208,13 +208,17 @@ async def _cancelled(task: asyncio.Future[Any]) -> None:
         await task
 
 
-def tokens_used(course: Course, request_bytes: int) -> tuple[int, int]:
-    """Tokens of prompt and answer, for budgets: as returned, or estimated where the endpoint did not say."""
-    usage = course.answer.usage
+def tokens_used(course: Course, request_bytes: int) -> tuple[int, int, bool]:
+    """Tokens of prompt and answer, and whether the endpoint did not say: then they are estimated from what passed."""
+    answer, usage = course.answer, course.answer.usage
     prompt = usage.input_tokens if usage else None
     written = usage.output_tokens if usage else None
-    if prompt is None and course.outcome != "failed":
-        prompt = math.ceil(request_bytes / 4)
-    if written is None:
-        written = course.answer.events if course.answer.streamed else math.ceil(course.answer.nbytes / 4)
-    return prompt or 0, written
+    # What was never answered at all was most likely never read.
+    reached = course.upstream_status == 200 or course.outcome in ("aborted", "disconnected")
+    estimated = reached and (prompt is None or written is None or course.outcome != "served")
+    if prompt is None:
+        prompt = math.ceil(request_bytes / 4) if reached else 0
+    if written is None or course.outcome != "served":
+        counted = answer.events if answer.streamed else math.ceil(answer.nbytes / 4)
+        written = max(written or 0, counted)
+    return prompt, written, estimated

@@ -15,6 +15,7 @@ from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.operation import Operation
 from freehold.server.operation.options import ServerOptions
 from freehold.server.operation.port import allow_open_files, require_key, server_url
+from freehold.server.operation.recorder import Recorder
 from freehold.server.operation.tls import tls_context
 from freehold.server.run import Server, server_config
 
@@ -27,18 +28,20 @@ def serve_gateway(
     limits: Limits,
     options: ServerOptions,
     on_decision: OnDecision = log_record,
+    recorder: Recorder | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM; call it on the main thread. SIGHUP reads keys, policy and endpoints again.
 
     load: gives what decides; it is called before anything is answered, and once more at each SIGHUP.
+    on_decision: takes the decisions. recorder: is told of each request before its answer is whole; None: nobody is.
     listener: from `server.run.reserve_port`; it is closed at the end. The others: see `server.run.serve`.
 
     Returns whether running requests were given their time. Raises what `load` raises, and ConfigError as
     require_key, tls_context and allow_open_files do.
     """
     metrics = Metrics(open_connections=lambda: door.num_open)
-    operation = Operation(metrics, keys, limits)
+    operation = Operation(metrics, keys, limits, recorder=recorder)
     gateway = Gateway(load(), operation, on_decision=on_decision)
     tls = None
     if options.tls_cert is not None and options.tls_key is not None:
