@@ -191,28 +191,31 @@ def test_several_processes_write_one_ledger(tmp_path: Path, key: SigningKey, mon
 
 
 class FullDisk:
-    """Stands before `os.fdatasync`: fails while `full`."""
+    """Stands before `os.fdatasync`: fails while `full`, after `good` calls more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.full = False
+        self.full, self.good = False, 0
         self._real = os.fdatasync
         monkeypatch.setattr(os, "fdatasync", self)
 
     def __call__(self, descriptor: int) -> None:
-        if self.full:
+        self.good -= self.full
+        if self.full and self.good < 0:
             raise OSError(28, "No space left on device")
         self._real(descriptor)
 
 
+@pytest.mark.parametrize("good", [0, 1])
 def test_a_full_disk_refuses_then_goes_on_and_tells_of_the_gap(
-    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch, good: int
 ) -> None:
+    """good: the salts' file, or the records' own, is the one that fails."""
     disk = FullDisk(monkeypatch)
     monkeypatch.setattr(ledger, "RETRY_SECONDS", 0.0)
     with Ledger(tmp_path / "ledger", key) as opened:
         fill(opened, 2)
         opened.check()
-        disk.full = True
+        disk.full, disk.good = True, good
         with pytest.raises(GovernanceError, match="No space left"):
             opened.append(a_record(2)).result(timeout=10)
         with pytest.raises(GovernanceError, match="nothing is answered without a record"):
