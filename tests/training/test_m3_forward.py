@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import freehold
+from freehold.training import m3_forward
 from freehold.training.bytes_tokenizer import write_bytes_tokenizer
 from freehold.training.m3_forward import NO_TARGET, Batch, M3Forward
 from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
@@ -133,3 +134,24 @@ def test_exits_are_the_losses_of_models_that_end_earlier() -> None:
     assert float(whole.exits) == pytest.approx(sum(float(one.language) for one in shorter[:-1]), rel=1e-5)
     assert float(whole.language) == pytest.approx(float(shorter[-1].language), rel=1e-6)
     assert float(shorter[-1].exits) == 0.0
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_short_documents_together_are_as_alone(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = lively()
+    given = batch(tokens(40, 1), tokens(1, 2), tokens(40, 3), tokens(90, 4), tokens(33, 5), tokens(1, 6))
+    for weight in weights.values():
+        weight.requires_grad_()
+    found = []
+    for most in (256, 0):  # 40 and 33 tokens fit into three blocks of 16, 90 do not
+        monkeypatch.setattr(m3_forward, "MOST_TOKENS", most)
+        losses = M3Forward(CONFIG).losses(weights, given, sparse=sparse)
+        learnt = [w for name, w in weights.items() if not is_bias(name)]
+        grads = torch.autograd.grad(losses.language + losses.index, learnt, allow_unused=True)
+        found.append((losses.language.detach(), losses.index.detach(), grads))
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
+    assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-4)
+    assert float(found[0][1]) > 0
+    for one, other in zip(found[0][2], found[1][2], strict=True):
+        if one is not None and other is not None:
+            assert (one - other).abs().max() <= 1e-3 * other.abs().max() + 1e-7

@@ -3,7 +3,7 @@ documents instead of a cache, and the losses of training (paper Eq. 9 to 12)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from freehold.model.compute import Network, ReferenceCompute
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.rope import make_rope
 from freehold.training.m3_weights import Weights
+from freehold.training.short_documents import MOST_TOKENS, attend_together, index_kl_together
 
 NO_TARGET = -1
 
@@ -41,6 +42,10 @@ class Losses:
     exits: Tensor
     index: Tensor
     loads: dict[int, Tensor]
+
+
+Branch = tuple[Tensor, Tensor]
+"""Queries and keys of an index branch."""
 
 
 class _Linear:
@@ -125,24 +130,33 @@ class M3Forward:
         q = self._heads(w, root, "q", x, c.num_q_heads, cos, sin)
         k = self._heads(w, root, "k", x, c.num_kv_heads, cos, sin)
         v = F.linear(x, w[f"{root}v_proj.weight"]).view(len(x), c.num_kv_heads, c.head_dim)
-        index: tuple[Tensor, Tensor] | None = None
+        index: Branch | None = None
         if c.sparse_attention[layer]:
             seen = x.detach()  # the branch must not teach the model to be easy to index (paper B.3)
             index_q = self._heads(w, root, "index_q", seen, c.num_index_heads, cos, sin)
             index = index_q, self._heads(w, root, "index_k", seen, 1, cos, sin)[:, 0]
-        pieces, loss = [], x.new_zeros(())
-        for begin, end in documents:
-            here = slice(begin, end)
-            branch = None if index is None else (index[0][here], index[1][here])
-            out, one = self._document(q[here], k[here], v[here], branch, sparse)
-            pieces.append(out)
-            loss = loss + one * ((end - begin) / len(x))
-        out = torch.cat(pieces).reshape(len(x), c.num_q_heads * c.head_dim)
+        pieces, order, loss = [], [], x.new_zeros(())
+        for places in _by_length(documents):
+            together = places.shape[1] <= MOST_TOKENS and (not sparse or places.shape[1] <= c.topk * c.block_tokens)
+            for some in (places,) if together else places[:, None]:
+                branch = None if index is None else (index[0][some], index[1][some])
+                out, one = (_together if together else self._alone(sparse))(q[some], k[some], v[some], branch)
+                pieces.append(out.reshape(some.numel(), -1))
+                order.append(some.flatten())
+                loss = loss + one * (some.numel() / len(x))
+        out = torch.cat(pieces)[torch.cat(order).argsort()]
         return F.linear(out, w[f"{root}o_proj.weight"]), loss
 
-    def _document(
-        self, q: Tensor, k: Tensor, v: Tensor, index: tuple[Tensor, Tensor] | None, sparse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _alone(self, sparse: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Takes one document as `_together` takes several."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, index: Branch | None) -> tuple[Tensor, Tensor]:
+            branch = None if index is None else (index[0][0], index[1][0])
+            return self._document(q[0], k[0], v[0], branch, sparse)
+
+        return attend
+
+    def _document(self, q: Tensor, k: Tensor, v: Tensor, index: Branch | None, sparse: bool) -> tuple[Tensor, Tensor]:
         """Attention within one document, and the index branch's loss there."""
         c = self.config
         if index is None or not sparse:
@@ -170,3 +184,18 @@ class M3Forward:
 def _network(w: Weights, root: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Network:
     gate, up, down = (_Linear(w[f"{root}{name}.weight"]) for name in names)
     return gate, up, down
+
+
+def _by_length(documents: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    """Places of the tokens of all documents of one length (documents, tokens), for each length."""
+    lengths: dict[int, list[int]] = {}
+    for begin, end in documents:
+        lengths.setdefault(end - begin, []).append(begin)
+    for length, begins in lengths.items():
+        yield torch.tensor(begins)[:, None] + torch.arange(length)
+
+
+def _together(q: Tensor, k: Tensor, v: Tensor, index: Branch | None) -> tuple[Tensor, Tensor]:
+    """Attention within each of several documents that see all of themselves, and the index branch's loss there."""
+    out = attend_together(q, k, v)
+    return out, q.new_zeros(()) if index is None else index_kl_together(q, k, *index)
