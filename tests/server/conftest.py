@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,15 @@ class Asker:
 
     def complete(self, **fields: Any) -> httpx.Response:
         return self.post("/v1/completions", {"model": "fake/model", "prompt": "hi", **fields})
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> None:
+    """Servers that run inside of this process set the loggers' levels; no test hears less for another's."""
+    names = ("freehold", "freehold.access", "uvicorn")
+    for logger in map(logging.getLogger, names):
+        logger.setLevel(logging.NOTSET)
+    logging.getLogger("freehold").propagate = True
 
 
 @pytest.fixture
