@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from freehold.attention import attend_blocks, dense_attention, select_blocks, sparse_attention
+from freehold.attention import attend_blocks, dense_attention, index_kl_loss, select_blocks, sparse_attention
 from freehold.core.errors import ArgumentError
 
 IMPLS = ("reference", "native")
@@ -37,6 +37,67 @@ def test_block_ids_without_a_place_are_refused(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("ids", [(0, -1, 1), (-1, 0, 1), (-1, -1, -1), (0, 1, 1), (1, 0, -1), (0, 1, -2), (0, 1, 99)])
+def test_block_ids_out_of_place_are_refused(impl, ids):
+    """Above all one behind a -1: where the row ends for one implementation, another one would read on."""
+    q, k, v = tensors()
+    chosen = torch.tensor([[(0, 1, 2), (0, 1, -1)]] * 4, dtype=torch.int32)
+    attend_blocks(q, k, v, chosen, block_tokens=16, **LAST, impl=impl)
+    chosen[2, 1] = torch.tensor(ids)
+    with pytest.raises(ArgumentError, match="block_ids must be ascending"):
+        attend_blocks(q, k, v, chosen, block_tokens=16, **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="block_ids must be ascending"):
+        index_kl_loss(q, k, q, k[:, 0], block_ids=chosen, block_tokens=16, **LAST)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("block_tokens", [2**17, 2**27, 2**31, 2**40, 2**62, 0, 24, 32.0, None])
+def test_blocks_of_a_size_that_no_kernel_takes_are_refused(impl, block_tokens):
+    q, k, v = tensors()
+    with pytest.raises(ArgumentError, match="block_tokens is"):
+        attend_blocks(q, k, v, torch.zeros(4, 2, 1, dtype=torch.int32), block_tokens=block_tokens, **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="block_tokens is"):
+        select_blocks(q, k[:, 0], block_tokens=block_tokens, **LAST, impl=impl)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("query_start", 1.5),
+        ("query_start", None),
+        ("topk", 2.5),
+        ("topk", None),
+        ("topk", 2**31),
+        ("local_blocks", True),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_are_refused_by_name(impl, name, value):
+    q, k, _ = tensors()
+    with pytest.raises(ArgumentError, match=f"{name} is {value}"):
+        select_blocks(q, k[:, 0], **{**LAST, "topk": 2, name: value}, impl=impl)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
+def test_what_is_no_tensor_of_real_numbers_is_refused_by_name(impl):
+    q, k, v = tensors()
+    with pytest.raises(ArgumentError, match=r"q has type torch\.complex64"):
+        dense_attention(*(t.to(torch.complex64) for t in (q, k, v)), **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="index_k is a ndarray"):
+        select_blocks(q, k[:, 0].numpy(), **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="v is a ndarray"):
+        sparse_attention(q, k, v.numpy(), q, k[:, 0], **LAST, impl=impl)
+    with pytest.raises(ArgumentError, match="block_ids is a list"):
+        attend_blocks(q, k, v, [[0]], **LAST, impl=impl)
+
+
+def test_a_gradient_of_too_large_a_group_says_how_many_it_takes():
+    q, k, v = torch.randn(4, 98, 16, requires_grad=True), *torch.randn(2, 300, 2, 16)
+    with pytest.raises(ArgumentError, match="at most 48"):
+        dense_attention(q, k, v, **LAST).sum().backward()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_axes_without_extent_are_refused_by_name(impl):
     q, k, v = tensors()
     with pytest.raises(ArgumentError, match="num_q_heads is 0"):
@@ -59,7 +120,7 @@ def test_no_queries_give_nothing(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60, "1"])
 def test_a_scale_that_is_no_positive_number_of_float32_is_refused(impl, scale):
     with pytest.raises(ArgumentError, match="scale is"):
         dense_attention(*tensors(), **LAST, scale=scale, impl=impl)

@@ -7,6 +7,7 @@ key j at position j, so total_k >= query_start + total_q.
 
 from __future__ import annotations
 
+from numbers import Real
 from types import ModuleType
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from freehold.attention.impl import native, reference
 from freehold.attention.impl.kl import IndexKL, Task
 from freehold.core.errors import ArgumentError
+from freehold.kernels.library import MOST_BLOCK_TOKENS, MOST_TOPK, check_whole
 
 _IMPLS = {"reference": reference, "native": native}
 
@@ -60,7 +62,9 @@ def select_blocks(
     _check_some(num_index_heads=index_q.shape[1], index_dim=index_q.shape[2])
     _check_positions(index_q.shape[0], index_k.shape[0], query_start)
     _check_block_tokens(block_tokens)
-    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
+    for name, value, least in (("topk", topk, 1), ("local_blocks", local_blocks, 0), ("init_blocks", init_blocks, 0)):
+        check_whole(name, value, least, MOST_TOPK)
+    if local_blocks < 1 or local_blocks + init_blocks > topk:
         raise ArgumentError(
             f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; the local block is always "
             "chosen, so local_blocks must be at least 1, and local_blocks + init_blocks at most topk"
@@ -94,11 +98,15 @@ def attend_blocks(
     (total_q, num_kv_heads, topk): ascending, -1 tail; query head h uses row h // (num_q_heads // num_kv_heads).
     Returns float32 (float64 for float64 inputs) shaped like q. scale: positive; head_dim ** -0.5 if None.
 
-    Each row must hold at least one block with a visible token, and no id twice or beyond the query's own block.
-    Differentiable once in q, k and v; with impl="reference", as often as you like.
+    Each row must hold at least one block, and none twice, beyond the query's own, or after a -1; else ArgumentError.
+    Differentiable once in q, k and v, with at most 48 query heads for a KV head; with impl="reference", as often as you
+    like. The kernels' error in float32 is no larger than torch's in float32. With instruction set avx512bf16, subnormal
+    bfloat16 numbers count as zero. A token whose v is not finite makes queries before it in its block NaN, if they are
+    in the call.
     """
     _check_attention(q, k, v, query_start)
     _check_block_tokens(block_tokens)
+    _check_tensor("block_ids", block_ids)
     if block_ids.dtype != torch.int32:
         raise ArgumentError(f"block_ids has type {block_ids.dtype}; it must be torch.int32")
     if block_ids.ndim != 3 or block_ids.shape[:2] != (q.shape[0], k.shape[1]) or block_ids.shape[2] < 1:
@@ -132,7 +140,7 @@ def sparse_attention(
 
     Differentiable in q, k and v; the index branch gets no gradient from here (it is trained by its own loss).
     """
-    _check_ndim(q=(q, 3), k=(k, 3), index_q=(index_q, 3), index_k=(index_k, 2))
+    _check_ndim(q=(q, 3), k=(k, 3), v=(v, 3), index_q=(index_q, 3), index_k=(index_k, 2))
     _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
     _check_equal("total_q", q=q.shape[0], index_q=index_q.shape[0])
     _check_equal("total_k", k=k.shape[0], index_k=index_k.shape[0])
@@ -214,6 +222,7 @@ def index_kl_loss(
         raise ArgumentError(f"positions go from {low} to {high}; there are keys from 0 to {k.shape[0] - 1}")
     if block_ids is not None:
         _check_block_tokens(block_tokens)
+        _check_tensor("block_ids", block_ids)
         if block_ids.shape[:2] != index_q.shape[:2] or block_ids.ndim != 3 or block_ids.dtype != torch.int32:
             raise ArgumentError(
                 f"block_ids has shape {tuple(block_ids.shape)} and type {block_ids.dtype}; it must be int32 "
@@ -231,15 +240,25 @@ def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
 def _scale(scale: float | None, q: torch.Tensor) -> float:
     if scale is None:
         return float(q.shape[2] ** -0.5)
-    if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
-        raise ArgumentError(f"scale is {scale}; it must be a positive number of float32, or None for head_dim ** -0.5")
-    return scale
+    if not isinstance(scale, Real) or not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+        raise ArgumentError(
+            f"scale is {scale!r}; it must be a positive number of float32, or None for head_dim ** -0.5"
+        )
+    return float(scale)
 
 
 def _check_ndim(**tensors: tuple[torch.Tensor, int]) -> None:
     for name, (tensor, ndim) in tensors.items():
+        _check_tensor(name, tensor)
+        if tensor.is_complex():
+            raise ArgumentError(f"{name} has type {tensor.dtype}; attention takes real numbers")
         if tensor.ndim != ndim:
             raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; it must have {ndim} axes")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise ArgumentError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
 
 
 def _check_equal(what: str, **sizes: int) -> None:
@@ -270,7 +289,8 @@ def _check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, query_st
 
 
 def _check_positions(total_q: int, total_k: int, query_start: int) -> None:
-    if query_start < 0 or query_start + total_q > total_k:
+    check_whole("query_start", query_start, 0, 2**62)
+    if query_start + total_q > total_k:
         raise ArgumentError(
             f"query_start is {query_start} and total_q {total_q}, but there are keys for {total_k} positions only; "
             "the keys of the queries' own tokens belong to total_k"
@@ -278,7 +298,8 @@ def _check_positions(total_q: int, total_k: int, query_start: int) -> None:
 
 
 def _check_block_tokens(block_tokens: int) -> None:
-    if block_tokens < 16 or block_tokens % 16:
+    check_whole("block_tokens", block_tokens, 16, MOST_BLOCK_TOKENS)
+    if block_tokens % 16:
         raise ArgumentError(f"block_tokens is {block_tokens}; it must be a positive multiple of 16")
 
 
@@ -287,7 +308,8 @@ def _check_block_ids(block_ids: torch.Tensor, local: torch.Tensor) -> None:
     if block_ids.numel() == 0:
         return
     beyond = (block_ids < -1) | (block_ids > local[:, None, None])
-    ordered = (block_ids[..., 1:] > block_ids[..., :-1]) | (block_ids[..., 1:] == -1)
+    before, after = block_ids[..., :-1], block_ids[..., 1:]
+    ordered = ((after > before) & (before >= 0)) | (after == -1)  # -1 < 0, but nothing may come after it
     if bool(beyond.any()) or not bool(ordered.all()) or bool((block_ids[..., 0] < 0).any()):
         raise ArgumentError(
             "block_ids must be ascending without repeats, then -1, hold at least one block, and none after the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 
 STORAGE = {torch.float32: 0, torch.bfloat16: 1}
 """The stored element types, and their numbers in the native interface."""
+
+MOST_BLOCK_TOKENS = 1 << 16
+"""Tokens of the largest block that the kernels take."""
+
+MOST_TOPK = 1 << 20
+"""Blocks of the largest choice that the kernels take."""
 
 MOST_THREADS = 4096
 """More are a mistake: no machine has as many processors."""
@@ -86,6 +93,23 @@ def set_threads(count: int) -> None:
     if not isinstance(count, int) or not 1 <= count <= MOST_THREADS:
         raise ArgumentError(f"threads is {count!r}; it must be a whole number from 1 to {MOST_THREADS}")
     _threads = count
+
+
+def check_whole(name: str, value: int, least: int, most: int) -> int:
+    """The value, if it is a whole number within the bounds. Raises ArgumentError otherwise."""
+    if type(value) is int and least <= value <= most:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise ArgumentError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+    return int(value)
+
+
+def three_axes(name: str, tensor: torch.Tensor) -> tuple[int, int, int]:
+    """The tensor's shape. Raises ArgumentError if it has another number of axes."""
+    if tensor.dim() != 3:
+        raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; it must have 3 axes")
+    first, second, third = tensor.shape
+    return first, second, third
 
 
 def check(name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None) -> int:
