@@ -156,6 +156,7 @@ void write_rows(const Bench& bench, const Layer& layer, const Rows& from, std::i
   args.index_dim = layer.index_dim;
   args.block_tokens = layer.block;
   args.threads = bench.options.threads;
+  args.num_frames = args.num_slots = static_cast<int>(layer.table.size());
   require(bench.kernels.write(args), "write");
 }
 
@@ -174,10 +175,12 @@ std::unique_ptr<Layer> full_layer(const Bench& bench, Storage storage, std::int6
 struct LastRows {
   std::int32_t row_begin[2];
   std::int64_t start[1], table_begin[1];
-  const std::int32_t* table;
+  const std::vector<std::int32_t>& table;
   LastRows(const Layer& layer, std::int64_t depth, int rows, std::int64_t sequence)
-      : row_begin{0, rows}, start{depth - rows}, table_begin{sequence * (depth / layer.block)}, table(layer.table.data()) {}
-  Spans spans() const { return {1, row_begin, start, table, table_begin}; }
+      : row_begin{0, rows}, start{depth - rows}, table_begin{sequence * (depth / layer.block)}, table(layer.table) {}
+  Spans spans() const {
+    return {1, row_begin, start, table.data(), table_begin, row_begin[1], static_cast<std::int64_t>(table.size()), static_cast<int>(table.size())};
+  }
 };
 
 // ------------------------------------------------------------------------------------------------ measuring

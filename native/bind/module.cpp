@@ -29,13 +29,16 @@ T* at(Address address) {
 void check(Status status) {
   if (status == Status::bad_argument) throw std::invalid_argument("the native kernel refused its arguments");
   if (status == Status::bad_block_ids)
-    throw std::invalid_argument("block_ids must ascend in each row, then be -1, and name no block after the query's own");
+    throw std::invalid_argument("block_ids must ascend in each row from a first block, then be -1 alone, and name no block after the query's own");
+  if (status == Status::bad_spans)
+    throw std::invalid_argument("the spans name places that the lanes do not have, or do not name a place for each block and row");
   if (status == Status::out_of_memory) throw std::bad_alloc();
 }
 
-Spans spans_at(int num, Address row_begin, Address start, Address blocks, Address table_begin) {
+Spans spans_at(int num, Address row_begin, Address start, Address blocks, Address table_begin, int rows, std::int64_t table_size,
+               int places) {
   return {num, at<const std::int32_t>(row_begin), at<const std::int64_t>(start), at<const std::int32_t>(blocks),
-          at<const std::int64_t>(table_begin)};
+          at<const std::int64_t>(table_begin), rows, table_size, places};
 }
 
 SketchLanes sketch_at(Address keys, Address high, Address low, Address scales, Address centre, Address bounds) {
@@ -91,7 +94,7 @@ struct LaneSet {  // of one layer
   void *k, *v;
   SketchLanes sketch;
   Storage storage;
-  int block_tokens;
+  int block_tokens, num_frames, num_slots;
 };
 
 struct Rows {  // of one step
@@ -138,7 +141,7 @@ struct FusedLayer {
     if (branch) turn(index_q, Hkv, Di, branch->norms[0]);
     if (branch) turn(index_k, 1, Di, branch->norms[1]);
     check(table->write({k, v, branch ? index_k : nullptr, lanes.k, lanes.v, lanes.sketch, lanes.storage, r.frame, r.slot, r.offset, rows, Hkv,
-                        D, Di, lanes.block_tokens, threads}));
+                        D, Di, lanes.block_tokens, threads, lanes.num_frames, lanes.num_slots}));
     const AttendArgs every{q, out, lanes.k, lanes.v, lanes.storage, r.spans, nullptr, 0, Hq, Hkv, D, lanes.block_tokens, scale, threads};
     if (block_ids == nullptr) {
       check(table->attend(every));
@@ -209,11 +212,12 @@ NB_MODULE(_native, m) {
                           at<float>(results), first, last}));
   });
   m.def("attend", [](Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin,
-                     Address start, Address blocks, Address table_begin, Address block_ids, int topk, int num_q_heads,
+                     Address start, Address blocks, Address table_begin, int span_rows, std::int64_t table_size, int places,
+                     Address block_ids, int topk, int num_q_heads,
                      int num_kv_heads, int head_dim, int block_tokens, float scale, int threads, Address carried,
                      int block_begin, int block_end, bool first, bool last, Address lse) {
     check(table->attend({at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage),
-                         spans_at(num_spans, row_begin, start, blocks, table_begin), at<const std::int32_t>(block_ids),
+                         spans_at(num_spans, row_begin, start, blocks, table_begin, span_rows, table_size, places), at<const std::int32_t>(block_ids),
                          topk, num_q_heads, num_kv_heads, head_dim, block_tokens, scale, threads, at<float>(carried),
                          block_begin, block_end, first, last, at<float>(lse)}));
   }, release);
@@ -227,13 +231,14 @@ NB_MODULE(_native, m) {
   }, release);
   m.def("select", [](Address index_q, Address keys, Address high, Address low, Address scales,
                      Address centre, Address bounds, int storage, int num_spans, Address row_begin,
-                     Address start, Address blocks, Address table_begin, Address block_ids, int num_index_heads,
+                     Address start, Address blocks, Address table_begin, int span_rows, std::int64_t table_size, int places,
+                     Address block_ids, int num_index_heads,
                      int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, int threads) {
     std::array<std::int64_t, 4> work{};
     {
       nb::gil_scoped_release unlocked;
       check(table->select({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage),
-                           spans_at(num_spans, row_begin, start, blocks, table_begin), at<std::int32_t>(block_ids),
+                           spans_at(num_spans, row_begin, start, blocks, table_begin, span_rows, table_size, places), at<std::int32_t>(block_ids),
                            num_index_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, work.data()}));
     }
     return std::make_tuple(work[0], work[1], work[2], work[3]);
@@ -241,9 +246,10 @@ NB_MODULE(_native, m) {
   // Selection and attention in one call, for the short steps of decoding.
   m.def("sparse", [](Address index_q, Address keys, Address high, Address low, Address scales, Address centre, Address bounds,
                      Address q, Address out, Address k, Address v, int storage, int num_spans, Address row_begin, Address start,
-                     Address blocks, Address table_begin, Address block_ids, int num_q_heads, int num_kv_heads, int head_dim,
+                     Address blocks, Address table_begin, int span_rows, std::int64_t table_size, int places, Address block_ids,
+                     int num_q_heads, int num_kv_heads, int head_dim,
                      int index_dim, int block_tokens, int topk, int local_blocks, int init_blocks, float scale, int threads) {
-    const Spans spans = spans_at(num_spans, row_begin, start, blocks, table_begin);
+    const Spans spans = spans_at(num_spans, row_begin, start, blocks, table_begin, span_rows, table_size, places);
     sparse({at<const float>(index_q), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), spans,
             at<std::int32_t>(block_ids), num_kv_heads, index_dim, block_tokens, topk, local_blocks, init_blocks, threads, nullptr},
            {at<const float>(q), at<float>(out), at<const void>(k), at<const void>(v), Storage(storage), spans, nullptr, 0,
@@ -251,11 +257,11 @@ NB_MODULE(_native, m) {
   }, release);
   m.def("write", [](Address k, Address v, Address index_k, Address k_lane, Address v_lane, Address keys,
                     Address high, Address low, Address scales, Address centre, Address bounds, int storage, Address frame, Address slot, Address offset, int rows,
-                    int num_kv_heads, int head_dim, int index_dim, int block_tokens, int threads) {
+                    int num_kv_heads, int head_dim, int index_dim, int block_tokens, int threads, int num_frames, int num_slots) {
     check(table->write({at<const float>(k), at<const float>(v), at<const float>(index_k), at<void>(k_lane),
                         at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage),
                         at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset), rows, num_kv_heads, head_dim,
-                        index_dim, block_tokens, threads}));
+                        index_dim, block_tokens, threads, num_frames, num_slots}));
   }, release);
   nb::class_<FusedLayer>(m, "FusedLayer")
       .def("__init__", [](FusedLayer* layer, const std::vector<const Weight*>& attention, const std::vector<const Weight*>& network,
@@ -272,11 +278,12 @@ NB_MODULE(_native, m) {
       })
       .def("run", [](const FusedLayer& layer, Address h, int rows, Address cos, Address sin, int half, Address k_lane, Address v_lane,
                      Address keys, Address high, Address low, Address scales, Address centre, Address bounds, int storage, int num_spans,
-                     Address row_begin, Address start, Address blocks, Address table_begin, Address frame, Address slot, Address offset,
-                     int block_tokens, Address block_ids, int threads) {
-        layer.run(at<float>(h), {rows, at<const float>(cos), at<const float>(sin), half, spans_at(num_spans, row_begin, start, blocks, table_begin),
-                                 at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset)},
-                  {at<void>(k_lane), at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), block_tokens},
+                     Address row_begin, Address start, Address blocks, Address table_begin, int span_rows, std::int64_t table_size, int places,
+                     Address frame, Address slot, Address offset, int block_tokens, Address block_ids, int threads, int num_frames, int num_slots) {
+        layer.run(at<float>(h), {rows, at<const float>(cos), at<const float>(sin), half,
+                                 spans_at(num_spans, row_begin, start, blocks, table_begin, span_rows, table_size, places), at<const std::int32_t>(frame), at<const std::int32_t>(slot), at<const std::int32_t>(offset)},
+                  {at<void>(k_lane), at<void>(v_lane), sketch_at(keys, high, low, scales, centre, bounds), Storage(storage), block_tokens,
+                   num_frames, num_slots},
                   at<std::int32_t>(block_ids), threads);
       }, release);
   m.def("rms_norm", [](Address x, int rows, int dim, Address weight, float eps, Address y, int threads) {

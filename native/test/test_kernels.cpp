@@ -100,7 +100,7 @@ struct Blocks {  // lanes of one layer, filled through the write kernel, with sh
       offset.push_back(t % block);
     }
     kernels.write({k.data(), v.data(), index.data(), k_lane.data(), v_lane.data(), sketch(), s, slot.data(), slot.data(), offset.data(),
-                   tokens, heads, dim, index_dim, block, 2});
+                   tokens, heads, dim, index_dim, block, 2, slots, slots});
   }
 
   SketchLanes sketch() const {
@@ -117,7 +117,8 @@ void test_attention(const Kernels& kernels, Storage storage, int heads, int grou
   const auto index_q = randoms(static_cast<std::size_t>(queries) * heads * index_dim, 7);
   const std::int32_t row_begin[] = {0, queries};
   const std::int64_t starts[] = {start}, table_begin[] = {0};
-  const Spans spans{1, row_begin, starts, blocks.table.data(), table_begin};
+  const auto table_size = static_cast<std::int64_t>(blocks.table.size());
+  const Spans spans{1, row_begin, starts, blocks.table.data(), table_begin, queries, table_size, blocks.slots};
   std::vector<std::int32_t> ids(static_cast<std::size_t>(queries) * heads * topk);
   std::int64_t work[4] = {};
   current = "select";
@@ -151,6 +152,19 @@ void test_attention(const Kernels& kernels, Storage storage, int heads, int grou
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     AttendArgs args{q.data(), out.data(), blocks.k_lane.data(), blocks.v_lane.data(), storage, spans, dense ? nullptr : ids.data(),
                     topk, heads * group, heads, dim, block, scale, 2};
+    args.spans.places = 1;
+    expect(kernels.attend(args) == Status::bad_spans, "a block without a place in the lanes");
+    args.spans = spans;
+    args.spans.table_size -= 1;
+    expect(kernels.attend(args) == Status::bad_spans, "a block without a place in the table");
+    args.spans = spans;
+    if (!dense) {
+      std::vector<std::int32_t> none = ids;
+      none[0] = -1;
+      args.block_ids = none.data();
+      expect(kernels.attend(args) == Status::bad_block_ids, "a row that ends before it begins");
+      args.block_ids = ids.data();
+    }
     expect(kernels.attend(args) == Status::ok, "status");
     for (int i = 0; i < queries; ++i) {
       for (int h = 0; h < heads * group; ++h) {
@@ -185,7 +199,7 @@ void test_attention(const Kernels& kernels, Storage storage, int heads, int grou
       args.q = q.data() + static_cast<std::size_t>(i) * heads * group * dim;
       args.out = alone.data();
       args.block_ids = dense ? nullptr : ids.data() + static_cast<std::size_t>(i) * heads * topk;
-      args.spans = {1, one, at, blocks.table.data(), table_begin};
+      args.spans = {1, one, at, blocks.table.data(), table_begin, 1, table_size, blocks.slots};
       args.threads = 1;
       kernels.attend(args);
       expect(std::memcmp(alone.data(), out.data() + static_cast<std::size_t>(i) * heads * group * dim, alone.size() * sizeof(float)) == 0,

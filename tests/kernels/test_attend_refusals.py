@@ -32,10 +32,17 @@ def test_block_ids_without_a_place_are_refused(lanes):
         attend(lanes, torch.zeros(1, 2, 0, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("ids", [(0, 3), (0, 1_000_000), (1, 1), (2, 0)])
+@pytest.mark.parametrize(
+    "ids", [(0, 3), (0, 1_000_000), (1, 1), (2, 0), (-1, 0), (-1, -1), (-7, -7), (0, -2), (-1_000_000, 0)]
+)
 def test_block_ids_that_are_not_in_the_table_or_in_order_are_refused(lanes, ids):
     with pytest.raises(ArgumentError, match="block_ids must ascend"):
         attend(lanes, torch.tensor([[(0, 2), ids]], dtype=torch.int32))
+
+
+def test_a_block_after_the_end_of_a_row_is_refused(lanes):
+    with pytest.raises(ArgumentError, match="then be -1 alone"):
+        attend(lanes, torch.tensor([[(0, 2, -1), (0, -1, 2)]], dtype=torch.int32))
 
 
 def test_block_ids_in_order_are_taken(lanes):

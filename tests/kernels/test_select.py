@@ -114,6 +114,17 @@ def test_equal_keys_go_to_the_lowest_blocks():
     assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("total_k", [2000, 98_304 + 2000])
+def test_for_a_query_of_zeros_no_finite_key_is_scored(total_k):
+    """All blocks score alike then, which is known without a look at their keys."""
+    torch.manual_seed(3)
+    q, k = torch.zeros(2, 2, 32), torch.randn(total_k, 32)
+    k[70, 3], k[130, 5] = torch.nan, torch.inf
+    got, wanted, stats = both(q, k, block_tokens=32, topk=6)
+    assert torch.equal(got, wanted)
+    assert stats.keys_scored_exactly <= 2 * q.shape[0] * q.shape[1] * 32
+
+
 def test_what_was_read_is_told():
     torch.manual_seed(0)
     k = torch.randn(64, 1, 128).expand(-1, 128, -1).reshape(-1, 128) + torch.randn(64 * 128, 128)

@@ -2,9 +2,11 @@
 // a call, no exception: every function returns a Status. Callers validate shapes once (src/freehold/kernels).
 //
 // Reduction order. Every dot product is one chain of fused multiply-adds over ascending k, held in one vector
-// lane; nothing is ever summed across lanes whose number depends on the call. So an output element has the
-// same bits whatever the number of rows beside it, the chunk it came in, and the number of threads. (Attention weighs
-// tokens of a block that a row does not see with zeros: if their values are not finite, the row is not, either.)
+// lane; nothing is ever summed across lanes whose number depends on the call. (In fp32 attention a chain ends after 64
+// steps; the chains of a block, blocks until they are 128 tokens, and these runs are added up in ascending order: that errs
+// less.) So an output
+// element has the same bits whatever the number of rows beside it, the chunk it came in, and the number of threads. (Attention weighs
+// tokens of a block that a row does not see with zeros: if their values are not finite, the row is not, either. avx512bf16 takes subnormal bf16 numbers for zero.)
 //
 // Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
 //   packed weight  see Weight
@@ -20,7 +22,7 @@
 
 namespace freehold {
 
-enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2, bad_block_ids = 3 };
+enum class Status : int { ok = 0, bad_argument = 1, out_of_memory = 2, bad_block_ids = 3, bad_spans = 4 };
 enum class Storage : int { f32 = 0, bf16 = 1 };
 // avx512bf16 has VNNI and BF16 besides.
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
@@ -84,7 +86,8 @@ struct ExpertsArgs {
   bool first = true, last = true;
 };
 
-// Sequences of a call. Sequence s owns rows [row_begin[s], row_begin[s + 1]) of the packed query axis, its first
+// Sequences of a call. The kernels refuse (bad_spans) rows that are not `rows` in all, and blocks without a place in the
+// table or in the lanes. Sequence s owns rows [row_begin[s], row_begin[s + 1]) of the packed query axis, its first
 // row stands at position start[s], and its block b lies in slot table[table_begin[s] + b].
 struct Spans {
   int num;
@@ -92,6 +95,9 @@ struct Spans {
   const std::int64_t* start;        // (num)
   const std::int32_t* table;
   const std::int64_t* table_begin;  // (num)
+  int rows;
+  std::int64_t table_size;
+  int places;  // slots or frames of the lanes, of which the table names some
 };
 
 struct AttendArgs {
@@ -108,7 +114,7 @@ struct AttendArgs {
   int threads;
   // Attention in several calls over ascending ranges of blocks, with the same bits as in one: blocks outside
   // [block_begin, block_end) are left out, and the running softmax of every row and query head is kept in `carried`
-  // (total_q, num_q_heads, P + 2). The call with `first` begins it, the call with `last` writes `out`.
+  // (total_q, num_q_heads, 2 P + 4). The call with `first` begins it, the call with `last` writes `out`.
   float* carried = nullptr;  // nullptr: one call does it all
   int block_begin = 0, block_end = 0;
   bool first = true, last = true;
@@ -168,6 +174,7 @@ struct WriteArgs {  // rows of new tokens into their blocks; any of k, v, index_
   const std::int32_t* slot;    // (rows) place of index_k in its lane
   const std::int32_t* offset;  // (rows) token's place in its block
   int rows, num_kv_heads, head_dim, index_dim, block_tokens, threads;
+  int num_frames, num_slots;  // places in the lanes of K and V, and in those of index keys
 };
 
 struct Kernels {  // one table for each instruction set

@@ -27,6 +27,10 @@ class LaneSpec:
     index_dim: int | None = None
 
 
+MOST_DIM = 1 << 16
+"""Channels of the widest head or index key."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexLane:
     """The index keys of a sparse layer, and a sketch of each full block that the selection scans first:
@@ -71,6 +75,8 @@ class LayerLanes:
     index:    the index branch's lane, or None in a dense layer
     pager:    None if k and v hold every slot under its own number. With a pager their first axis is the *frame*:
         a place in memory for one slot, and slots without a frame are on the disk
+
+    Raises ArgumentError for tensors of other shapes and types than these, or that are not contiguous in CPU memory.
     """
 
     head_dim: int
@@ -79,6 +85,35 @@ class LayerLanes:
     v: torch.Tensor
     index: IndexLane | None
     pager: Pager | None = None
+
+    def __post_init__(self) -> None:
+        """The kernels trust what is looked at here."""
+        dim, tokens, dtype = self.head_dim, self.block_tokens, self.k.dtype
+        if not 1 <= dim <= MOST_DIM:
+            raise ArgumentError(f"head_dim is {dim}; it must be from 1 to {MOST_DIM}")
+        if self.k.ndim < 2:
+            raise ArgumentError(f"k has shape {tuple(self.k.shape)}; see LayerLanes for what it must be")
+        frames, heads, padded = self.k.shape[0], self.k.shape[1], ceil_div(dim, 16) * 16
+        if dtype == torch.bfloat16:
+            if dim % 2:
+                raise ArgumentError(f"head_dim is {dim}; bfloat16 blocks lie in pairs and need an even one")
+            _check_plain("k", self.k, dtype, frames, heads, dim // 2, tokens, 2)
+            _check_plain("v", self.v, dtype, frames, heads, tokens // 2, padded, 2)
+        else:
+            _check_plain("k", self.k, dtype, frames, heads, dim, tokens)
+            _check_plain("v", self.v, dtype, frames, heads, tokens, padded)
+        if self.index is None:
+            return
+        index = self.index
+        if index.keys.ndim != 3 or not 1 <= index.index_dim <= MOST_DIM:
+            raise ArgumentError(f"index keys have shape {tuple(index.keys.shape)}; see IndexLane for what it must be")
+        slots, width = index.keys.shape[0], index.index_dim
+        _check_plain("index keys", index.keys, dtype, slots, tokens, width)
+        _check_plain("high", index.high, torch.uint8, slots, ceil_div(width, 8), tokens, 4)
+        _check_plain("low", index.low, torch.uint8, slots, ceil_div(width, 8), tokens, 4)
+        _check_plain("scales", index.scales, torch.uint8, slots, tokens)
+        _check_plain("centre", index.centre, torch.bfloat16, slots, width)
+        _check_plain("bounds", index.bounds, torch.float32, slots, 8)
 
     @property
     def num_kv_heads(self) -> int:
@@ -163,6 +198,8 @@ class Spans:
 
     row_begin (num + 1,) int32; start (num,) int64; table (sum of blocks,) int32 slots; table_begin (num,) int64;
     positions (rows,) int64; slot, offset (rows,) int32: where each row's token is stored.
+
+    Raises ArgumentError for tensors of other shapes and types. What they hold is looked at by the kernels.
     """
 
     block_tokens: int
@@ -173,6 +210,16 @@ class Spans:
     positions: torch.Tensor
     slot: torch.Tensor
     offset: torch.Tensor
+
+    def __post_init__(self) -> None:
+        num, rows = self.start.numel(), self.positions.numel()
+        _check_vector("row_begin", self.row_begin, torch.int32, num + 1)
+        _check_vector("start", self.start, torch.int64, num)
+        _check_vector("table", self.table, torch.int32, self.table.numel())
+        _check_vector("table_begin", self.table_begin, torch.int64, num)
+        _check_vector("positions", self.positions, torch.int64, rows)
+        _check_vector("slot", self.slot, torch.int32, rows)
+        _check_vector("offset", self.offset, torch.int32, rows)
 
     @property
     def num(self) -> int:
@@ -229,6 +276,28 @@ class Part:
     begin: int
     end: int
     spans: Spans
+
+
+def _check_plain(name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
+    """Raises ArgumentError unless the tensor lies in CPU memory as the kernels read it."""
+    if tensor.dtype is not dtype or tensor.shape != shape:
+        raise ArgumentError(
+            f"{name} has type {tensor.dtype} and shape {tuple(tensor.shape)}; it must be {dtype} {shape}"
+        )
+    if not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ArgumentError(f"{name} must be contiguous and in CPU memory; it is on {tensor.device}")
+
+
+def _check_vector(name: str, tensor: torch.Tensor, dtype: torch.dtype, size: int) -> None:
+    """The same of one axis, for every step: half a microsecond where all is well."""
+    if (
+        tensor.dtype is not dtype
+        or tensor.dim() != 1
+        or tensor.numel() != size
+        or not tensor.is_contiguous()
+        or not tensor.is_cpu
+    ):
+        _check_plain(name, tensor, dtype, size)
 
 
 class Pager(Protocol):

@@ -19,7 +19,7 @@ from freehold.core.config import EngineConfig
 from freehold.core.errors import ConfigError
 from freehold.model.base import Model
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised whenever the same weights and tokens give other bits, or the lanes another layout: what was stored before
 is then not used any more."""
 

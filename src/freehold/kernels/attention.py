@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
 from freehold.core.blocks import IndexLane, LayerLanes, Spans
 from freehold.core.errors import ArgumentError
-from freehold.kernels.library import STORAGE, check, native, threads
+from freehold.kernels.library import (
+    MOST_BLOCK_TOKENS,
+    MOST_TOPK,
+    STORAGE,
+    check,
+    check_whole,
+    native,
+    threads,
+    three_axes,
+)
 
 _LEAST_SCALE, _MOST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,10 @@ def select(
     index_q (rows, num_index_heads, index_dim) float32. A block's score is the largest index_q . index_k over its
     visible keys; the best win, ties to the lower id; the last `local_blocks` and first `init_blocks` blocks always
     win and use slots. A sketch of the keys in 4 or 8 bits bounds each score; what the bounds cannot order is
-    scored from the keys in double precision, so the choice is exact whatever the keys are.
+    scored from the keys in double precision, so the choice is exact whatever the keys are. Where many blocks score
+    nearly alike, as blocks of equal keys do, all their keys are scored: exact, but 10 to 30 times slower.
+
+    Raises ArgumentError for sizes that do not fit together, and spans that name slots which the lanes do not have.
     """
     return select_with_stats(index_q, lanes, spans, topk=topk, local_blocks=local_blocks, init_blocks=init_blocks)[0]
 
@@ -44,26 +58,29 @@ def select_with_stats(
     index = lanes.index
     if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
-    rows, num_index_heads, index_dim = index_q.shape
+    rows, num_index_heads, index_dim = three_axes("index_q", index_q)
     if num_index_heads < 1:
         raise ArgumentError(f"index_q has shape {tuple(index_q.shape)}; it needs at least one head")
     check_choice(topk, local_blocks, init_blocks)
     block_ids = torch.empty(rows, num_index_heads, topk, dtype=torch.int32)
     check_spans(spans, rows, lanes.block_tokens)
-    work = native().select(
-        check("index_q", index_q, torch.float32, rows, None, index.index_dim),
-        *sketch_addresses(index),
-        STORAGE[index.keys.dtype],
-        *addresses(spans),
-        block_ids.data_ptr(),
-        num_index_heads,
-        index_dim,
-        lanes.block_tokens,
-        topk,
-        local_blocks,
-        init_blocks,
-        threads(),
-    )
+    try:
+        work = native().select(
+            check("index_q", index_q, torch.float32, rows, None, index.index_dim),
+            *sketch_addresses(index),
+            storage_of(lanes),
+            *addresses(spans, index.keys.size(0)),
+            block_ids.data_ptr(),
+            num_index_heads,
+            index_dim,
+            lanes.block_tokens,
+            topk,
+            local_blocks,
+            init_blocks,
+            threads(),
+        )
+    except ValueError as error:  # what the spans hold is looked at by the kernel
+        raise ArgumentError(str(error)) from None
     return block_ids, SelectStats(*work)
 
 
@@ -71,8 +88,10 @@ def select_with_stats(
 class Stage:
     """One of several calls of `attend` over ascending ranges of blocks, which together give the same bits as one.
 
-    begin, end: the blocks of this call. carried: (rows, num_q_heads, head_dim rounded up to 16, + 2) float32, the
-    running softmax; the first call begins it, the last one finishes it.
+    begin, end: the blocks of this call. carried: (rows, num_q_heads, 2 * head_dim rounded up to 16, + 4)
+    float32, the running softmax; the first call begins it, the last one finishes it.
+
+    Raises ArgumentError unless 0 <= begin <= end.
     """
 
     begin: int
@@ -80,6 +99,10 @@ class Stage:
     carried: torch.Tensor
     first: bool
     last: bool
+
+    def __post_init__(self) -> None:
+        check_whole("the begin of a stage", self.begin, 0, _MOST)
+        check_whole("the end of a stage", self.end, self.begin, _MOST)
 
     @staticmethod
     def room(q: torch.Tensor) -> torch.Tensor:
@@ -89,7 +112,7 @@ class Stage:
     @staticmethod
     def width(head_dim: int) -> int:
         """Numbers that `carried` holds for a row and query head."""
-        return (head_dim + 15) // 16 * 16 + 2
+        return (head_dim + 15) // 16 * 32 + 4
 
 
 def attend(
@@ -111,9 +134,10 @@ def attend(
     stage: this call sees a range of the blocks only; the result means something after the last one. lse (total_q,
     num_q_heads) float32 becomes the logarithm of what each row's weights were divided by, for `attend_backward`.
 
-    Raises ArgumentError for ids that do not ascend, or that name a block after the query's own.
+    Raises ArgumentError for a row of ids that is empty, does not ascend, goes on after a -1, or names a block after the
+    query's own; and for spans that name slots which the lanes do not have.
     """
-    rows, num_q_heads, head_dim = q.shape
+    rows, num_q_heads, head_dim = three_axes("q", q)
     _check_heads(num_q_heads, lanes, scale)
     if block_ids is not None and block_ids.numel() == 0 and rows > 0:  # its address would say: every block
         raise ArgumentError(f"block_ids has shape {tuple(block_ids.shape)}; each row needs at least one block")
@@ -126,7 +150,7 @@ def attend(
             lanes.k.data_ptr(),
             lanes.v.data_ptr(),
             storage_of(lanes),
-            *addresses(spans),
+            *addresses(spans, lanes.k.size(0)),
             0 if block_ids is None else check("block_ids", block_ids, torch.int32, rows, lanes.num_kv_heads, None),
             0 if block_ids is None else block_ids.shape[2],
             num_q_heads,
@@ -141,7 +165,7 @@ def attend(
             *((0, 0, True, True) if stage is None else (stage.begin, stage.end, stage.first, stage.last)),
             0 if lse is None else check("lse", lse, torch.float32, rows, num_q_heads),
         )
-    except ValueError as error:  # the ids themselves are looked at by the kernel
+    except ValueError as error:  # the ids, and what the spans hold, are looked at by the kernel
         raise ArgumentError(str(error)) from None
     return out
 
@@ -157,37 +181,43 @@ def sparse(
     init_blocks: int = 0,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`select`, then `attend` over what was chosen, in one call: (out, block_ids). num_index_heads is num_kv_heads."""
+    """`select`, then `attend` over what was chosen, in one call: (out, block_ids). num_index_heads is num_kv_heads.
+
+    Every block that may be read must lie in the frame of its own number.
+    """
     index = lanes.index
     if index is None:
         raise ArgumentError("these lanes have no index keys: the layer is dense")
-    rows, num_q_heads, head_dim = q.shape
+    rows, num_q_heads, head_dim = three_axes("q", q)
     check_choice(topk, local_blocks, init_blocks)
     _check_heads(num_q_heads, lanes, scale)
     check_spans(spans, rows, lanes.block_tokens)
     out = torch.empty_like(q)
     block_ids = torch.empty(rows, lanes.num_kv_heads, topk, dtype=torch.int32)
-    native().sparse(
-        check("index_q", index_q, torch.float32, rows, lanes.num_kv_heads, index.index_dim),
-        *sketch_addresses(index),
-        check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
-        out.data_ptr(),
-        lanes.k.data_ptr(),
-        lanes.v.data_ptr(),
-        storage_of(lanes),
-        *addresses(spans),
-        block_ids.data_ptr(),
-        num_q_heads,
-        lanes.num_kv_heads,
-        head_dim,
-        index.index_dim,
-        lanes.block_tokens,
-        topk,
-        local_blocks,
-        init_blocks,
-        scale,
-        threads(),
-    )
+    try:
+        native().sparse(
+            check("index_q", index_q, torch.float32, rows, lanes.num_kv_heads, index.index_dim),
+            *sketch_addresses(index),
+            check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
+            out.data_ptr(),
+            lanes.k.data_ptr(),
+            lanes.v.data_ptr(),
+            storage_of(lanes),
+            *addresses(spans, slots_and_frames(lanes)),
+            block_ids.data_ptr(),
+            num_q_heads,
+            lanes.num_kv_heads,
+            head_dim,
+            index.index_dim,
+            lanes.block_tokens,
+            topk,
+            local_blocks,
+            init_blocks,
+            scale,
+            threads(),
+        )
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
     return out, block_ids
 
 
@@ -204,35 +234,45 @@ def write(
 
     All lanes of a layer are written together: index_k is required exactly where the lanes have index keys.
     frames: int32 (rows,), where k and v go, if that is not the rows' slot.
+
+    Raises ArgumentError for slots and frames that the lanes do not have; then nothing was written.
     """
-    index, rows = lanes.index, k.shape[0]
+    index, rows = lanes.index, three_axes("k", k)[0]
     frames = spans.slot if frames is None else frames
     if (index_k is None) != (index is None):
         raise ArgumentError("index_k must be given exactly for layers with index keys; the lanes travel together")
     check_spans(spans, rows, lanes.block_tokens)
-    native().write(
-        check("k", k, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
-        check("v", v, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
-        0 if index_k is None or index is None else check("index_k", index_k, torch.float32, rows, index.index_dim),
-        lanes.k.data_ptr(),
-        lanes.v.data_ptr(),
-        *sketch_addresses(index),
-        storage_of(lanes),
-        check("frames", frames, torch.int32, rows),
-        spans.slot.data_ptr(),
-        spans.offset.data_ptr(),
-        rows,
-        lanes.num_kv_heads,
-        lanes.head_dim,
-        0 if index is None else index.index_dim,
-        lanes.block_tokens,
-        threads(),
-    )
+    try:
+        native().write(
+            check("k", k, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
+            check("v", v, torch.float32, rows, lanes.num_kv_heads, lanes.head_dim),
+            0 if index_k is None or index is None else check("index_k", index_k, torch.float32, rows, index.index_dim),
+            lanes.k.data_ptr(),
+            lanes.v.data_ptr(),
+            *sketch_addresses(index),
+            storage_of(lanes),
+            check("frames", frames, torch.int32, rows),
+            spans.slot.data_ptr(),
+            spans.offset.data_ptr(),
+            rows,
+            lanes.num_kv_heads,
+            lanes.head_dim,
+            0 if index is None else index.index_dim,
+            lanes.block_tokens,
+            threads(),
+            lanes.k.size(0),
+            0 if index is None else index.keys.size(0),
+        )
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
 
 
 def check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
     """Raises ArgumentError for a selection that cannot be."""
-    if topk < 1 or local_blocks < 1 or init_blocks < 0 or local_blocks + init_blocks > topk:
+    check_whole("topk", topk, 1, MOST_TOPK)
+    check_whole("local_blocks", local_blocks, 1, MOST_TOPK)
+    check_whole("init_blocks", init_blocks, 0, MOST_TOPK)
+    if local_blocks + init_blocks > topk:
         raise ArgumentError(
             f"topk is {topk}, local_blocks {local_blocks}, init_blocks {init_blocks}; "
             "local_blocks must be at least 1, and the two together at most topk"
@@ -240,6 +280,8 @@ def check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
 
 
 def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
+    if type(scale) is not float and not isinstance(scale, Real):
+        raise ArgumentError(f"scale is {scale!r}; it must be a positive number of float32")
     if num_q_heads < 1 or lanes.num_kv_heads < 1:
         raise ArgumentError(f"num_q_heads is {num_q_heads}, num_kv_heads {lanes.num_kv_heads}; there must be some")
     if num_q_heads % lanes.num_kv_heads:
@@ -267,16 +309,25 @@ def check_spans(spans: Spans, rows: int, block_tokens: int) -> None:
             f"the spans hold {spans.rows} rows in blocks of {spans.block_tokens}; "
             f"the tensors {rows} rows in blocks of {block_tokens}"
         )
-    if block_tokens % 16:
-        raise ArgumentError(f"block_tokens is {block_tokens}; it must be a multiple of 16")
+    if block_tokens % 16 or not 16 <= block_tokens <= MOST_BLOCK_TOKENS:
+        raise ArgumentError(f"block_tokens is {block_tokens}; it must be a multiple of 16, at most {MOST_BLOCK_TOKENS}")
 
 
-def addresses(spans: Spans) -> tuple[int, int, int, int, int]:
-    """The spans as the kernels take them."""
+def slots_and_frames(lanes: LayerLanes) -> int:
+    """How many places there are that are slots and frames of the same number."""
+    frames: int = lanes.k.size(0)
+    return frames if lanes.index is None else min(frames, lanes.index.keys.size(0))
+
+
+def addresses(spans: Spans, places: int) -> tuple[int, ...]:
+    """The spans as the kernels take them. places: how many the lanes have, of those that the table names."""
     return (
         spans.num,
         spans.row_begin.data_ptr(),
         spans.start.data_ptr(),
         spans.table.data_ptr(),
         spans.table_begin.data_ptr(),
+        spans.positions.size(0),
+        spans.table.size(0),
+        places,
     )

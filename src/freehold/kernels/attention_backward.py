@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from freehold.core.errors import ArgumentError
-from freehold.kernels.library import STORAGE, check, native, threads
+from freehold.kernels.library import MOST_BLOCK_TOKENS, STORAGE, check, check_whole, native, threads, three_axes
+
+MOST_GROUP = 48
+"""Query heads of a KV head that the kernel holds at once."""
 
 
 def attend_backward(
@@ -29,7 +32,14 @@ def attend_backward(
 
     Raises ArgumentError for tensors that do not fit, groups of more than 48 heads, or ids out of place.
     """
-    (total_q, num_q_heads, head_dim), (total_k, num_kv_heads, _) = q.shape, k.shape
+    (total_q, num_q_heads, head_dim), (total_k, num_kv_heads, _) = three_axes("q", q), three_axes("k", k)
+    check_whole("query_start", query_start, 0, 2**62)
+    check_whole("block_tokens", block_tokens, 16, MOST_BLOCK_TOKENS)
+    if num_kv_heads and num_q_heads // num_kv_heads > MOST_GROUP:
+        raise ArgumentError(
+            f"num_q_heads is {num_q_heads} and num_kv_heads {num_kv_heads}; the gradient takes at most {MOST_GROUP} "
+            "query heads for a KV head; use impl='reference'"
+        )
     if q.dtype not in STORAGE:
         raise ArgumentError(f"q has type {q.dtype}; the kernel takes float32 or bfloat16")
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -8,7 +8,14 @@ import torch
 
 from freehold.core.blocks import LayerLanes, Spans
 from freehold.core.errors import ArgumentError
-from freehold.kernels.attention import addresses, check_choice, check_spans, sketch_addresses, storage_of
+from freehold.kernels.attention import (
+    addresses,
+    check_choice,
+    check_spans,
+    sketch_addresses,
+    slots_and_frames,
+    storage_of,
+)
 from freehold.kernels.experts import Gate, Network
 from freehold.kernels.library import check, native, threads
 from freehold.kernels.weights import PackedWeight
@@ -96,6 +103,9 @@ class FusedLayer:
         frames: see `write`. Every block that may be read must lie in the frame of its own number. Raises ArgumentError
         for lanes of another kind of layer.
         """
+        for name, tensor in (("h", h), ("cos", cos)):
+            if tensor.dim() != 2:
+                raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; it must have 2 axes")
         rows, half, index = h.shape[0], cos.shape[1], self.parts.index
         self._check_lanes(lanes, half)
         check_spans(spans, rows, lanes.block_tokens)
@@ -103,13 +113,17 @@ class FusedLayer:
         if index is not None and not dense:
             chosen = torch.empty(rows, lanes.num_kv_heads, index.topk, dtype=torch.int32)
         frames = spans.slot if frames is None else frames
-        self._handle.run(
-            check("h", h, torch.float32, rows, self._hidden), rows, check("cos", cos, torch.float32, rows, half),
-            check("sin", sin, torch.float32, rows, half), half, lanes.k.data_ptr(), lanes.v.data_ptr(),
-            *sketch_addresses(lanes.index), storage_of(lanes), *addresses(spans),
-            check("frames", frames, torch.int32, rows), spans.slot.data_ptr(), spans.offset.data_ptr(),
-            lanes.block_tokens, 0 if chosen is None else chosen.data_ptr(), threads(),
-        )  # fmt: skip
+        try:
+            self._handle.run(
+                check("h", h, torch.float32, rows, self._hidden), rows, check("cos", cos, torch.float32, rows, half),
+                check("sin", sin, torch.float32, rows, half), half, lanes.k.data_ptr(), lanes.v.data_ptr(),
+                *sketch_addresses(lanes.index), storage_of(lanes), *addresses(spans, slots_and_frames(lanes)),
+                check("frames", frames, torch.int32, rows), spans.slot.data_ptr(), spans.offset.data_ptr(),
+                lanes.block_tokens, 0 if chosen is None else chosen.data_ptr(), threads(),
+                lanes.k.size(0), 0 if lanes.index is None else lanes.index.keys.size(0),
+            )  # fmt: skip
+        except ValueError as error:  # what the spans hold is looked at by the kernels
+            raise ArgumentError(str(error)) from None
         return h, chosen
 
     def _check_lanes(self, lanes: LayerLanes, half: int) -> None:
