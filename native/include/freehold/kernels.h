@@ -3,10 +3,10 @@
 //
 // Reduction order. Every dot product is one chain of fused multiply-adds over ascending k, held in one vector
 // lane; nothing is ever summed across lanes whose number depends on the call. (In fp32 attention a chain ends after 64
-// steps; the chains of a block, blocks until they are 128 tokens, and these runs are added up in ascending order: that errs
-// less.) So an output
-// element has the same bits whatever the number of rows beside it, the chunk it came in, and the number of threads. (Attention weighs
-// tokens of a block that a row does not see with zeros: if their values are not finite, the row is not, either. avx512bf16 takes subnormal bf16 numbers for zero.)
+// steps; the chains of a block are added up in ascending order, and those of blocks of fewer than 128 tokens before they
+// join the sum over all: that errs less.) So an output element has the same bits whatever the number of rows beside it,
+// the chunk it came in, and the number of threads. (Attention weighs tokens of a block that a row does not see with zeros:
+// if their values are not finite, the row is not, either. avx512bf16 takes subnormal bf16 numbers for zero.)
 //
 // Layouts (B = block_tokens, a multiple of 16; P = head_dim rounded up to 16):
 //   packed weight  see Weight

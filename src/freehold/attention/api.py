@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from numbers import Real
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -237,7 +238,7 @@ def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
     return _IMPLS[choose_impl(impl, *inputs)[0]]
 
 
-def _scale(scale: float | None, q: torch.Tensor) -> float:
+def _scale(scale: Any, q: torch.Tensor) -> float:
     if scale is None:
         return float(q.shape[2] ** -0.5)
     if not isinstance(scale, Real) or not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:

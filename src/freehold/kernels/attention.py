@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 
@@ -279,7 +280,7 @@ def check_choice(topk: int, local_blocks: int, init_blocks: int) -> None:
         )
 
 
-def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: float) -> None:
+def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: Any) -> None:
     if type(scale) is not float and not isinstance(scale, Real):
         raise ArgumentError(f"scale is {scale!r}; it must be a positive number of float32")
     if num_q_heads < 1 or lanes.num_kv_heads < 1:

@@ -95,7 +95,7 @@ def set_threads(count: int) -> None:
     _threads = count
 
 
-def check_whole(name: str, value: int, least: int, most: int) -> int:
+def check_whole(name: str, value: Any, least: int, most: int) -> int:
     """The value, if it is a whole number within the bounds. Raises ArgumentError otherwise."""
     if type(value) is int and least <= value <= most:
         return value
