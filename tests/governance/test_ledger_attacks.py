@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from freehold.core.errors import GovernanceError
+from freehold.governance.ledger.appender import Appender, Draft
 from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.files import LedgerFiles, stub_line
 from freehold.governance.ledger.merkle import leaf_hash, root_of
-from freehold.governance.ledger.record import read_line
+from freehold.governance.ledger.pending import Pending, write_pending
+from freehold.governance.ledger.record import LedgerRecord, read_line
 from freehold.governance.ledger.verify import Report, verify
 from freehold.governance.signing import SigningKey, canonical, signed
 from support.ledgers import a_record, copied, hashes_of, new_ledger
@@ -149,6 +151,7 @@ def strike(target: Target, place: Path, attack: Attack, skill: str, rng: random.
         key = target.key if skill == "stolen key" else SigningKey.generate()
         head = Checkpoint.sign(target.origin, len(lines), root_of(map(_leaf, lines)), key)
         put(place / "head", head.text.encode())
+        write_pending(place, Pending(head, head))
         document = signed({"format": 1, "origin": target.origin, "created": "2026-11-02T08:00:00.000Z"}, key)
         put(place / "ledger.json", canonical(document))
     records = place / "records" / "000000000000.jsonl"
@@ -177,7 +180,7 @@ def _leaf(line: bytes) -> bytes:
 
 
 def restore(target: Target, place: Path) -> None:
-    for name in ("head", "ledger.json"):
+    for name in ("head", "ledger.json", "pending"):
         put(place / name, (target.path / name).read_bytes())
 
 
@@ -295,3 +298,125 @@ def test_lost_salts_are_told(target: Target, tmp_path: Path) -> None:
 
 def test_all_lines_are_read(target: Target) -> None:
     assert [read_line(line)[0] for line in target.lines] == list(range(SIZE))
+
+
+# --- what somebody without the key adds behind the end --------------------------------------------------------------
+
+
+def forged_tail(size: int, gone: list[int]) -> list[bytes]:
+    """An erasure of some records and a request, as the ledger itself would write them."""
+    details = {"what": "records", "ranges": [[gone[0], gone[-1]]], "why": "by order"}
+    erasure = LedgerRecord(id="erasure-1", time="2026-11-29T00:00:00.000Z", kind="erasure", details=details)
+    return [erasure.line(size), a_record(99, key="victim").line(size + 1)]
+
+
+def destroy(target: Target, place: Path, gone: list[int], tail: list[bytes]) -> bytes:
+    """Put hashes where records stood, and lines behind the last one; the file then."""
+    lines = list(target.lines)
+    for number in gone:
+        lines[number] = stub_line(number, leaf_hash(lines[number]))
+    data = b"".join(line + b"\n" for line in (*lines, *tail))
+    put(place / "records" / "000000000000.jsonl", data)
+    return data
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["an erasure", "an erasure and a request"])
+def test_records_cannot_be_destroyed_by_a_forged_erasure(target: Target, tmp_path: Path, count: int) -> None:
+    place, gone = copied(target.path, tmp_path / "ledger"), [3, 4, 5]
+    data = destroy(target, place, gone, forged_tail(SIZE, gone)[:count])
+    report = verify(place, [("exported", target.exported)], target.key.public)
+    assert not report.internally_consistent
+    assert [f"record {n} was erased, and no record says so" for n in gone] == report.findings[:3]
+    assert f"{count} lines behind the {SIZE} signed records are not signed" in report.findings[3]
+    assert (report.size, report.signed_size, report.unsigned) == (SIZE, SIZE, count)
+    assert not verify(place).holds
+    # And nothing signs it: neither a new writer nor one that was there before.
+    before = (place / "head").read_bytes()
+    with pytest.raises(GovernanceError, match=rf"{count} lines follow the {SIZE} signed records"):
+        Appender(LedgerFiles(place), target.key, print)
+    assert (place / "head").read_bytes() == before
+    assert (place / "records" / "000000000000.jsonl").read_bytes() == data
+    assert [leaf.position for leaf in LedgerFiles(place).leaves()] == list(range(SIZE))
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_writer_at_work_does_not_sign_what_others_add(target: Target, tmp_path: Path, again: int) -> None:
+    place = copied(target.path, tmp_path / "ledger")
+    writer = Appender(LedgerFiles(place), target.key, print)
+    with (place / "records" / "000000000000.jsonl").open("ab") as file:
+        file.write(forged_tail(SIZE, [3])[1] + b"\n")
+    for _ in range(again):
+        with pytest.raises(GovernanceError, match="1 lines follow"):
+            writer.add([Draft(a_record(SIZE))])
+    assert LedgerFiles(place).head() == LedgerFiles(target.path).head()
+    # A file of its own behind the end is no way around it.
+    put(place / "records" / "000000000000.jsonl", b"".join(line + b"\n" for line in target.lines))
+    (place / "records" / f"{SIZE:012d}.jsonl").write_bytes(forged_tail(SIZE, [3])[1] + b"\n")
+    with pytest.raises(GovernanceError, match="1 lines follow"):
+        writer.add([Draft(a_record(SIZE))])
+    (place / "records" / f"{SIZE:012d}.jsonl").unlink()
+    assert writer.add([Draft(a_record(SIZE))])[0] == SIZE
+    writer.close()
+    assert verify(place).holds
+
+
+def test_a_forged_end_of_a_group_is_no_record(target: Target, tmp_path: Path) -> None:
+    """Whoever catches a moment in which a group is being written can put lines there; they count for nothing."""
+    place = copied(target.path, tmp_path / "ledger")
+    root = root_of(leaf_hash(line) for line in (*target.lines, b"a", b"b", b"c"))
+    head = LedgerFiles(place).head()
+    assert head is not None
+    write_pending(place, Pending(head, Checkpoint.sign(target.origin, SIZE + 3, root, target.key)))
+    gone = [3, 4, 5]
+    destroy(target, place, gone, forged_tail(SIZE, gone))
+    assert len(verify(place).findings) == 3
+    destroy(target, place, [], forged_tail(SIZE, gone))
+    report = verify(place)
+    assert report.holds
+    assert any("2 lines behind" in note and "no records" in note for note in report.notes)
+    assert (report.size, report.unsigned) == (SIZE, 2)
+    said: list[str] = []
+    writer = Appender(LedgerFiles(place), target.key, said.append)
+    writer.close()
+    assert len(said) == 1
+    assert "moved to" in said[0]
+    assert writer.head == head
+    assert (place / "records" / "000000000000.jsonl").read_bytes().splitlines() == list(target.lines)
+    # One line more than the group has, or as many as it has: no crash leaves that.
+    destroy(target, place, [], [*forged_tail(SIZE, gone), a_record(7).line(SIZE + 2)])
+    assert "3 lines behind" in verify(place).findings[0]
+
+
+@pytest.mark.parametrize("covers_pending", [False, True])
+def test_the_end_can_be_cut_off_unseen_without_a_later_checkpoint(
+    target: Target, tmp_path: Path, covers_pending: bool
+) -> None:
+    """By whoever can write to the files and has an older signed state: the report does not claim otherwise."""
+    place = copied(target.path, tmp_path / "ledger")
+    put(place / "records" / "000000000000.jsonl", b"".join(line + b"\n" for line in target.lines[:COVERED]))
+    put(place / "head", target.exported.encode())
+    later = LedgerFiles(target.path).head()
+    assert later is not None
+    state = Checkpoint.parse(target.exported) if covers_pending else later
+    write_pending(place, Pending(state, state))
+    alone = verify(place, (), target.key.public)
+    assert alone.holds == covers_pending
+    assert any("whoever can write to the files could have cut the end off" in line for line in alone.not_proven())
+    assert not verify(place, [("later", later.text)], target.key.public).checkpoints[0].consistent
+
+
+def test_an_erasure_tells_nothing_of_records_after_it(tmp_path: Path) -> None:
+    """So that one with a wide range is no licence for later."""
+    key = SigningKey.generate()
+    place = new_ledger(tmp_path / "ledger", key, 3)
+    details = {"what": "records", "ranges": [[0, 10**6]], "why": ""}
+    wide = LedgerRecord(id="erasure-1", time="2026-11-29T00:00:00.000Z", kind="erasure", details=details)
+    writer = Appender(LedgerFiles(place), key, print)
+    writer.add([Draft(wide), Draft(a_record(4))])
+    writer.close()
+    file = place / "records" / "000000000000.jsonl"
+    lines = file.read_bytes().splitlines()
+    for number in (1, 4):
+        lines[number] = stub_line(number, leaf_hash(lines[number]))
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    assert verify(place).findings == ["record 4 was erased, and no record says so"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from freehold.core.errors import GovernanceError
 from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.files import LedgerFiles, Segment, held, read_leaf, sync_directory, write_whole
 from freehold.governance.ledger.merkle import Frontier, leaf_hash
+from freehold.governance.ledger.pending import Pending, write_pending
 from freehold.governance.ledger.record import LedgerRecord
 from freehold.governance.ledger.salted import ERASED, SALT_BYTES
 from freehold.governance.signing import SigningKey
@@ -40,13 +42,17 @@ class _Segment:
             os.close(self.records)
             raise
 
-    def write(self, lines: bytes, salts: bytes, count: int) -> None:
-        """Both files, durable; `count` records are in them already. On an error they are as they were before."""
+    def write(self, lines: bytes, salts: bytes, count: int, announce: Callable[[], None]) -> None:
+        """Both files, durable; `count` records are in them already. On an error they are as they were before.
+
+        announce: called before the first line.
+        """
         at = count * SALT_BYTES
         try:
             # Salts first: a record without its salt could never be shown to fit its request.
             _write_at(self.salts, salts, at)
             os.fdatasync(self.salts)
+            announce()
             _write_at(self.records, lines, self.end)
             os.fdatasync(self.records)
         except OSError:
@@ -62,10 +68,24 @@ class _Segment:
         os.close(self.salts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """As far as the records are signed. segment: where the last of them stands; None: there is no file yet.
+    end: bytes of it up to there."""
+
+    head: Checkpoint
+    tree: Frontier
+    segment: Segment | None
+    end: int
+
+
 class Appender:
     """The end of a ledger. Not thread-safe; several processes may have one of the same ledger.
 
-    Opening it reads and hashes every record. Raises GovernanceError where they are not those that were signed.
+    It signs what it has written itself, and nothing else: each group before its first byte is in the ledger. Opening it
+    reads and hashes every record. Raises GovernanceError where they are not those that were signed, and where lines
+    follow that nobody has signed, unless they are what a crash leaves: the beginning of a signed group, which was never
+    acknowledged and is put aside.
 
     say: told what was repaired.
     """
@@ -79,23 +99,25 @@ class Appender:
         self._files, self._key, self._say = files, key, say
         self._tree = Frontier()
         self._segment: _Segment | None = None
+        self._head: Checkpoint | None = None
         with held(files.path):
-            known = self._signed_state()
-            self._catch_up(known)
-            if known is not None and known.size > self._tree.size:
-                raise GovernanceError(
-                    f"The ledger {files.path} has {self._tree.size} records, but {known.size} were signed: some were "
-                    "cut off. Look at it with: freehold audit verify"
-                )
-            self._sign_head()
+            self._catch_up()
+            if files.head() != self.head:
+                self._write_head()
 
     @property
     def size(self) -> int:
-        """Records that were heard of so far."""
+        """Signed records that were heard of so far."""
         return self._tree.size
 
+    @property
+    def head(self) -> Checkpoint:
+        """What is signed of them."""
+        assert self._head is not None
+        return self._head
+
     def add(self, drafts: Sequence[Draft], *, new_file: bool = False) -> tuple[int, Checkpoint]:
-        """Add records together: they are durable when this returns. The first one's number, and the head then.
+        """Add records together: they are durable and signed when this returns. The first one's number, and the head.
 
         new_file: they begin another file, so that no process writes to the earlier ones any more.
 
@@ -103,17 +125,23 @@ class Appender:
         were changed from outside.
         """
         with held(self._files.path):
-            self._catch_up(None)
+            if self._grown():
+                self._catch_up()
             first = self._tree.size
             segment = self._segment
             if segment is None or new_file or first - segment.first >= SEGMENT_RECORDS:
                 segment = self._begin_segment(first)
             lines = [draft.record.line(first + i) for i, draft in enumerate(drafts)]
             salts = b"".join(draft.salt or ERASED for draft in drafts)
-            segment.write(b"".join(line + b"\n" for line in lines), salts, first - segment.first)
+            tree = self._tree.copy()
             for line in lines:
-                self._tree.append(leaf_hash(line))
-            return first, self._sign_head()
+                tree.append(leaf_hash(line))
+            pending = Pending(self.head, Checkpoint.sign(self._files.origin, tree.size, tree.root(), self._key))
+            whole = b"".join(line + b"\n" for line in lines)
+            segment.write(whole, salts, first - segment.first, lambda: write_pending(self._files.path, pending))
+            self._tree, self._head = tree, pending.after
+            self._write_head()
+            return first, self.head
 
     def close(self) -> None:
         """Close the files."""
@@ -133,65 +161,127 @@ class Appender:
         self._segment = segment
         return segment
 
-    def _catch_up(self, known: Checkpoint | None) -> None:
-        """Hear of what other processes added, and cut off what a crash left. known: a state that has to come by."""
-        if self._segment is None:
-            if known is not None and known.size == 0:
-                self._check(known)
-            if not self._open_segment():
-                return
-        while True:
-            self._hear(known)
-            if not self._open_segment():
-                return
+    def _grown(self) -> bool:
+        """Whether somebody else wrote since. Raises GovernanceError where something was taken away."""
+        segment = self._segment
+        if segment is None:
+            return self._next_file().exists()
+        if self._next_file() != segment.path and self._next_file().exists():
+            return True
+        size = os.fstat(segment.records).st_size
+        if size < segment.end or not segment.path.exists():
+            raise GovernanceError(
+                f"{segment.path} has become shorter while it was written: somebody changed it. Look at it with: "
+                "freehold audit verify"
+            )
+        return size > segment.end
 
-    def _open_segment(self) -> bool:
+    def _next_file(self) -> Path:
+        return self._files.path / "records" / f"{self._tree.size:012d}.jsonl"
+
+    def _catch_up(self) -> None:
+        """Hear of what others added, as far as it is signed, and put aside what a crash left."""
+        try:
+            signed = self._files.signed(self._key.public)
+            reached = [*signed.reached, *([self._head] if self._head is not None else [])]
+            mark = self._hear_all(reached or [self._exported_state()], signed.pending)
+            self._settle(mark, signed.pending)
+        except BaseException:
+            # What was heard is not signed: the next try begins with the first record.
+            self.close()
+            self._tree = Frontier()
+            raise
+        self._head = mark.head
+
+    def _hear_all(self, reached: Sequence[Checkpoint], pending: Pending | None) -> _Mark:
+        """Every line into the tree; the last signed state on the way. reached: states that have to come by."""
+        states = {state.size: state for state in (*([pending.after] if pending is not None else []), *reached)}
+        sizes = {state.size for state in reached}
+        mark: _Mark | None = None
+        while True:
+            for _ in self._hear():
+                state = states.get(self._tree.size)
+                if state is not None and state.root == self._tree.root():
+                    segment = self._segment
+                    place = None if segment is None else Segment(segment.first, segment.path)
+                    mark = _Mark(state, self._tree.copy(), place, 0 if segment is None else segment.end)
+                elif state is not None and state.size in sizes:
+                    raise self._changed(state.size)
+            if not self._open_next():
+                break
+        if (size := max(sizes)) > self._tree.size:
+            raise GovernanceError(
+                f"The ledger {self._files.path} has {self._tree.size} records, but {size} were signed: some were "
+                "cut off. Look at it with: freehold audit verify"
+            )
+        if mark is None:
+            raise self._changed(size)
+        return mark
+
+    def _hear(self) -> Iterator[None]:
+        """Whole lines into the tree, one after the other; once before the first."""
+        yield
+        segment = self._segment
+        if segment is None:
+            return
+        os.lseek(segment.records, segment.end, os.SEEK_SET)
+        with os.fdopen(os.dup(segment.records), "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._tree.append(read_leaf(self._tree.size, line[:-1]).leaf)
+                segment.end += len(line)
+                yield
+
+    def _open_next(self) -> bool:
         """Go on to the file that begins where the last one ended, if there is one and it is not that one itself."""
-        path = self._files.path / "records" / f"{self._tree.size:012d}.jsonl"
+        path = self._next_file()
         if (self._segment is not None and self._segment.path == path) or not path.exists():
             return False
         self.close()
         self._segment = _Segment(Segment(self._tree.size, path))
         return True
 
-    def _hear(self, known: Checkpoint | None) -> None:
+    def _settle(self, mark: _Mark, pending: Pending | None) -> None:
+        """Put aside what is behind the last signed record. Raises GovernanceError unless a crash can have left it."""
         segment = self._segment
-        assert segment is not None
-        size = os.fstat(segment.records).st_size
-        if size < segment.end:
-            raise GovernanceError(
-                f"{segment.path} has become shorter while it was written: somebody changed it. Look at it with: "
-                "freehold audit verify"
-            )
-        if size == segment.end:
+        lines = self._tree.size - mark.tree.size
+        self._tree = mark.tree
+        if segment is None:
             return
-        os.lseek(segment.records, segment.end, os.SEEK_SET)
-        with os.fdopen(os.dup(segment.records), "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    self._cut_off(segment, line)
-                    break
-                self._tree.append(read_leaf(self._tree.size, line[:-1]).leaf)
-                segment.end += len(line)
-                if known is not None and self._tree.size == known.size:
-                    self._check(known)
+        begin = segment.end
+        if lines:
+            begin = 0 if mark.segment is None or mark.segment.path != segment.path else mark.end
+            begun = (
+                pending is not None
+                and pending.before.root == mark.head.root
+                and lines < (pending.after.size - pending.before.size)
+            )
+            if not begun or (begin == 0 and segment.first != mark.tree.size):
+                raise GovernanceError(
+                    f"In the ledger {self._files.path}, {lines} lines follow the {mark.tree.size} signed records, and "
+                    "its key has not signed them; no crash leaves such, somebody added them. They begin at byte "
+                    f"{begin} of {mark.segment.path if begin and mark.segment else self._next_file()}. Nothing is "
+                    "added to it while they are there; look at it with: freehold audit verify"
+                )
+        rest = os.pread(segment.records, os.fstat(segment.records).st_size - begin, begin)
+        segment.end = begin
+        if rest:
+            self._put_aside(segment, rest)
 
-    def _cut_off(self, segment: _Segment, rest: bytes) -> None:
-        """A record that was being written when its process ended was never acknowledged; it is kept aside."""
+    def _put_aside(self, segment: _Segment, rest: bytes) -> None:
+        """A group that was being written when its process ended was never acknowledged; it is kept."""
         place = self._files.path / "torn" / f"{self._tree.size:012d}.{time.time_ns()}"
         write_whole(place, rest, durable=True)
         os.ftruncate(segment.records, segment.end)
         os.fdatasync(segment.records)
         self._say(
-            f"The ledger {self._files.path} ended in the middle of record {self._tree.size}, which was never "
-            f"acknowledged; its {len(rest)} bytes were moved to {place}."
+            f"The ledger {self._files.path} ended in the middle of a group that begins with record {self._tree.size} "
+            f"and was never acknowledged; its {len(rest)} bytes were moved to {place}."
         )
 
-    def _signed_state(self) -> Checkpoint | None:
-        """The newest state that the key has signed and that can be read. Raises GovernanceError where there is none."""
-        head = self._files.head()
-        if head is not None and head.origin == self._files.origin and head.signed_by(self._key.public):
-            return head
+    def _exported_state(self) -> Checkpoint:
+        """The newest exported state that can be read. Raises GovernanceError where there is none."""
         for path in reversed(self._files.own_checkpoints()):
             with contextlib.suppress(OSError, ValueError, GovernanceError):
                 found = Checkpoint.parse(path.read_text())
@@ -203,21 +293,18 @@ class Appender:
             "changed. Look at it with: freehold audit verify"
         )
 
-    def _check(self, known: Checkpoint) -> None:
-        if self._tree.root() != known.root:
-            raise GovernanceError(
-                f"The first {known.size} records of the ledger {self._files.path} are not those that were signed: they "
-                "were changed. Nothing is added to it; look at it with: freehold audit verify"
-            )
+    def _changed(self, size: int) -> GovernanceError:
+        return GovernanceError(
+            f"The first {size} records of the ledger {self._files.path} are not those that were signed: they "
+            "were changed. Nothing is added to it; look at it with: freehold audit verify"
+        )
 
-    def _sign_head(self) -> Checkpoint:
-        head = Checkpoint.sign(self._files.origin, self._tree.size, self._tree.root(), self._key)
+    def _write_head(self) -> None:
         try:
-            # Outlives a killed process; after a loss of power the one before it may be there, and that is said.
-            write_whole(self._files.path / "head", head.text.encode(), durable=False)
+            # Outlives a killed process; after a loss of power `pending` tells what came after the one that is there.
+            write_whole(self._files.path / "head", self.head.text.encode(), durable=False)
         except OSError as error:
             self._say(f"The head of the ledger {self._files.path} could not be written: {error}")
-        return head
 
 
 def _write_at(descriptor: int, data: bytes, at: int) -> None:

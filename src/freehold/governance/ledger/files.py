@@ -3,7 +3,8 @@
     ledger.json                  its name (origin) and public key, signed
     records/000000000000.jsonl   one record a line; the file's name is the number of its first
     records/000000000000.salts   32 bytes for each of them; zeros: none, or erased
-    head                         the newest signed checkpoint, replaced with every group of records
+    head                         the newest signed checkpoint, replaced with every group before it is acknowledged
+    pending                      signed before a group is written: the ledger before it, and with all of it
     checkpoints/000000001000     signed checkpoints that were exported, as they were
     torn/                        what a crash left behind the last whole record
     lock                         held while records are added
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -25,6 +27,8 @@ from pathlib import Path
 from freehold.core.errors import GovernanceError
 from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
+from freehold.governance.ledger.pending import NAME as PENDING
+from freehold.governance.ledger.pending import Pending, read_pending
 from freehold.governance.ledger.record import LedgerRecord, now_text, read_line
 from freehold.governance.ledger.salted import ERASED
 from freehold.governance.signing import PublicKey, SigningKey, canonical, signed, signer
@@ -62,6 +66,20 @@ class Segment:
         return self.path.with_suffix(".salts")
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """What a key has signed about the newest records. head: None: none that can be read. pending: None: likewise."""
+
+    head: Checkpoint | None
+    pending: Pending | None
+
+    @property
+    def reached(self) -> list[Checkpoint]:
+        """States that the records were in, durably: they have to fit all of them."""
+        before = None if self.pending is None else self.pending.before
+        return [state for state in (self.head, before) if state is not None]
+
+
 class LedgerFiles:
     """An existing ledger. Raises GovernanceError where there is none, or where its name was tampered with."""
 
@@ -74,7 +92,7 @@ class LedgerFiles:
             found = document["format"]
         except OSError as error:
             raise GovernanceError(f"There is no ledger in {path}: {error.strerror} (ledger.json).") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise GovernanceError(f"{path / 'ledger.json'} does not name a ledger.") from error
         if found != FORMAT:
             raise GovernanceError(f"The ledger {path} has format {found}; this release reads {FORMAT}.")
@@ -101,7 +119,25 @@ class LedgerFiles:
         return sorted((Segment(int(path.stem), path) for path in found), key=lambda segment: segment.first)
 
     def leaves(self) -> Iterator[Leaf]:
-        """All whole lines, in order; a torn end is passed over. Raises GovernanceError for gaps between files."""
+        """All records that the ledger's key has signed, in order; whether they still fit is `verify`'s matter.
+
+        Raises GovernanceError for gaps between files, for files that cannot be read, and without a signed state.
+        """
+        reached = self.signed(self.key).reached
+        if not reached:
+            raise GovernanceError(
+                f"The ledger {self.path} has no signed head that can be read: freehold audit verify says more."
+            )
+        return itertools.islice(self.lines(), max(state.size for state in reached))
+
+    def lines(self) -> Iterator[Leaf]:
+        """All whole lines, signed or not; a torn end is passed over. Raises GovernanceError as `leaves`."""
+        try:
+            yield from self._lines()
+        except OSError as error:
+            raise GovernanceError(f"The ledger {self.path} cannot be read: {error}.") from error
+
+    def _lines(self) -> Iterator[Leaf]:
         position = 0
         for segment in self.segments():
             if segment.first != position:
@@ -117,7 +153,7 @@ class LedgerFiles:
                     position += 1
 
     def torn_bytes(self) -> int:
-        """Bytes behind the last whole line of the last file: of a crash, or of a writer at work."""
+        """Bytes behind the last whole line of the last file: of a crash, or of a writer at work. Raises OSError."""
         segments = self.segments()
         if not segments:
             return 0
@@ -129,9 +165,12 @@ class LedgerFiles:
         segment = next((found for found in reversed(self.segments()) if found.first <= position), None)
         if segment is None or not segment.salts.exists():
             return None
-        with segment.salts.open("rb") as file:
-            file.seek((position - segment.first) * len(ERASED))
-            salt = file.read(len(ERASED))
+        try:
+            with segment.salts.open("rb") as file:
+                file.seek((position - segment.first) * len(ERASED))
+                salt = file.read(len(ERASED))
+        except OSError as error:
+            raise GovernanceError(f"The salts of the ledger {self.path} cannot be read: {error}.") from error
         return salt if len(salt) == len(ERASED) else None
 
     def head(self) -> Checkpoint | None:
@@ -140,6 +179,23 @@ class LedgerFiles:
             return Checkpoint.parse((self.path / "head").read_text())
         except (OSError, ValueError, GovernanceError):
             return None
+
+    def signed(self, key: PublicKey) -> Signed:
+        """The states of the newest records that `key` has signed."""
+        head = self.head()
+        if head is not None and (head.origin != self.origin or not head.signed_by(key)):
+            head = None
+        return Signed(head, read_pending(self.path, self.origin, key))
+
+    def marks(self) -> tuple[bytes | None, ...]:
+        """Bytes that change with each group of records."""
+        found: list[bytes | None] = []
+        for name in ("head", PENDING):
+            try:
+                found.append((self.path / name).read_bytes())
+            except OSError:
+                found.append(None)
+        return tuple(found)
 
     def own_checkpoints(self) -> list[Path]:
         """Checkpoints that were exported, as they stand beside the records, the smallest first."""
@@ -159,7 +215,10 @@ class SaltReader:
         while self._index + 1 < len(self._segments) and self._segments[self._index + 1].first <= position:
             self._index += 1
             salts = self._segments[self._index].salts
-            self._data = salts.read_bytes() if salts.exists() else b""
+            try:
+                self._data = salts.read_bytes() if salts.exists() else b""
+            except OSError as error:
+                raise GovernanceError(f"The salts {salts} cannot be read: {error}.") from error
         at = (position - self._segments[self._index].first) * len(ERASED)
         salt = self._data[at : at + len(ERASED)]
         return salt if len(salt) == len(ERASED) else None
@@ -171,7 +230,7 @@ def read_leaf(position: int, line: bytes) -> Leaf:
         try:
             stub = json.loads(line)
             leaf = bytes.fromhex(stub["erased"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise GovernanceError(f"Record {position} was neither kept nor erased properly.") from error
         if len(leaf) != HASH_BYTES or line != stub_line(position, leaf):
             raise GovernanceError(f"Record {position} was neither kept nor erased properly.")
@@ -182,6 +241,21 @@ def read_leaf(position: int, line: bytes) -> Leaf:
 def stub_line(position: int, leaf: bytes) -> bytes:
     """What stands for an erased record."""
     return canonical({"erased": leaf.hex(), "seq": position})
+
+
+@contextlib.contextmanager
+def held_to_read(path: Path) -> Iterator[None]:
+    """As `held`, for whoever may only read; without a lock to be had (a copy on a disk for reading), nothing."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

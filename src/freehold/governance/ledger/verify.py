@@ -10,7 +10,7 @@ from typing import Any
 
 from freehold.core.errors import GovernanceError
 from freehold.governance.ledger.checkpoint import Checkpoint
-from freehold.governance.ledger.files import Leaf, LedgerFiles, SaltReader
+from freehold.governance.ledger.files import Leaf, LedgerFiles, SaltReader, Signed, held_to_read
 from freehold.governance.ledger.merkle import EMPTY_ROOT, Frontier
 from freehold.governance.ledger.record import LedgerRecord, read_line
 from freehold.governance.ledger.salted import ERASED
@@ -40,7 +40,8 @@ class AgainstCheckpoint:
 class Report:
     """The separate answers. findings: what is wrong inside of the ledger. notes: what is worth knowing.
 
-    size: whole records. root: of all of them. erased: numbers of records of which only the hash is left.
+    size: signed records; all lines where they do not fit what was signed. root: of all of them. erased: how many
+    of them are only a hash. unsigned: lines behind them that the key has not signed.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Report:
     erased: int = 0
     salts_erased: int = 0
     signed_size: int = 0
+    unsigned: int = 0
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checkpoints: list[AgainstCheckpoint] = field(default_factory=list)
@@ -76,8 +78,9 @@ class Report:
         lines = []
         if not self.checkpoints:
             lines.append(
-                "completeness: without a checkpoint from elsewhere (--checkpoint), whoever holds the signing key could "
-                "have rewritten the whole ledger, or cut its end off"
+                "completeness: without a checkpoint from elsewhere (--checkpoint), whoever can write to the files "
+                "could have cut the end off and put back an older head, and whoever holds the signing key could have "
+                "rewritten the whole ledger"
             )
         elif self.size > self.proven_size:
             lines.append(
@@ -106,7 +109,8 @@ class Report:
             "root": self.root.hex(),
             "erased": self.erased,
             "salts_erased": self.salts_erased,
-            "signed_by_head": self.signed_size,
+            "signed": self.signed_size,
+            "unsigned": self.unsigned,
             "internally_consistent": self.internally_consistent,
             "findings": self.findings[:_MOST_FINDINGS],
             "checkpoints": [
@@ -121,7 +125,7 @@ class Report:
 
 
 def verify(path: Path, checkpoints: Sequence[tuple[str, str]] = (), key: PublicKey | None = None) -> Report:
-    """Read a whole ledger and say what can be said.
+    """Read a whole ledger and say what can be said. Others may write to it meanwhile.
 
     checkpoints: names and texts of those that were kept elsewhere. key: the one that is known to be the ledger's; None:
     the one that it names itself. Nothing in the ledger makes this raise; what is wrong stands in the report.
@@ -133,17 +137,34 @@ def verify(path: Path, checkpoints: Sequence[tuple[str, str]] = (), key: PublicK
         report.findings.append(str(error))
         report.checkpoints = [AgainstCheckpoint(name, 0, "there is no ledger to compare") for name, _ in checkpoints]
         return report
-    report.origin, report.key_id = files.origin, (key or files.key).id
-    if key is not None and files.key != key:
-        report.findings.append(f"ledger.json is signed by the key {files.key.id}, not by {key.id}")
+    before = files.marks()
+    report = _verify(files, checkpoints, key)
+    if report.holds or files.marks() == before:
+        return report
+    # It was written while it was read. Once more, while nobody writes.
+    with held_to_read(path):
+        return _verify(files, checkpoints, key)
+
+
+def _verify(files: LedgerFiles, checkpoints: Sequence[tuple[str, str]], key: PublicKey | None) -> Report:
     trusted = key or files.key
+    report = Report(files.path, files.origin, trusted.id, key is not None)
+    if files.key != trusted:
+        report.findings.append(f"ledger.json is signed by the key {files.key.id}, not by {trusted.id}")
     given = [_read(name, text, files.origin, trusted) for name, text in checkpoints]
-    own = _own_checkpoints(files, trusted, report)
-    roots = _walk(files, {found.size for found in (*own, *given) if isinstance(found, Checkpoint)}, report)
+    signed = files.signed(trusted)
+    own = _own_checkpoints(files, signed, trusted, report)
+    asked: list[Checkpoint] = [*own, *(found for found in given if isinstance(found, Checkpoint))]
+    if signed.pending is not None:
+        asked.append(signed.pending.after)
+    walk = _Walk()
+    walk.read(files, {found.size for found in asked})
     for checkpoint in own:
-        _compare_own(checkpoint, roots, report)
+        walk.compare(checkpoint, report)
+    walk.tell(report, signed, own)
+    _tell_torn(files, report)
     for (name, _), found in zip(checkpoints, given, strict=True):
-        report.checkpoints.append(_compare(name, found, roots, report))
+        report.checkpoints.append(_compare(name, found, walk.roots, report))
     return report
 
 
@@ -159,17 +180,14 @@ def _read(name: str, text: str, origin: str, key: PublicKey) -> Checkpoint | str
     return found
 
 
-def _own_checkpoints(files: LedgerFiles, key: PublicKey, report: Report) -> list[Checkpoint]:
+def _own_checkpoints(files: LedgerFiles, signed: Signed, key: PublicKey, report: Report) -> list[Checkpoint]:
     """Those that stand in the ledger itself: its head, and copies of what was exported."""
-    found = []
-    head = files.head()
-    if head is None:
-        report.findings.append("the signed head is missing or cannot be read")
-    elif head.origin != files.origin or not head.signed_by(key):
-        report.findings.append(f"the head is not signed by the key {key.id}")
-    else:
-        report.signed_size = head.size
-        found.append(head)
+    found = signed.reached
+    if signed.head is None:
+        missing = files.head() is None
+        report.findings.append(
+            "the signed head is missing or cannot be read" if missing else f"the head is not signed by the key {key.id}"
+        )
     for path in files.own_checkpoints():
         try:
             checkpoint = Checkpoint.parse(path.read_text())
@@ -181,30 +199,6 @@ def _own_checkpoints(files: LedgerFiles, key: PublicKey, report: Report) -> list
         else:
             found.append(checkpoint)
     return found
-
-
-@dataclass(slots=True)
-class _Erasures:
-    """What records say was erased, and what is gone."""
-
-    bodies_told: list[tuple[int, int]] = field(default_factory=list)
-    salts_told: list[tuple[int, int]] = field(default_factory=list)
-    bodies_gone: list[int] = field(default_factory=list)
-    salts_gone: list[int] = field(default_factory=list)
-
-    def hear(self, record: LedgerRecord) -> None:
-        told = self.bodies_told if record.details.get("what") == "records" else self.salts_told
-        try:
-            told += [(int(first), int(last)) for first, last in record.details["ranges"]]
-        except (KeyError, TypeError, ValueError):
-            return
-
-    def unexplained(self) -> list[str]:
-        everything = self.salts_told + self.bodies_told
-        found = [f"record {n} was erased, and no record says so" for n in _outside(self.bodies_gone, self.bodies_told)]
-        return found + [
-            f"the salt of record {n} is gone, and no record says so" for n in _outside(self.salts_gone, everything)
-        ]
 
 
 def _outside(numbers: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
@@ -219,61 +213,137 @@ def _outside(numbers: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Itera
             yield number
 
 
-def _walk(files: LedgerFiles, sizes: set[int], report: Report) -> dict[int, bytes]:
-    """Read every record; the roots at the sizes that somebody asks for."""
-    tree, erasures = Frontier(), _Erasures()
-    roots = {0: EMPTY_ROOT}
-    try:
-        salts = SaltReader(files)
-        for leaf in files.leaves():
-            tree.append(leaf.leaf)
-            if tree.size in sizes:
-                roots[tree.size] = tree.root()
-            _look_at(leaf, salts, erasures, report)
-    except (GovernanceError, OSError) as error:
-        report.findings.append(str(error))
-    report.size, report.root = tree.size, tree.root()
-    report.erased, report.salts_erased = len(erasures.bodies_gone), len(erasures.salts_gone)
-    report.findings += erasures.unexplained()
-    if torn := files.torn_bytes():
-        report.notes.append(
-            f"{torn} bytes behind the last record are of one being written, or of a crash; it was not acknowledged"
+@dataclass(slots=True)
+class _Walk:
+    """What stands in the lines, with the number of each. told: erasures, (number of the record, what, ranges)."""
+
+    tree: Frontier = field(default_factory=Frontier)
+    roots: dict[int, bytes] = field(default_factory=lambda: {0: EMPTY_ROOT})
+    wrong: list[tuple[int, str]] = field(default_factory=list)
+    bodies_gone: list[int] = field(default_factory=list)
+    salts_gone: list[int] = field(default_factory=list)
+    told: list[tuple[int, str, list[tuple[int, int]]]] = field(default_factory=list)
+    stopped: str = ""
+
+    def read(self, files: LedgerFiles, sizes: set[int]) -> None:
+        """Every line. sizes: where somebody asks for the root."""
+        try:
+            salts = SaltReader(files)
+            for leaf in files.lines():
+                self.tree.append(leaf.leaf)
+                if self.tree.size in sizes:
+                    self.roots[self.tree.size] = self.tree.root()
+                self._look_at(leaf, salts)
+        except GovernanceError as error:
+            self.stopped = str(error)
+
+    def compare(self, checkpoint: Checkpoint, report: Report) -> None:
+        """With a state that the ledger says it was in."""
+        root = self.roots.get(checkpoint.size)
+        if root is None:
+            report.findings.append(f"{checkpoint.size} records were signed, and only {self.tree.size} are here")
+        elif root != checkpoint.root:
+            report.findings.append(
+                f"the first {checkpoint.size} records are not those that the ledger itself has signed"
+            )
+
+    def tell(self, report: Report, signed: Signed, own: Sequence[Checkpoint]) -> None:
+        """Into the report, as far as the lines are signed: what stands behind that says nothing."""
+        last = self._last_signed(signed, own)
+        size = self.tree.size if last is None else last.size
+        report.size, report.root = size, self.tree.root() if last is None else last.root
+        report.signed_size = 0 if last is None else last.size
+        report.unsigned = self.tree.size - size
+        report.findings += [text for number, text in self.wrong if number < size]
+        if self.stopped:
+            report.findings.append(self.stopped)
+        bodies = [number for number in self.bodies_gone if number < size]
+        salts = [number for number in self.salts_gone if number < size]
+        report.erased, report.salts_erased = len(bodies), len(salts)
+        # An erasure tells of records before itself.
+        told = [
+            (what, (first, min(until, number - 1)))
+            for number, what, ranges in self.told
+            if number < size
+            for first, until in ranges
+        ]
+        whole = [pair for what, pair in told if what == "records"]
+        report.findings += [f"record {n} was erased, and no record says so" for n in _outside(bodies, whole)]
+        report.findings += [
+            f"the salt of record {n} is gone, and no record says so"
+            for n in _outside(salts, [pair for _, pair in told])
+        ]
+        if report.unsigned:
+            self._tell_unsigned(report, signed, last)
+
+    def _last_signed(self, signed: Signed, own: Sequence[Checkpoint]) -> Checkpoint | None:
+        """The largest state that the lines fit; None where they do not fit one that they have to."""
+        if not own or any(self.roots.get(state.size) != state.root for state in own):
+            return None
+        states = list(own)
+        if signed.pending is not None and self.roots.get(signed.pending.after.size) == signed.pending.after.root:
+            states.append(signed.pending.after)
+        return max(states, key=lambda state: state.size)
+
+    def _tell_unsigned(self, report: Report, signed: Signed, last: Checkpoint | None) -> None:
+        pending = signed.pending
+        begun = (
+            last is not None
+            and pending is not None
+            and pending.before.root == last.root
+            and self.tree.size < pending.after.size
         )
-    if report.signed_size < tree.size and not report.findings:
-        report.notes.append(
-            f"records {report.signed_size} to {tree.size - 1} are newer than the signed head: of a crash"
-        )
-    return roots
+        lines = f"{report.unsigned} lines behind the {report.size} signed records"
+        if begun:
+            report.notes.append(
+                f"{lines} are the beginning of a group that is being written, or that a crash left; they were not "
+                "acknowledged and are no records"
+            )
+        else:
+            report.findings.append(
+                f"{lines} are not signed, and no crash leaves such: somebody without the key added them"
+            )
+
+    def _look_at(self, leaf: Leaf, salts: SaltReader) -> None:
+        position = leaf.position
+        salt = salts.read(position)
+        if leaf.line is None:
+            self.bodies_gone.append(position)
+            return
+        try:
+            seq, record = read_line(leaf.line)
+        except GovernanceError as error:
+            self.wrong.append((position, f"record {position}: {error}"))
+            return
+        if seq != position:
+            self.wrong.append((position, f"record {position} says that it is number {seq}"))
+        if record.kind == "erasure":
+            self._hear_erasure(position, record)
+        if record.request_hash is None and record.answer_hash is None:
+            return
+        if salt is None:
+            self.wrong.append((position, f"the salt of record {position} is missing"))
+        elif salt == ERASED:
+            self.salts_gone.append(position)
+
+    def _hear_erasure(self, position: int, record: LedgerRecord) -> None:
+        try:
+            ranges = [(int(first), int(last)) for first, last in record.details["ranges"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            self.wrong.append((position, f"record {position} does not say what was erased"))
+            return
+        self.told.append((position, str(record.details.get("what")), ranges))
 
 
-def _look_at(leaf: Leaf, salts: SaltReader, erasures: _Erasures, report: Report) -> None:
-    salt = salts.read(leaf.position)
-    if leaf.line is None:
-        erasures.bodies_gone.append(leaf.position)
-        return
+def _tell_torn(files: LedgerFiles, report: Report) -> None:
     try:
-        seq, record = read_line(leaf.line)
-    except GovernanceError as error:
-        report.findings.append(f"record {leaf.position}: {error}")
+        torn = files.torn_bytes()
+    except OSError:
         return
-    if seq != leaf.position:
-        report.findings.append(f"record {leaf.position} says that it is number {seq}")
-    if record.kind == "erasure":
-        erasures.hear(record)
-    if record.request_hash is None and record.answer_hash is None:
-        return
-    if salt is None:
-        report.findings.append(f"the salt of record {leaf.position} is missing")
-    elif salt == ERASED:
-        erasures.salts_gone.append(leaf.position)
-
-
-def _compare_own(checkpoint: Checkpoint, roots: dict[int, bytes], report: Report) -> None:
-    root = roots.get(checkpoint.size)
-    if root is None:
-        report.findings.append(f"{checkpoint.size} records were signed, and only {report.size} are here")
-    elif root != checkpoint.root:
-        report.findings.append(f"the first {checkpoint.size} records are not those that the ledger itself has signed")
+    if torn:
+        report.notes.append(
+            f"{torn} bytes behind the last line are of one being written, or of a crash; it was not acknowledged"
+        )
 
 
 def _compare(name: str, found: Checkpoint | str, roots: dict[int, bytes], report: Report) -> AgainstCheckpoint:
