@@ -131,6 +131,18 @@ def test_records_are_listed_and_shown(ledger: Path, tmp_path: Path) -> None:
     assert "IS NOT" in done.stdout
 
 
+def test_with_an_exchanged_salt_nothing_is_said_of_the_content(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "request").write_bytes(content(3)[0])
+    salts = ledger / "records" / "000000000000.salts"
+    data = bytearray(salts.read_bytes())
+    data[32 * 3 : 32 * 4] = b"x" * 32
+    salts.write_bytes(data)
+    done = audit("show", ledger, "request-3", "--request", tmp_path / "request")
+    assert done.exit_code == 1
+    assert "not the one it was written with" in done.stderr
+    assert "IS NOT" not in done.output
+
+
 def test_erasure_of_one_and_of_the_old(ledger: Path, public: Path) -> None:
     checkpoint = exported(ledger)
     assert audit("erase", ledger, "request-3", "--why", "asked for").exit_code == 0

@@ -17,6 +17,7 @@ from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.files import LedgerFiles, stub_line
 from freehold.governance.ledger.merkle import leaf_hash, root_of
 from freehold.governance.ledger.pending import Pending, write_pending
+from freehold.governance.ledger.proof import prove
 from freehold.governance.ledger.record import LedgerRecord, read_line
 from freehold.governance.ledger.verify import Report, verify
 from freehold.governance.signing import SigningKey, canonical, signed
@@ -156,7 +157,9 @@ def strike(target: Target, place: Path, attack: Attack, skill: str, rng: random.
         put(place / "ledger.json", canonical(document))
     records = place / "records" / "000000000000.jsonl"
     put(records, b"".join(line + b"\n" for line in lines))
-    put(records.with_suffix(".salts"), (target.salts * 2)[: 32 * len(lines)])
+    # The salts go with their records, as far as these are still to be read.
+    salts = [hashes_of(number).salt for number in map(_number, lines)] if skill != "rough" else [target.salts * 2]
+    put(records.with_suffix(".salts"), b"".join(salts)[: 32 * len(lines)])
 
 
 def put(path: Path, data: bytes) -> None:
@@ -173,6 +176,14 @@ def _renumbered(line: bytes, number: int) -> bytes:
         return canonical({**json.loads(line), "seq": number})
     except (ValueError, TypeError, GovernanceError):
         return line
+
+
+def _number(line: bytes) -> int:
+    """The one in the record's id."""
+    try:
+        return int(json.loads(line)["id"].removeprefix("request-"))
+    except (ValueError, KeyError, AttributeError):
+        return 0
 
 
 def _leaf(line: bytes) -> bytes:
@@ -294,6 +305,24 @@ def test_lost_salts_are_told(target: Target, tmp_path: Path) -> None:
     assert report.findings == ["the salt of record 2 is gone, and no record says so"]
     salts.write_bytes(target.salts[:-1])
     assert verify(place).findings == [f"the salt of record {SIZE - 1} is missing"]
+
+
+def test_changed_salts_are_told(target: Target, tmp_path: Path) -> None:
+    """Genuine bytes would else be called forged: the salts stand in no tree."""
+    place = copied(target.path, tmp_path / "ledger")
+    salts = place / "records" / "000000000000.salts"
+    rng = random.Random(5)
+    for number in range(SIZE):
+        at = 32 * number + rng.randrange(32)
+        changed = bytearray(target.salts)
+        changed[at] ^= 1 << rng.randrange(8)
+        put(salts, bytes(changed))
+        report = verify(place, [("exported", target.exported)], target.key.public)
+        assert report.findings == [f"the salt of record {number} is not the one it was written with"]
+        with pytest.raises(GovernanceError, match="not the one it was written with"):
+            prove(LedgerFiles(place), f"#{number}", with_salt=True)
+    put(salts, target.salts[32:64] + target.salts[:32] + target.salts[64:])
+    assert len(verify(place).findings) == 2
 
 
 def test_all_lines_are_read(target: Target) -> None:

@@ -63,6 +63,14 @@ def test_a_proof_with_its_salt_shows_the_content(files: LedgerFiles, key: Signin
         without.fits(request=request)
 
 
+def test_another_salt_says_nothing_about_the_content(files: LedgerFiles, key: SigningKey, tmp_path: Path) -> None:
+    proof = prove(files, "request-5", with_salt=True)
+    proof["salt"] = hashes_of(6).salt.hex()
+    proven = check_proof(written(tmp_path, proof), key.public)
+    with pytest.raises(GovernanceError, match="not the one it was written with"):
+        proven.fits(request=content(5)[0])
+
+
 def test_a_proof_cannot_be_turned_into_another(files: LedgerFiles, key: SigningKey, tmp_path: Path) -> None:
     proof = prove(files, "request-5", with_salt=False)
     changes: list[dict[str, Any]] = [

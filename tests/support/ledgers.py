@@ -11,7 +11,7 @@ from pathlib import Path
 from freehold.governance.cost.prices import PriceTable, shipped_table
 from freehold.governance.ledger.ledger import Ledger
 from freehold.governance.ledger.record import LedgerRecord, RecordedPrice, TokenUsage, now_text
-from freehold.governance.ledger.salted import SaltedHashes
+from freehold.governance.ledger.salted import SaltedHashes, salt_commitment
 from freehold.governance.signing import SigningKey
 
 BEGIN = datetime(2026, 11, 2, 8, 0, tzinfo=timezone.utc)
@@ -35,6 +35,7 @@ def a_record(number: int, hashes: SaltedHashes | None = None, **changes: object)
         "price": RecordedPrice("list", "0.0001", "minimax:minimax-m3", "ab" * 32, "2026-10-15"),
         "request_hash": hashes.request if hashes else None,
         "answer_hash": hashes.answer if hashes else None,
+        "salt_hash": salt_commitment(hashes.salt) if hashes else None,
     }
     return LedgerRecord(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -179,7 +179,7 @@ def verify_proof(
 def show(ledger: Path, name: str, request_path: Path | None, answer_path: Path | None) -> None:
     """Show one record, and whether texts are those it was made of."""
     from freehold.governance.ledger.files import LedgerFiles
-    from freehold.governance.ledger.proof import find
+    from freehold.governance.ledger.proof import find, require_salt
     from freehold.governance.ledger.salted import SaltedHashes
 
     found = find(LedgerFiles(ledger), name)
@@ -192,6 +192,7 @@ def show(ledger: Path, name: str, request_path: Path | None, answer_path: Path |
             continue
         if found.salt is None:
             raise GovernanceError(f"The salt of record {name!r} was erased; its hashes fit nothing any more.")
+        require_salt(found.record, found.salt)
         hashes = SaltedHashes(found.salt)
         hashes.add_request(path.read_bytes())
         hashes.add_answer(path.read_bytes())

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from freehold.core.errors import GovernanceError
@@ -19,6 +20,7 @@ from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.export import Exports
 from freehold.governance.ledger.files import LedgerFiles
 from freehold.governance.ledger.record import LedgerRecord, now_text
+from freehold.governance.ledger.salted import salt_commitment
 from freehold.governance.signing import SigningKey
 
 RETRY_SECONDS = 2.0
@@ -82,6 +84,8 @@ class Ledger:
 
         salt: of the record's hashes. Raises GovernanceError after `close`, and for a record that JSON cannot hold.
         """
+        if salt is not None:
+            record = replace(record, salt_hash=salt_commitment(salt))
         record.line(0)  # one that cannot be written must not keep the others of its group from it
         promise: Future[int] = Future()
         with self._changed:

@@ -12,7 +12,7 @@ from freehold.governance.ledger.checkpoint import Checkpoint, verifier_key
 from freehold.governance.ledger.files import LedgerFiles
 from freehold.governance.ledger.merkle import inclusion_path, leaf_hash, root_of, verify_inclusion
 from freehold.governance.ledger.record import LedgerRecord, read_line
-from freehold.governance.ledger.salted import ERASED, SaltedHashes
+from freehold.governance.ledger.salted import ERASED, SaltedHashes, salt_commitment
 from freehold.governance.signing import PublicKey, canonical
 
 FORMAT = "freehold inclusion proof 1"
@@ -48,6 +48,15 @@ def find(files: LedgerFiles, name: str) -> Found:
     return Found(position, line, record, None if salt == ERASED else salt)
 
 
+def require_salt(record: LedgerRecord, salt: bytes) -> None:
+    """Raises GovernanceError unless a salt is the one with which a record was written."""
+    if record.salt_hash != salt_commitment(salt):
+        raise GovernanceError(
+            f"The salt of record {record.id!r} is not the one it was written with: somebody exchanged it. Nothing can "
+            "be said about the content with it, neither that it is the recorded one nor that it is not."
+        )
+
+
 def prove(files: LedgerFiles, name: str, checkpoint: Checkpoint | None = None, *, with_salt: bool) -> dict[str, Any]:
     """The proof that a record stands in the tree of a checkpoint; None: of the ledger's head.
 
@@ -78,6 +87,8 @@ def prove(files: LedgerFiles, name: str, checkpoint: Checkpoint | None = None, *
     if with_salt:
         if found.salt is None:
             raise GovernanceError(f"The salt of record {name!r} was erased; a proof without it is still possible.")
+        assert found.record is not None
+        require_salt(found.record, found.salt)
         proof["salt"] = found.salt.hex()
     return proof
 
@@ -97,6 +108,7 @@ class Proven:
             raise GovernanceError(
                 "The proof has no salt, so that no content can be compared with it (prove --with-salt)."
             )
+        require_salt(self.record, self.salt)
         hashes = SaltedHashes(self.salt)
         fits = True
         if request is not None:

@@ -87,7 +87,8 @@ class LedgerRecord:
     model_asked, model: as the client named it; as it answered. endpoint: where it was computed; "local" is here.
     data_class, clause, policy: what a policy decided on, by which clause, and the policy's SHA-256.
     status: of HTTP. reason: why it ended: the engine's word, or the refusal's code.
-    request_hash, answer_hash: HMAC-SHA256 of the bytes under the record's salt, in hex.
+    request_hash, answer_hash: HMAC-SHA256 of the bytes under the record's salt, in hex. salt_hash: of the salt itself;
+        the ledger sets it.
     details: further members of other kinds, and of whoever has more to say.
     """
 
@@ -110,6 +111,7 @@ class LedgerRecord:
     price: RecordedPrice | None = None
     request_hash: str | None = None
     answer_hash: str | None = None
+    salt_hash: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

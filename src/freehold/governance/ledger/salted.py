@@ -15,6 +15,12 @@ ERASED = bytes(SALT_BYTES)
 """What stands where a salt was."""
 
 
+def salt_commitment(salt: bytes) -> str:
+    """The hash of a salt, in hex, for its record: it shows a salt that was exchanged, and tells nothing of one that is
+    erased, since nobody tries 32 random bytes."""
+    return hashlib.sha256(b"freehold salt\n" + salt).hexdigest()
+
+
 class SaltedHashes:
     """The hashes of one request and its answer, piece by piece. salt: 32 bytes; None: new ones."""
 

@@ -13,7 +13,7 @@ from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.files import Leaf, LedgerFiles, SaltReader, Signed, held_to_read
 from freehold.governance.ledger.merkle import EMPTY_ROOT, Frontier
 from freehold.governance.ledger.record import LedgerRecord, read_line
-from freehold.governance.ledger.salted import ERASED
+from freehold.governance.ledger.salted import ERASED, salt_commitment
 from freehold.governance.signing import PublicKey
 
 _MOST_FINDINGS = 20
@@ -325,6 +325,8 @@ class _Walk:
             self.wrong.append((position, f"the salt of record {position} is missing"))
         elif salt == ERASED:
             self.salts_gone.append(position)
+        elif record.salt_hash != salt_commitment(salt):
+            self.wrong.append((position, f"the salt of record {position} is not the one it was written with"))
 
     def _hear_erasure(self, position: int, record: LedgerRecord) -> None:
         try:
