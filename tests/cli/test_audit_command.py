@@ -176,3 +176,34 @@ def test_a_checkpoint_goes_through_a_command(ledger: Path, tmp_path: Path) -> No
     done = audit("checkpoint", ledger, "--command", "false")
     assert done.exit_code == 1
     assert "was not exported" in done.stderr
+
+
+def test_a_directory_of_checkpoints(ledger: Path, public: Path, tmp_path: Path) -> None:
+    key = SigningKey.load_or_create(tmp_path / "home" / "ledger-key.pem")
+    elsewhere = tmp_path / "elsewhere"
+    for number in range(12, 20):
+        exported_to = audit("checkpoint", ledger, "--to", elsewhere)
+        assert exported_to.exit_code == 0
+        with Ledger(ledger, key) as opened:
+            fill(opened, 1, number)
+    other = tmp_path / "another"
+    with Ledger(other, key) as opened:
+        fill(opened, 1)
+    assert audit("checkpoint", other, "--to", elsewhere).exit_code == 0
+    done = audit("verify", ledger, "--checkpoint", elsewhere, "--key", public, "--json")
+    assert done.exit_code == 0, done.output
+    body = json.loads(done.stdout.splitlines()[-1])
+    assert [found["size"] for found in body["checkpoints"]] == list(range(12, 20))
+    assert body["complete_up_to"] == 19
+    assert "and with 7 smaller ones" in done.stdout
+    done = audit("verify", ledger, "--checkpoint", tmp_path / "home")
+    assert done.exit_code == 1
+    assert "there is no checkpoint of the ledger" in done.stderr
+
+
+def test_an_erasure_of_nothing_says_so(ledger: Path) -> None:
+    assert "Erased 1 salts" in audit("erase", ledger, "request-3").stderr
+    done = audit("erase", ledger, "request-3", "--json")
+    assert "no salts of these" in done.stderr
+    assert json.loads(done.stdout)["erased"] == 0
+    assert LedgerFiles(ledger).head().size == 13  # type: ignore[union-attr]

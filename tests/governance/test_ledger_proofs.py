@@ -18,7 +18,7 @@ from freehold.governance.ledger.ledger import Ledger
 from freehold.governance.ledger.proof import check_proof, find, prove
 from freehold.governance.ledger.verify import verify
 from freehold.governance.signing import SigningKey
-from support.ledgers import BEGIN, a_record, content, fill, hashes_of, new_ledger
+from support.ledgers import BEGIN, a_record, content, copied, fill, hashes_of, new_ledger
 
 SIZE = 23
 
@@ -221,3 +221,32 @@ def test_checkpoints_are_signed_notes(tmp_path: Path, key: SigningKey) -> None:
     assert raw[:4] == hashlib.sha256(f"{origin}\n\x01".encode() + key.public.raw).digest()[:4]
     assert key.public.verifies(raw[4:], f"{origin}\n3\n{root}\n".encode())
     assert verifier_key(origin, key.public).split("+", 2)[:2] == [origin, raw[:4].hex()]
+
+
+def test_what_is_erased_is_not_erased_again(files: LedgerFiles, key: SigningKey) -> None:
+    assert erase(files, key, [2, 3], "salts", "a") == 2
+    assert erase(files, key, [2, 3], "salts", "b") == 0
+    assert erase(files, key, [3, 4], "salts", "c") == 1
+    assert erase(files, key, [2, 4], "records", "d") == 2
+    assert erase(files, key, [2, 4], "records", "e") == erase(files, key, [2, 4], "salts", "f") == 0
+    told = [record.details["why"] for leaf in files.leaves() if (record := leaf.record()) and record.kind == "erasure"]
+    assert told == ["a", "c", "d"]
+    last = [record for leaf in files.leaves() if (record := leaf.record()) is not None][-2]
+    assert last.details["ranges"] == [[4, 4]]
+    assert verify(files.path).holds
+
+
+def test_a_fork_shows_when_checkpoints_are_compared(tmp_path: Path, key: SigningKey) -> None:
+    """Each copy fits its own checkpoint; neither fits the other's."""
+    one = new_ledger(tmp_path / "one", key, 3)
+    other = copied(one, tmp_path / "other")
+    texts = []
+    for number, path in enumerate((one, other), 3):
+        with Ledger(path, key) as opened:
+            fill(opened, 1, number)
+        head = LedgerFiles(path).head()
+        assert head is not None
+        texts.append(head.text)
+        assert verify(path, [("own", head.text)], key.public).holds
+    assert not verify(one, [("other", texts[1])], key.public).holds
+    assert not verify(other, [("one", texts[0])], key.public).holds

@@ -13,9 +13,10 @@ import click
 from freehold.cli.ledger import ledger_key
 from freehold.cli.quantities import Duration
 from freehold.core.errors import GovernanceError
+from freehold.core.printable import printable
 
 if TYPE_CHECKING:
-    from freehold.governance.ledger.verify import Report
+    from freehold.governance.ledger.verify import AgainstCheckpoint, Report
     from freehold.governance.signing import PublicKey
 
 _ledger = click.argument("ledger", type=click.Path(path_type=Path))
@@ -46,8 +47,8 @@ def _public(path: Path | None) -> PublicKey | None:
     "--checkpoint",
     "checkpoints",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A checkpoint that was kept elsewhere. May be given several times.",
+    type=click.Path(path_type=Path, exists=True),
+    help="A checkpoint that was kept elsewhere, or a directory with all of this ledger's. May be given several times.",
 )
 @_key_option
 @_json_option
@@ -58,7 +59,8 @@ def verify(ledger: Path, checkpoints: tuple[Path, ...], key_path: Path | None, a
     """
     from freehold.governance.ledger.verify import verify as verify_ledger
 
-    given = [(str(path), path.read_text("utf-8", errors="replace")) for path in checkpoints]
+    files = [file for path in checkpoints for file in _checkpoint_files(ledger, path)]
+    given = [(str(path), path.read_text("utf-8", errors="replace")) for path in files]
     report = verify_ledger(ledger, given, _public(key_path))
     _print_report(report)
     if as_json:
@@ -67,20 +69,36 @@ def verify(ledger: Path, checkpoints: tuple[Path, ...], key_path: Path | None, a
         click.get_current_context().exit(1)
 
 
+def _checkpoint_files(ledger: Path, path: Path) -> list[Path]:
+    """A checkpoint's file, or those in a directory that are named after the ledger, the smallest first."""
+    from freehold.governance.ledger.export import checkpoint_name
+    from freehold.governance.ledger.files import LedgerFiles
+
+    if not path.is_dir():
+        return [path]
+    pattern = checkpoint_name(LedgerFiles(ledger).origin, None)
+    found = sorted(file for file in path.glob(pattern) if file.is_file())
+    if not found:
+        raise GovernanceError(f"In {path} there is no checkpoint of the ledger {ledger} ({pattern}).")
+    return found
+
+
 def _print_report(report: Report) -> None:
-    click.echo(f"Ledger {report.path}  {report.origin}  key {report.key_id or '(unknown)'}")
+    click.echo(f"Ledger {report.path}  {printable(report.origin)}  key {report.key_id or '(unknown)'}")
     inside = "yes" if report.internally_consistent else "NO"
     click.echo(f"internally consistent       {inside:<4} {report.size} records, root {report.root.hex()[:16]}")
     for finding in report.findings[:20]:
-        click.echo(f"                                 {finding}")
+        click.echo(f"                                 {printable(finding)}")
     if len(report.findings) > 20:
         click.echo(f"                                 ... and {len(report.findings) - 20} more")
-    for found in report.checkpoints:
+    for found in _told(report.checkpoints):
         word = "yes" if found.consistent else "NO"
         size = f", {found.size} records" if found.size else ""
         click.echo(f"consistent with checkpoint  {word:<4} {found.name}{size}")
         if found.problem:
-            click.echo(f"                                 {found.problem}")
+            click.echo(f"                                 {printable(found.problem)}")
+    if hidden := len(report.checkpoints) - len(_told(report.checkpoints)):
+        click.echo(f"                                 and with {hidden} smaller ones")
     if not report.checkpoints:
         click.echo("consistent with checkpoint  -    none was given")
     if report.proven_size:
@@ -94,6 +112,14 @@ def _print_report(report: Report) -> None:
     click.echo("not proven:")
     for line in report.not_proven():
         click.echo(f"  - {line}")
+
+
+def _told(checkpoints: list[AgainstCheckpoint]) -> list[AgainstCheckpoint]:
+    """All that are wrong; of many that are not, the largest."""
+    right = [found for found in checkpoints if found.consistent]
+    if len(right) > 5:
+        right = [max(right, key=lambda found: found.size)]
+    return [found for found in checkpoints if not found.consistent or found in right]
 
 
 @click.command()
@@ -162,7 +188,8 @@ def verify_proof(
         for name, path in (("request", request_path), ("answer", answer_path))
         if path is not None
     }
-    click.echo(f"Record {proven.record.id} is number {proven.index} of {proven.checkpoint.size}, signed by {key.id}.")
+    place = f"number {proven.index} of {proven.checkpoint.size}"
+    click.echo(f"Record {printable(proven.record.id)} is {place}, signed by {key.id}.")
     for name, fits in content.items():
         click.echo(f"The {name} {'is' if fits else 'IS NOT'} the one that was recorded.")
     if as_json:
@@ -221,19 +248,20 @@ def list_records(ledger: Path, last: int | None, outcome: str | None, as_json: b
         record = leaf.record()
         if outcome is None or (record is not None and record.outcome == outcome):
             lines.append((leaf.position, record, leaf.line))
-    shown = lines if last is None else lines[-last:]
+    chosen = lines if last is None else lines[-last:]
     if as_json:
-        records = [json.loads(line) if line else {"seq": position, "erased": True} for position, _, line in shown]
+        records = [json.loads(line) if line else {"seq": position, "erased": True} for position, _, line in chosen]
         click.echo(json.dumps({"ledger": str(ledger), "records": records}))
         return
-    for position, record, _ in shown:
+    for position, record, _ in chosen:
         if record is None:
             click.echo(f"#{position}  (erased)")
             continue
         usage = record.usage
         tokens = "-" if usage is None else f"{usage.input_tokens}+{usage.output_tokens}{'~' if usage.estimated else ''}"
         words = (record.outcome or record.kind, record.reason, record.key, record.model or record.model_asked, tokens)
-        click.echo(f"#{position}  {record.time}  {record.id}  {'  '.join(word or '-' for word in words)}")
+        shown = (record.time, record.id, *(word or "-" for word in words))
+        click.echo(f"#{position}  {'  '.join(printable(word) for word in shown)}")
 
 
 @click.command()
@@ -258,10 +286,9 @@ def checkpoint(ledger: Path, directory: Path | None, command: str | None, signin
 
     files = LedgerFiles(ledger)
     key = ledger_key(signing_path)
-    Appender(files, key, lambda text: click.echo(text, err=True)).close()
-    head = files.head()
-    if head is None:
-        raise GovernanceError(f"The head of the ledger {ledger} cannot be read.")
+    appender = Appender(files, key, lambda text: click.echo(text, err=True))
+    appender.close()
+    head = appender.head
     try:
         place = export(files, head, directory, shlex.split(command or ""))
     except Exception as error:
@@ -284,7 +311,11 @@ def checkpoint(ledger: Path, directory: Path | None, command: str | None, signin
     is_flag=True,
     help="Erase the records but for their hash; without it, their salts, so that no text can be tried against them.",
 )
-@click.option("--why", default="", help="Recorded with the erasure.")
+@click.option(
+    "--why",
+    default="",
+    help="Recorded with the erasure, and never to be erased itself: a number of a case, no names.",
+)
 @_signing_option
 @_json_option
 def erase(
@@ -313,7 +344,7 @@ def erase(
         numbers = erasure.older_than(files, moment, what)
     else:
         numbers = [find(files, name).position for name in names]
-    count = erasure.erase(files, ledger_key(signing_path), numbers, what, why)
-    click.echo(f"Erased {count} {what}.", err=True)
+    count = erasure.erase(files, ledger_key(signing_path), numbers, what, why, lambda text: click.echo(text, err=True))
+    click.echo(f"Erased {count} {what}." if count else f"There are no {what} of these to be erased any more.", err=True)
     if as_json:
         click.echo(json.dumps({"ledger": str(ledger), "erased": count, "what": what}))

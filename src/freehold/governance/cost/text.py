@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
+from freehold.core.printable import printable
 from freehold.governance.cost.compare import BreakEven, Comparison, Here
 from freehold.governance.cost.prices import RATES, PriceEntry
 from freehold.governance.cost.report import CostLine, CostReport
@@ -38,7 +39,7 @@ def report_text(report: CostReport) -> str:
         lines.append(f"Unpriced: {report.unpriced} requests to models that the price table does not know, in no sum.")
     if report.traffic.erased:
         lines.append(f"Erased: {report.traffic.erased} records of the ledger say nothing any more, in no sum.")
-    lines += [f"Price table: {table}" for table in report.tables]
+    lines += [f"Price table: {printable(table)}" for table in report.tables]
     lines.append("Charged: by endpoints. List: what the model's own API takes for what own hardware answered.")
     return "\n".join(lines) + "\n"
 
@@ -79,7 +80,7 @@ def _row(line: CostLine) -> tuple[str, ...]:
     amounts = [dollars(line.amounts[basis]) if basis in line.amounts else "-" for basis in ("charged", "list")]
     if line.unpriced and not line.amounts:
         amounts = ["unpriced", "unpriced"]
-    return (line.endpoint, line.model, *_sums([line]), *amounts)
+    return (printable(line.endpoint), printable(line.model), *_sums([line]), *amounts)
 
 
 def _sums(lines: Sequence[CostLine]) -> tuple[str, ...]:

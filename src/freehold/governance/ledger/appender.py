@@ -100,10 +100,13 @@ class Appender:
         self._tree = Frontier()
         self._segment: _Segment | None = None
         self._head: Checkpoint | None = None
-        with held(files.path):
-            self._catch_up()
-            if files.head() != self.head:
-                self._write_head()
+        try:
+            with held(files.path):
+                self._catch_up()
+                if files.head() != self.head:
+                    self._write_head()
+        except OSError as error:
+            raise GovernanceError(f"The ledger {files.path} cannot be written: {error}") from error
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -31,22 +31,34 @@ def older_than(files: LedgerFiles, moment: datetime, what: What) -> list[int]:
     return found
 
 
-def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: What, why: str) -> int:
-    """Erase the salts of some records, or the records; how many.
+def _hush(_text: str) -> None:
+    """Nobody listens."""
+
+
+def erase(
+    files: LedgerFiles,
+    key: SigningKey,
+    numbers: Iterable[int],
+    what: What,
+    why: str,
+    say: Callable[[str], None] = _hush,
+) -> int:
+    """Erase the salts of some records, or the records; how many. What is erased already does not count, and is not
+    recorded again. say: told what was repaired in the ledger.
 
     The erasure is recorded first, so that what is gone is always told. Servers may go on writing to the ledger
     meanwhile. Bytes are overwritten or replaced in their files; what a disk or a backup keeps of old blocks is beyond
     this. Raises GovernanceError for numbers that the ledger does not have, and as Appender does.
     """
-    wanted = sorted(set(numbers))
-    size = _check(files, set(wanted))
-    if wanted and not 0 <= wanted[0] <= wanted[-1] < size:
-        raise GovernanceError(f"The ledger {files.path} has records 0 to {size - 1}, and no number {wanted[-1]}.")
+    asked = sorted(set(numbers))
+    size, wanted = _check(files, set(asked), what)
+    if asked and not 0 <= asked[0] <= asked[-1] < size:
+        raise GovernanceError(f"The ledger {files.path} has records 0 to {size - 1}, and no number {asked[-1]}.")
     if not wanted:
         return 0
     details = {"what": what, "ranges": [list(pair) for pair in _ranges(wanted)], "why": why}
     record = LedgerRecord(id=f"erasure-{time.time_ns():x}", time=now_text(), kind="erasure", details=details)
-    appender = Appender(files, key, lambda _text: None)
+    appender = Appender(files, key, say)
     try:
         # In a file of its own, so that nobody writes to those that are about to be replaced.
         appender.add([Draft(record)], new_file=what == "records")
@@ -60,15 +72,22 @@ def erase(files: LedgerFiles, key: SigningKey, numbers: Iterable[int], what: Wha
     return len(wanted)
 
 
-def _check(files: LedgerFiles, wanted: set[int]) -> int:
-    """How many records there are. Raises GovernanceError where one of the wanted tells of an erasure or a gap: what is
-    gone would no longer be told."""
-    size = 0
+def _check(files: LedgerFiles, asked: set[int], what: What) -> tuple[int, list[int]]:
+    """How many records there are, and those of the asked that still have what is to be erased. Raises GovernanceError
+    where one of them tells of an erasure or a gap: what is gone would no longer be told."""
+    size, left = 0, []
+    salts = SaltReader(files)
     for leaf in files.leaves():
         size += 1
-        if leaf.position in wanted and (record := leaf.record()) is not None and record.kind != "request":
+        salt = salts.read(leaf.position)
+        if leaf.position not in asked:
+            continue
+        record = leaf.record()
+        if record is not None and record.kind != "request":
             raise GovernanceError(f"Record {leaf.position} tells of another event ({record.kind}); such records stay.")
-    return size
+        if salt not in (None, ERASED) or (what == "records" and record is not None):
+            left.append(leaf.position)
+    return size, left
 
 
 def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:

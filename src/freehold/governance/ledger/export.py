@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.files import LedgerFiles, write_whole
 
 _COMMAND_SECONDS = 60.0
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,19 @@ class Exports:
         return True
 
 
+def checkpoint_name(origin: str, size: int | None) -> str:
+    """The name of a checkpoint's file. size: None: a pattern for all of them."""
+    digits = "[0-9]" * 12 if size is None else f"{size:012d}"
+    return f"{_UNSAFE.sub('-', origin)}-{digits}.checkpoint"
+
+
 def export(files: LedgerFiles, checkpoint: Checkpoint, directory: Path | None, command: Sequence[str]) -> Path | None:
     """Put a checkpoint into a directory and hand it to a command, as far as they are given; then keep it beside the
     ledger too. The file in the directory, if there is one. Raises OSError or SubprocessError."""
     place = None
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        place = directory / f"{files.origin.replace('/', '-')}-{checkpoint.size:012d}.checkpoint"
+        place = directory / checkpoint_name(files.origin, checkpoint.size)
         write_whole(place, checkpoint.text.encode(), durable=True)
     if command:
         subprocess.run(

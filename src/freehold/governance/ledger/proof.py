@@ -132,7 +132,7 @@ def check_proof(path: Path, key: PublicKey) -> Proven:
         secret = None if salt is None else bytes.fromhex(salt)
     except OSError as error:
         raise GovernanceError(f"The proof {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise GovernanceError(f"{path} is no inclusion proof.") from error
     checkpoint = Checkpoint.parse(text)
     checkpoint.require(key, "The proof's checkpoint")

@@ -6,6 +6,7 @@ It holds no prompt and no answer, only hashes of them under a salt that is kept 
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -132,6 +133,7 @@ class LedgerRecord:
     @staticmethod
     def read(members: Mapping[str, Any]) -> LedgerRecord:
         """A record from its JSON members, `seq` left out. Raises GovernanceError for what is none."""
+        _check_members(members)
         try:
             values = dict(members)
             if "usage" in values:
@@ -141,6 +143,34 @@ class LedgerRecord:
             return LedgerRecord(**values)
         except TypeError as error:
             raise GovernanceError(f"A record has members that do not belong there: {error}.") from error
+
+
+_OTHERS = {"seconds": (int, float), "status": int, "usage": dict, "price": dict, "details": dict}
+_PARTS: dict[str, Any] = {
+    "usage": {"estimated": bool},
+    "price": {"estimated": bool},
+}
+_AMOUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,30})?")
+_MOST_SECONDS = 10.0**9
+
+
+def _check_members(members: Mapping[str, Any]) -> None:
+    """Raises GovernanceError for values that no record has, so that nothing later fails by them."""
+    for name, value in members.items():
+        _check_kind(name, value, _OTHERS.get(name, str))
+    for name, other in (("usage", int), ("price", str)):
+        for part, value in members.get(name, {}).items():
+            _check_kind(f"{name}.{part}", value, _PARTS[name].get(part, other))
+    amount = members.get("price", {}).get("amount", "0")
+    if not _AMOUNT.fullmatch(amount):
+        raise GovernanceError(f"A record's price is {amount[:40]!r}, which is no amount.")
+    if not 0 <= members.get("seconds", 0) <= _MOST_SECONDS:
+        raise GovernanceError(f"A record's seconds are {members['seconds']!r}, which cannot be.")
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise GovernanceError(f"A record has {name[:40]!r} of a kind that does not belong there: {str(value)[:40]!r}.")
 
 
 FIELDS = tuple(field.name for field in fields(LedgerRecord))
@@ -176,4 +206,6 @@ def parse_time(text: str) -> datetime:
         raise GovernanceError(f"{text!r} is no time of a record, such as 2026-11-29T12:00:00.000Z.") from error
     if moment.tzinfo is None:
         raise GovernanceError(f"The time {text!r} of a record does not say its offset from UTC.")
+    if not 1970 <= moment.year <= 9000:
+        raise GovernanceError(f"The time {text!r} of a record cannot be.")
     return moment
