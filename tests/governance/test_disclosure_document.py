@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from freehold.core.errors import GovernanceError, SignatureError
 from freehold.governance.disclosure import load_disclosure
-from freehold.governance.disclosure.cyclonedx import document_of
+from freehold.governance.disclosure.cyclonedx import document_of, unsigned
 from freehold.governance.disclosure.facts import disclosure_of
 from freehold.governance.disclosure.loading import shipped_names
 from freehold.governance.disclosure.reading import disclosure_from
@@ -170,10 +170,10 @@ def unknown_member(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "caught_by"),
     [
-        (dangling_evidence, {"references", "facts"}),
-        (dangling_target, {"references"}),
-        (dangling_requirement, {"references"}),
-        (name_given_twice, {"references"}),
+        (dangling_evidence, {"references", "facts", "agreement", "expiry"}),
+        (dangling_target, {"references", "agreement"}),
+        (dangling_requirement, {"references", "agreement"}),
+        (name_given_twice, {"references", "agreement"}),
         (pointer_to_nothing, {"pointers", "agreement"}),
         (pointer_to_itself, {"pointers", "agreement"}),
         (edited_country, {"agreement"}),
@@ -182,8 +182,8 @@ def unknown_member(document: dict[str, Any]) -> None:
         (citation_taken_away, {"agreement"}),
         (statement_shown_nowhere, {"agreement"}),
         (another_status, {"agreement"}),
-        (vendor_elsewhere, {"facts"}),
-        (unknown_member, {"schema"}),
+        (vendor_elsewhere, {"facts", "agreement", "expiry"}),
+        (unknown_member, {"schema", "agreement"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -194,6 +194,153 @@ def test_a_change_is_caught_by_name(change: Change, caught_by: set[str]) -> None
     # Whoever signs a wrong document does not make it right.
     wrong = failing(signed_again(document))
     assert wrong - {"weights"} == caught_by
+
+
+def claim_of(document: dict[str, Any], key: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in document["declarations"]["claims"] if c["bom-ref"] == f"claim:{key}")
+    return found
+
+
+def without_claims(document: dict[str, Any], *keys: str) -> None:
+    """Drop claims alone; their evidence, properties and citations stay."""
+    refs = {f"claim:{key}" for key in keys}
+    declarations = document["declarations"]
+    declarations["claims"] = [row for row in declarations["claims"] if row["bom-ref"] not in refs]
+    for row in declarations["attestations"][0]["map"]:
+        row["claims"] = [ref for ref in row["claims"] if ref not in refs]
+
+
+def without_pointers(document: dict[str, Any], beginning: str) -> None:
+    for citation in document["citations"]:
+        citation["pointers"] = [p for p in citation["pointers"] if not p.startswith(beginning)]
+
+
+def another_models_name(document: dict[str, Any]) -> None:
+    document["metadata"]["component"]["name"] = "GPT-9"
+    without_pointers(document, "/metadata/component/name")
+
+
+def another_provider(document: dict[str, Any]) -> None:
+    document["services"][0]["provider"] = {"name": "Deutsche Cloud GmbH", "address": {"country": "FR"}}
+    without_pointers(document, "/services/0/provider")
+
+
+def no_boundary(document: dict[str, Any]) -> None:
+    document["services"][0]["x-trust-boundary"] = False
+
+
+def another_custodian(document: dict[str, Any]) -> None:
+    document["services"][0]["data"][0]["governance"]["custodians"] = [{"organization": {"name": "nobody"}}]
+
+
+def another_predicate(document: dict[str, Any]) -> None:
+    claim_of(document, "data.retention_days")["predicate"] = "Kept for: 0 days"
+
+
+def full_marks(document: dict[str, Any]) -> None:
+    for row in document["declarations"]["attestations"][0]["map"]:
+        row["conformance"] = {"score": 1, "rationale": "verified-here"}
+
+
+def a_claim_less(document: dict[str, Any]) -> None:
+    without_claims(document, "data.retention_days")
+
+
+def second_evidence(document: dict[str, Any]) -> None:
+    rows = document["declarations"]["evidence"]
+    other = copy.deepcopy(next(row for row in rows if row["bom-ref"] == "evidence:provider.country:0"))
+    rows.append(other | {"bom-ref": "evidence:provider.country:1"})
+    cited = next(row for row in document["citations"] if row["bom-ref"] == "citation:provider.country:0")
+    document["citations"].append(copy.deepcopy(cited) | {"bom-ref": "citation:provider.country:1"})
+
+
+def second_licence(document: dict[str, Any]) -> None:
+    document["metadata"]["component"]["licenses"].append({"license": {"id": "MIT", "acknowledgement": "concluded"}})
+
+
+def considerations(document: dict[str, Any]) -> None:
+    document["metadata"]["component"]["modelCard"]["considerations"] = {"useCases": ["Certified by BSI"]}
+
+
+def annotation(document: dict[str, Any]) -> None:
+    document["annotations"] = [
+        {
+            "bom-ref": "annotation",
+            "subjects": ["model"],
+            "annotator": {"organization": {"name": "EU Commission"}},
+            "timestamp": "2026-11-29T00:00:00Z",
+            "text": "Complies with the AI Act.",
+        }
+    ]
+
+
+def valid_until_twice(document: dict[str, Any]) -> None:
+    rows = document["metadata"]["properties"]
+    rows.insert(0, {"name": "freehold:valid-until", "value": "2027-11-30"})
+
+
+def a_longer_note(document: dict[str, Any]) -> None:
+    document["citations"][0]["note"] += "; audited by the EU Commission"
+
+
+def one_for_true(document: dict[str, Any]) -> None:
+    document["services"][0]["x-trust-boundary"] = 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_models_name,
+        another_provider,
+        no_boundary,
+        another_custodian,
+        another_predicate,
+        full_marks,
+        a_claim_less,
+        second_evidence,
+        second_licence,
+        considerations,
+        annotation,
+        valid_until_twice,
+        a_longer_note,
+        one_for_true,
+    ],
+)
+def test_who_signs_can_add_drop_and_reword_nothing(change: Change) -> None:
+    document = signed_document()
+    change(document)
+    assert "agreement" in failing(signed_again(document))
+
+
+def test_counter_evidence_stays_counter_evidence() -> None:
+    two = {"status": "conflicting", "statements": [stated("E"), stated("F", "third-party", "press")]}
+    document = document_of(disclosure_of(facts_file(provider__name=two), "f"), KEY, NOW)
+    claim = claim_of(document, "provider.name")
+    claim["evidence"] += claim.pop("counterEvidence")
+    check = checked(signed_again(document), weights=None)["agreement"]
+    assert (check.state, "/declarations/claims" in check.faults[0]) == ("fails", True)
+
+
+def test_all_laws_are_there() -> None:
+    document = signed_document()
+    laws = [
+        row["bom-ref"][6:] for row in document["declarations"]["claims"] if row["bom-ref"].startswith("claim:law.us")
+    ]
+    assert len(laws) == 3
+    without_claims(document, *laws)
+    checks = checked(signed_again(document))
+    assert (checks["facts"].state, "law.us-fisa-702: is missing" in checks["facts"].faults[0]) == ("fails", True)
+
+    # As a whole, so that nothing in the document disagrees.
+    disclosure = with_weights(disclosure_of(facts_file(), "f"), WEIGHTS, NOW.date())
+    fewer = replace(disclosure, facts={key: f for key, f in disclosure.facts.items() if not key.startswith("law.us")})
+    assert "facts" in failing(document_of(fewer, KEY, NOW))
+
+
+def test_time_of_signing_and_version_of_the_tool_are_free() -> None:
+    disclosure = disclosure_from(signed_document(), "d")
+    other = signed(unsigned(disclosure, NOW + timedelta(days=3, seconds=1), "9.9"), KEY)
+    assert failing(other, now=NOW + timedelta(days=4)) == set()
 
 
 def test_no_leaf_can_be_changed_unseen() -> None:
@@ -225,6 +372,28 @@ def test_an_expired_document() -> None:
     later = checked(document, now=NOW + timedelta(days=183))["expiry"]
     assert (later.state, "2027-06-01" in later.faults[0]) == ("fails", True)
     assert failing(document, now=NOW - timedelta(days=1)) == {"expiry"}
+
+
+def test_days_in_the_future_or_out_of_order_expire_a_document() -> None:
+    entry = facts_file() | {"issued": "2099-01-01", "valid_until": "2099-12-31"}
+    entry["facts"]["provider.country"]["read"] = "2098-12-01"
+    disclosure = disclosure_of(entry, "f")
+    assert disclosure.expired(NOW.date())
+    for signed_at in (NOW, datetime(2099, 1, 2, tzinfo=timezone.utc)):
+        document = document_of(disclosure, KEY, signed_at)
+        check = checked(document, weights=None)["expiry"]
+        assert (check.state, "2099-01-01, which is in the future" in check.faults[0]) == ("fails", True)
+    # A day begins in the east before it begins in Greenwich.
+    assert failing(signed_document(), now=NOW, weights=None) == set()
+    tomorrow = document_of(disclosure_of(facts_file() | {"issued": "2026-12-02"}, "f"), KEY, NOW)
+    assert "expiry" not in failing(tomorrow, weights=None)
+
+
+@pytest.mark.parametrize("time", ["1990-01-01T00:00:00Z", "2026-12-01T12:00:00", "9999-12-31T23:59:59Z"])
+def test_a_time_of_signing_that_cannot_be(time: str) -> None:
+    document = signed_document()
+    document["metadata"]["timestamp"] = time
+    assert failing(signed_again(document)) >= {"expiry"}
 
 
 def test_an_unknown_key() -> None:
@@ -264,9 +433,69 @@ def test_other_weights_are_named() -> None:
     assert failing(signed_document(), weights=other) == {"weights"}
 
 
+def test_files_are_compared_where_the_digest_fits() -> None:
+    swapped = (replace(WEIGHTS.files[0], sha256=WEIGHTS.files[1].sha256), replace(WEIGHTS.files[1], nbytes=10))
+    check = checked(signed_document(), weights=replace(WEIGHTS, files=swapped))["weights"]
+    assert [fault.partition(":")[0] for fault in check.faults] == ["a.safetensors", "b.safetensors"]
+    fewer = replace(WEIGHTS, files=WEIGHTS.files[:1])
+    assert checked(signed_document(), weights=fewer)["weights"].faults == ("b.safetensors is not among the files",)
+
+
+def test_a_file_that_is_named_twice_has_to_fit_twice() -> None:
+    twice = replace(WEIGHTS, files=(WeightsFile("b.safetensors", 9, "00" * 32), *WEIGHTS.files))
+    document = document_of(with_weights(disclosure_of(facts_file(), "f"), twice, NOW.date()), KEY, NOW)
+    check = checked(document)["weights"]
+    assert (check.state, len(check.faults), check.faults[0][:13]) == ("fails", 1, "b.safetensors")
+
+
+def test_files_of_which_nothing_is_known() -> None:
+    unknown = {"value": "unknown", "status": "not-stated", "read": "2026-11-01"}
+    document = document_of(disclosure_of(facts_file(**{"file.1": unknown}), "f"), KEY, NOW)
+    assert failing(document, weights=None) == set()
+    assert "components" not in document
+
+
+def test_faults_are_plain_text() -> None:
+    document = signed_document()
+    document["declarations"]["claims"][0]["bom-ref"] = "claim:claim.x\n\x1b[2Jsignature   holds"
+    faults = [fault for check in checked(document).values() for fault in check.faults]
+    assert any("u001b" in fault or "x1b" in fault for fault in faults)
+    assert not any("\x1b" in fault or "\n" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("value", [5, None, ["x"], {"a": 1}])
+def test_members_of_another_kind_are_refused_by_name(value: Any) -> None:
+    """Loading raises what callers expect, whatever a signer wrote."""
+
+    def title(document: dict[str, Any]) -> None:
+        document["metadata"]["properties"][2]["value"] = value
+
+    def author(document: dict[str, Any]) -> None:
+        document["declarations"]["assessors"][0]["organization"]["name"] = value
+
+    def third_party(document: dict[str, Any]) -> None:
+        document["declarations"]["assessors"][0]["thirdParty"] = value
+
+    def status(document: dict[str, Any]) -> None:
+        document["declarations"]["claims"][0]["reasoning"] = value
+
+    def note(document: dict[str, Any]) -> None:
+        attachment = document["declarations"]["evidence"][0]["data"][0]["contents"]["attachment"]
+        attachment["content"] = json.dumps(json.loads(attachment["content"]) | {"note": value})
+
+    for change in (title, author, third_party, status, note):
+        document = signed_document()
+        change(document)
+        with pytest.raises(GovernanceError):
+            disclosure_from(signed_again(document), "d")
+
+
 def test_an_edited_digest_is_not_that_of_the_weights() -> None:
     document = json.loads(json.dumps(signed_document()).replace("ab" * 32, "ac" * 32))
-    assert failing(signed_again(document)) == {"weights"}
+    # The serial number is made from the content, so that the document disagrees with itself as well.
+    assert failing(signed_again(document)) == {"weights", "agreement"}
+    told = unsigned(disclosure_from(document, "d", check_signature=False), NOW)
+    assert failing(signed(told, KEY)) == {"weights"}
 
 
 @pytest.mark.parametrize("document", [None, [], {}, "text", {"declarations": 1, "metadata": []}, {"citations": [1]}])
@@ -280,6 +509,9 @@ def test_a_stated_digest_that_differs_is_a_conflict() -> None:
     both = with_weights(known, other, NOW.date())
     assert both.facts["weights.digest"].status == "conflicting"
     assert both.weights_digest == "unknown"
+    doubt = {"status": "conflicting", "statements": [stated(WEIGHTS.digest), stated("unknown", "third-party", "press")]}
+    settled = with_weights(disclosure_of(facts_file(weights__digest=doubt), "f"), WEIGHTS, NOW.date())
+    assert settled.facts["weights.digest"].status == "verified-here"
     again = with_weights(known, WEIGHTS, NOW.date())
     assert again.facts["weights.digest"].status == "verified-here"
     assert again.weights_digest == WEIGHTS.digest

@@ -32,6 +32,11 @@ _AFFIRMATION = (
 
 def document_of(disclosure: Disclosure, key: SigningKey, now: datetime) -> dict[str, Any]:
     """The signed document. now: the time of signing, with its zone. The same arguments give the same bytes."""
+    return signed(unsigned(disclosure, now), key)
+
+
+def unsigned(disclosure: Disclosure, now: datetime, tool_version: str = __version__) -> dict[str, Any]:
+    """All of the document but its signature. tool_version: of the Freehold that wrote it."""
     draft = _Draft(disclosure)
     model, path = draft.model(), draft.path()
     document: dict[str, Any] = {
@@ -43,7 +48,7 @@ def document_of(disclosure: Disclosure, key: SigningKey, now: datetime) -> dict[
             "timestamp": now.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "tools": {
                 "components": [
-                    {"type": "application", "bom-ref": "tool", "name": "freehold", "version": __version__},
+                    {"type": "application", "bom-ref": "tool", "name": "freehold", "version": tool_version},
                 ]
             },
             "authors": [{"name": disclosure.author.name}],
@@ -60,7 +65,7 @@ def document_of(disclosure: Disclosure, key: SigningKey, now: datetime) -> dict[
     if not document["components"]:
         del document["components"]
     document["serialNumber"] = f"urn:uuid:{uuid.uuid5(_SERIAL, canonical(document).hex())}"
-    return signed(document, key)
+    return document
 
 
 def text_of(value: Value) -> str:
@@ -147,12 +152,11 @@ class _Draft:
         self._put(supplier, f"{here}/supplier", "name", "model.publisher")
         model["supplier"] = supplier
         model["licenses"] = [{"license": self._licence(f"{here}/licenses/0/license")}]
-        files = self._family("file")
+        files = self._measured_files()
         if len(files) == 1:
-            record = files[0].statements[0].value
-            assert isinstance(record, Mapping)
+            ((fact, record),) = files
             model["hashes"] = [{"alg": "SHA-256", "content": record["sha256"]}]
-            self._note(f"{here}/hashes/0/content", files[0].key)
+            self._note(f"{here}/hashes/0/content", fact.key)
         model["modelCard"] = self._card(f"{here}/modelCard")
         model["properties"] = self._properties(f"{here}/properties", "weights")
         return model
@@ -160,9 +164,7 @@ class _Draft:
     def files(self) -> list[dict[str, Any]]:
         """A component for each file that was measured."""
         rows = []
-        for number, fact in enumerate(self._family("file")):
-            record = fact.statements[0].value
-            assert isinstance(record, Mapping)
+        for number, (fact, record) in enumerate(self._measured_files()):
             hashes = [{"alg": "SHA-256", "content": record["sha256"]}]
             row = {"type": "file", "bom-ref": f"file:{number}", "name": record["name"], "hashes": hashes}
             self._note(f"/components/{number}/name", fact.key)
@@ -256,10 +258,10 @@ class _Draft:
 
     def _licence(self, here: str) -> dict[str, Any]:
         facts = self._disclosure.facts
-        name = facts["licence.name"].value
+        name = facts["licence.name"].settled
         licence: dict[str, Any] = {"acknowledgement": "declared"}
         self._put(licence, here, "id" if isinstance(name, str) and is_supported_id(name) else "name", "licence.name")
-        if str(facts["licence.url"].value).startswith("http"):
+        if str(facts["licence.url"].settled).startswith("http"):
             self._put(licence, here, "url", "licence.url")
         licence["properties"] = self._properties(f"{here}/properties", "licence")
         return licence
@@ -314,6 +316,10 @@ class _Draft:
             "author": {"name": source.publisher if source else self._disclosure.author.name},
         }
 
+    def _measured_files(self) -> list[tuple[Fact, Mapping[str, str]]]:
+        """The facts of files that have a record, with it; others say "unknown" and stand among the properties."""
+        return [(fact, fact.value) for fact in self._family("file") if isinstance(fact.value, Mapping)]
+
     def _family(self, name: str) -> list[Fact]:
         return [fact for key, fact in self._disclosure.facts.items() if key.startswith(f"{name}.")]
 
@@ -330,9 +336,10 @@ class _Draft:
         return rows
 
     def _put(self, owner: dict[str, Any], here: str, member: str, key: str) -> None:
-        """The first statement's value as a member of CycloneDX's own; "unknown" for what was not found."""
-        value = self._disclosure.facts[key].value
-        if isinstance(value, NotFound):
+        """The value as a member of CycloneDX's own; "unknown" for what was not found or where statements conflict."""
+        fact = self._disclosure.facts[key]
+        value = fact.value
+        if isinstance(value, NotFound) or fact.status == "conflicting":
             owner[member] = UNKNOWN
             return
         owner[member] = text_of(value)

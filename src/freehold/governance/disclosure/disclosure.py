@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 
 from freehold.core.errors import GovernanceError
 from freehold.governance.disclosure.catalogue import COUNTRIES, COUNTRY, Field, catalogue
@@ -138,8 +138,11 @@ class Disclosure:
         return self._single("weights.digest")
 
     def expired(self, on: date) -> bool:
-        """Whether the facts are past the day until which they count."""
-        return on > self.valid_until
+        """Whether the facts are past the day until which they count, or were issued on a day that has not begun yet.
+
+        on: a day of UTC, before which the same day has begun elsewhere.
+        """
+        return on > self.valid_until or self.issued - on > timedelta(days=1)
 
     def countries(self, key: str) -> tuple[str, ...]:
         """All countries that any statement of the fact names, sorted; "unknown" and "operator" among them."""

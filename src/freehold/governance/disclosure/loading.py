@@ -67,8 +67,9 @@ def read_json(path: Path) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose names differ: of two members of one name, readers take different ones."""
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        twice = next(name for name in names if [other for other, _ in pairs].count(name) > 1)
-        raise ValueError(f"the name {twice!r} appears twice in one object")
-    return names
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name!r} appears twice in one object")
+        found[name] = value
+    return found

@@ -9,6 +9,7 @@ from freehold.governance.disclosure.catalogue import read_data
 from freehold.governance.disclosure.disclosure import Disclosure
 from freehold.governance.disclosure.facts import disclosure_of
 from freehold.governance.disclosure.loading import load_disclosure, shipped_names
+from freehold.governance.disclosure.plain import plain
 from freehold.governance.disclosure.weights import MeasuredWeights, with_weights
 
 _VALIDITY = timedelta(days=181)
@@ -19,6 +20,7 @@ def disclosure_of_weights(name: str, weights: MeasuredWeights, on: date) -> Disc
 
     name: of the file or directory. It proves nothing, and so enters as what somebody else says.
     """
+    name = plain(name)
     for shipped in shipped_names():
         disclosure = load_disclosure(shipped)
         if disclosure.weights_digest == weights.digest:

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 from freehold.core.errors import GovernanceError
+from freehold.governance.disclosure.catalogue import catalogue
 from freehold.governance.disclosure.cyclonedx import NAMESPACE
 from freehold.governance.disclosure.disclosure import Author, Disclosure
 from freehold.governance.disclosure.facts import check, silent, vendors_of
+from freehold.governance.disclosure.plain import is_plain
 from freehold.governance.disclosure.statement import (
     Fact,
     Source,
@@ -53,10 +55,10 @@ def disclosure_from(document: dict[str, Any], where: str, *, check_signature: bo
             other_paths={row["name"]: row["properties"][0]["value"] for row in document["services"][1:]},
             signed_by=key,
         )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, GovernanceError):
             raise
-        raise GovernanceError(f"{where}: is no disclosure that Freehold wrote: it lacks {error}") from error
+        raise GovernanceError(f"{where}: is no disclosure that Freehold wrote: it lacks {error!r}") from error
     check(disclosure, where)
     return disclosure
 
@@ -76,6 +78,8 @@ def statement_in(evidence: dict[str, Any], where: str) -> Statement:
 
 def _fact(claim: dict[str, Any], evidence: dict[str, dict[str, Any]], where: str) -> Fact:
     key = claim["bom-ref"].removeprefix("claim:")
+    if catalogue().field(key) is None or not is_plain(key):
+        raise GovernanceError(f"{where}: {key!r}: no field has this name")
     refs = claim["evidence"] + claim.get("counterEvidence", [])
     # Those that contradict stand apart; the number at the end of a reference is the place among all.
     refs.sort(key=lambda ref: int(ref.rpartition(":")[2]))

@@ -88,7 +88,7 @@ class Statement:
 class Fact:
     """What is stated of one field. statements: at least one; several stand side by side, the first first.
 
-    status: the first statement's, or "conflicting".
+    status: the first statement's, or "conflicting", which it has to be where two of a vendor's own statements differ.
     """
 
     key: str
@@ -103,16 +103,30 @@ class Fact:
         if self.status == "conflicting":
             if len({repr(value_to_json(statement.value)) for statement in self.statements}) < 2:
                 raise GovernanceError(f"{self.key}: is conflicting, but its statements do not differ")
-        elif self.status != self.statements[0].status:
+            return
+        if self.status != self.statements[0].status:
             raise GovernanceError(
                 f"{self.key}: its status is {self.status!r} and that of its first statement"
                 f" {self.statements[0].status!r}"
             )
+        for status in ("vendor-reported", "verified-here"):
+            stated = {repr(value_to_json(part.value)) for part in self.statements if part.status == status}
+            if len(stated) > 1:
+                raise GovernanceError(f"{self.key}: its {status} statements differ; its status must be 'conflicting'")
 
     @property
     def value(self) -> Value:
         """The first statement's value."""
         return self.statements[0].value
+
+    @property
+    def settled(self) -> Value | None:
+        """The value, where one is stated and no statement is in conflict with it; else None.
+
+        What has a place for a value but none for its status may hold this alone.
+        """
+        silent = self.value in (UNKNOWN, OPERATOR) or isinstance(self.value, NotFound)
+        return None if silent or self.status in ("conflicting", "not-stated") else self.value
 
 
 def value_to_json(value: Value) -> Any:

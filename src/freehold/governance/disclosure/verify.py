@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from freehold.core.errors import FreeholdError
-from freehold.governance.disclosure.catalogue import catalogue
-from freehold.governance.disclosure.cyclonedx import NAMESPACE, text_of
-from freehold.governance.disclosure.reading import disclosure_from, statement_in
-from freehold.governance.disclosure.references import resolve, wrong_pointers, wrong_references
-from freehold.governance.disclosure.statement import Statement, parse_date, value_to_json
+from freehold.governance.disclosure.cyclonedx import unsigned
+from freehold.governance.disclosure.disclosure import Disclosure
+from freehold.governance.disclosure.plain import plain
+from freehold.governance.disclosure.reading import disclosure_from
+from freehold.governance.disclosure.references import wrong_pointers, wrong_references
 from freehold.governance.disclosure.weights import MeasuredWeights
 from freehold.governance.signing import PublicKey, canonical, signer
 
@@ -23,6 +23,8 @@ State = Literal["holds", "fails", "not checked"]
 
 _CLOCKS = timedelta(hours=1)
 """How far the clocks of two machines may be apart."""
+_ZONES = timedelta(hours=14)
+"""How long before midnight in UTC a day begins where it begins first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,10 @@ def _run(name: str, check: Callable[[], Iterable[str]]) -> Check:
         faults = tuple(check())
     except FreeholdError as error:
         faults = (str(error),)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         faults = (f"cannot be looked at, the document lacks or mistypes what is needed: {error!r}",)
-    return Check(name, "fails" if faults else "holds", faults)
+    # Faults quote the document, which may hold what moves a cursor.
+    return Check(name, "fails" if faults else "holds", tuple(plain(fault) for fault in faults))
 
 
 def _schema(document: Any) -> list[str]:
@@ -80,36 +83,20 @@ def _schema(document: Any) -> list[str]:
 
 def _facts(document: Any) -> list[str]:
     """The rules of statements hold: sources, vendors' addresses, values. The signature is another check's."""
-    disclosure_from(document, "the document", check_signature=False)
+    _read(document)
     return []
 
 
 def _agreement(document: Any) -> list[str]:
-    """What other tools read says what the evidence says, and nothing of ours stands there without evidence."""
-    evidence = {row["bom-ref"]: row for row in document["declarations"]["evidence"]}
-    publishers = {row["bom-ref"]: row["name"] for row in document["declarations"]["targets"]["organizations"]}
-    found, cited = [], set()
-    for citation in document["citations"]:
-        ref = citation["bom-ref"].removeprefix("citation:")
-        if f"evidence:{ref}" not in evidence:
-            found.append(f"the citation of {ref} has no evidence")
-            continue
-        row = evidence.pop(f"evidence:{ref}")
-        statement = statement_in(row, ref)
-        publisher = statement.source.publisher if statement.source else None
-        if publisher is not None and publishers.get(citation["attributedTo"]) != publisher:
-            found.append(f"{ref}: is attributed to {citation['attributedTo']}, and its source is {publisher}")
-        if not citation["note"].startswith(statement.status) or not row["description"].startswith(statement.status):
-            found.append(f"{ref}: its status is {statement.status}, and its citation or evidence says another")
-        if not citation["timestamp"].startswith(statement.read.isoformat()):
-            found.append(f"{ref}: was read on {statement.read}, and its citation says {citation['timestamp']}")
-        for pointer in citation["pointers"]:
-            cited.add(pointer)
-            wrong = _leaves(resolve(document, pointer)) - _words(statement) - {row["propertyName"]}
-            found += [f"{pointer}: says {word!r}, and the evidence of {ref} does not" for word in sorted(wrong)]
-    found += [f"{ref} is cited nowhere" for ref in evidence]
-    uncited = [pointer for pointer in _own_properties(document, "") if pointer not in cited]
-    return found + [f"{pointer}: stands there without a citation" for pointer in uncited]
+    """The document is the one that its claims and evidence make, to the byte: nothing was added, dropped or reworded.
+
+    What is free is the signature, the time of signing and the version of the tool.
+    """
+    made = unsigned(_read(document), _signed_at(document), document["metadata"]["tools"]["components"][0]["version"])
+    there = {name: value for name, value in document.items() if name != "signature"}
+    if canonical(made) == canonical(there):
+        return []
+    return [f"{pointer} is not what the claims and their evidence make of it" for pointer in _differences(made, there)]
 
 
 def _signature(document: Any) -> list[str]:
@@ -126,62 +113,78 @@ def _key(document: Any, keys: Collection[PublicKey]) -> list[str]:
 
 
 def _expiry(document: Any, now: datetime) -> list[str]:
-    about = {row["name"]: row["value"] for row in document["metadata"]["properties"]}
-    until = parse_date(about.get(f"{NAMESPACE}valid-until"), "valid-until")
-    signed_at = datetime.fromisoformat(document["metadata"]["timestamp"].replace("Z", "+00:00"))
+    """The order of days is: read, issued, signed, today; and today is not past the last day."""
+    disclosure = _read(document)
+    signed_at = _signed_at(document)
+    today = now.astimezone(timezone.utc).date()
     found = []
-    today: date = now.astimezone(timezone.utc).date()
-    if today > until:
-        found.append(f"was valid until {until}, and today is {today}; read its sources again")
+    if today > disclosure.valid_until:
+        found.append(f"was valid until {disclosure.valid_until}, and today is {today}; read its sources again")
+    if disclosure.issued > (now + _ZONES).astimezone(timezone.utc).date():
+        found.append(f"was issued on {disclosure.issued}, which is in the future: today is {today}")
     if signed_at > now + _CLOCKS:
         found.append(f"was signed at {signed_at.isoformat()}, which is in the future")
+    if (signed_at + _ZONES).date() < disclosure.issued:
+        found.append(f"was signed at {signed_at.isoformat()}, before it was issued, on {disclosure.issued}")
     return found
 
 
 def _weights(document: Any, weights: MeasuredWeights) -> list[str]:
-    facts = disclosure_from(document, "the document", check_signature=False).facts
+    facts = _read(document).facts
     stated = facts["weights.digest"].value
     if facts["weights.digest"].status == "not-stated":
         return ["the document states no digest of weights"]
-    if stated == weights.digest:
-        return []
-    found = [f"the digest of the content is {weights.digest}, and the document says {stated}"]
-    records = [fact.value for key, fact in facts.items() if key.startswith("file.")]
-    named = {record["name"]: record["sha256"] for record in records if isinstance(record, Mapping)}
-    here = {file.name: file.sha256 for file in weights.files}
-    for name in sorted(named.keys() | here.keys() if named else ()):
+    found = []
+    if stated != weights.digest:
+        found.append(f"the digest of the content is {weights.digest}, and the document says {stated}")
+    statements = [part for key, fact in facts.items() if key.startswith("file.") for part in fact.statements]
+    # A document about published weights may name no files; one that names some has to name all, each once.
+    named: dict[str, list[Mapping[str, str]]] = {}
+    for record in (part.value for part in statements if isinstance(part.value, Mapping)):
+        named.setdefault(record["name"], []).append(record)
+    here = {file.name: file for file in weights.files}
+    for name in sorted(named.keys() | here.keys() if statements else ()):
         if name not in here or name not in named:
             found.append(f"{name} is {'not among the files' if name not in here else 'not in the document'}")
-        elif here[name] != named[name]:
-            found.append(f"{name}: its SHA-256 is {here[name]}, and the document says {named[name]}")
+            continue
+        file = here[name]
+        for record in named[name]:
+            if record["sha256"] != file.sha256:
+                found.append(f"{name}: its SHA-256 is {file.sha256}, and the document says {record['sha256']}")
+            elif record["bytes"] != str(file.nbytes):
+                found.append(f"{name}: it has {file.nbytes} bytes, and the document says {record['bytes']}")
     return found
 
 
-def _words(statement: Statement) -> set[str]:
-    """The texts that a statement may put into a document."""
-    value = value_to_json(statement.value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return {text_of(statement.value), *parts}
+def _read(document: Any) -> Disclosure:
+    """What the document says, whoever signed it: the signature is another check's."""
+    return disclosure_from(document, "the document", check_signature=False)
 
 
-def _leaves(value: Any) -> set[str]:
-    if isinstance(value, (dict, list)):
-        parts = value.values() if isinstance(value, dict) else value
-        return {leaf for part in parts for leaf in _leaves(part)}
-    return {value if isinstance(value, str) else repr(value)}
+def _signed_at(document: Any) -> datetime:
+    time = datetime.fromisoformat(document["metadata"]["timestamp"].replace("Z", "+00:00"))
+    if time.tzinfo is None:
+        raise ValueError("the time of signing has no zone")
+    return time.astimezone(timezone.utc)
 
 
-def _own_properties(value: Any, pointer: str) -> Iterable[str]:
-    """The pointers of all properties that carry a field of the catalogue."""
-    if isinstance(value, dict):
-        name = value.get("name")
-        if isinstance(name, str) and name.startswith(NAMESPACE) and catalogue().field(name[len(NAMESPACE) :]):
-            yield pointer
-        for key, part in value.items():
-            yield from _own_properties(part, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}")
-    elif isinstance(value, list):
-        for number, part in enumerate(value):
-            yield from _own_properties(part, f"{pointer}/{number}")
+def _differences(made: Any, there: Any, pointer: str = "") -> Iterator[str]:
+    """JSON pointers to where two values differ: the innermost that both have, or that one of them lacks."""
+    if isinstance(made, dict) and isinstance(there, dict):
+        for name in dict.fromkeys((*made, *there)):
+            place = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+            if name not in made or name not in there:
+                yield place
+            else:
+                yield from _differences(made[name], there[name], place)
+    elif isinstance(made, list) and isinstance(there, list):
+        for number in range(max(len(made), len(there))):
+            if number >= min(len(made), len(there)):
+                yield f"{pointer}/{number}"
+            else:
+                yield from _differences(made[number], there[number], f"{pointer}/{number}")
+    elif canonical(made) != canonical(there):
+        yield pointer
 
 
 def all_hold(checks: Iterable[Check]) -> bool:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from freehold.governance.disclosure.disclosure import Disclosure
-from freehold.governance.disclosure.statement import OPERATOR, UNKNOWN, Fact, NotFound, Source, Statement, Value
+from freehold.governance.disclosure.statement import (
+    OPERATOR,
+    UNKNOWN,
+    Fact,
+    NotFound,
+    Source,
+    Statement,
+    Value,
+    value_to_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +79,6 @@ def _with_first(fact: Fact, first: Statement) -> Fact:
         if not silent and not same:
             kept.append(statement)
     differs = any(statement.status == first.status for statement in kept)
-    conflicting = bool(kept) and (differs or fact.status == "conflicting")
+    others = {repr(value_to_json(statement.value)) for statement in kept} - {repr(value_to_json(first.value))}
+    conflicting = bool(others) and (differs or fact.status == "conflicting")
     return Fact(fact.key, "conflicting" if conflicting else first.status, (first, *kept))
