@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
+from time import process_time
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,8 @@ from freehold.governance.disclosure.facts import disclosure_of
 from freehold.governance.disclosure.loading import shipped_names
 from freehold.governance.disclosure.statement import OPERATOR, UNKNOWN, NotFound
 from freehold.governance.disclosure.vendors import is_at, shipped_vendors
-from support.disclosures import facts_file, stated
+from freehold.governance.disclosure.weights import with_weights
+from support.disclosures import WEIGHTS, facts_file, stated
 
 MINIMAX = ("minimax.io", "minimaxi.com", "huggingface.co/MiniMaxAI")
 
@@ -156,6 +159,45 @@ def broken(**changes: Any) -> dict[str, Any]:
         (facts_file(provider__name={"status": "third-party", "statements": [stated("E")]}), "first statement"),
         (facts_file(provider__name=stated("E") | {"read": "2026-12-02"}), "after the document's day of issue"),
         (facts_file(provider__name=stated("E") | {"red": "2026-12-02"}), "red"),
+        (facts_file(provider__name=stated("E", status="verified-here")), "verified-here, but was read at https"),
+        (
+            facts_file(
+                data__retention_days={"status": "vendor-reported", "statements": [stated(0), stated(30)]},
+            ),
+            "vendor-reported statements differ",
+        ),
+        (
+            facts_file(data__logging={"value": "unknown", "status": "not-stated", "read": "2026-12-02"}),
+            "after the document's day of issue",
+        ),
+        (
+            facts_file(
+                data__logging={
+                    "value": {"not_found_in": "terms", "on": "2026-12-02"},
+                    "status": "not-stated",
+                    "read": "2026-11-01",
+                }
+            ),
+            "after the document's day of issue",
+        ),
+        (
+            facts_file(**{"law.us-fisa-702": {"value": "unknown", "status": "not-stated", "read": "2026-11-01"}}),
+            "alike",
+        ),
+        (facts_file(**{"law.xx-own": {"value": "unknown", "status": "not-stated", "read": "2026-11-01"}}), "capital"),
+        (broken(sources={**facts_file()["sources"], "cn-nil": {"title": "T", "publisher": "P"}}), "cn-nil"),
+        (broken(issued="2026-11-20"), "what the file extends was read on 2026-11-29"),
+        (broken(title="T\n=\nKept for: 0 days [verified-here]"), "controls how others"),
+        (broken(author={"name": "E\x1b[2J", "third_party": False}), "controls how others"),
+        (facts_file(data__logging=stated("nothing\x1b[8m")), "controls how others"),
+        (facts_file(data__logging=stated("nothing", note="\u202egnihton")), "controls how others"),
+        (facts_file(data__logging=stated("nothing", note="\ud800")), "controls how others"),
+        (facts_file(data__subprocessors=stated(["A", "B\r"])), "controls how others"),
+        (facts_file(price__x=stated({"tier": "a\u2028", "input": "1", "output": "2"})), "controls how others"),
+        (broken(vendors={"E\n": ["example.com"]}), "controls how others"),
+        (broken(vendors={"MiniMax ": ["example.com"]}), "taken for 'MiniMax'"),
+        (broken(vendors={"\uff2dini-MAX Ltd.": ["example.com"]}), "taken for 'MiniMax'"),
+        (broken(vendors={"\u041cini\u041cax": ["example.com"]}), "mixes scripts"),
         (broken(valid_until="2026-11-30"), "valid_until"),
         (broken(valid_until="2029-12-01"), "within 366 days"),
         (broken(format="freehold-facts/9"), "freehold-facts/9"),
@@ -169,6 +211,63 @@ def broken(**changes: Any) -> dict[str, Any]:
 def test_what_is_refused(entry: dict[str, Any], said: str) -> None:
     with pytest.raises(GovernanceError, match=said):
         disclosure_of(entry, "file.json")
+
+
+def test_a_law_of_ones_own_is_added() -> None:
+    law = {
+        "jurisdiction": "DE", "law": "L", "provision": "P", "addressed_to": "A", "provides": "W", "by": "B",
+        "secrecy": "not read",
+    }  # fmt: skip
+    facts = disclosure_of(facts_file(**{"law.de-own": stated(law, "third-party", "press")}), "f").facts
+    assert {"law.de-own", "law.us-fisa-702"} <= facts.keys()
+
+
+def test_two_vendors_words_that_differ_may_be_called_conflicting() -> None:
+    fact = {"status": "conflicting", "statements": [stated(0), stated(30)]}
+    assert disclosure_of(facts_file(data__retention_days=fact), "f").retention_days == 30
+
+
+def test_what_is_shipped_says_how_it_is_known() -> None:
+    for name in shipped_names():
+        facts = load_disclosure(name).facts
+        # A definition is neither computed nor checked.
+        assert {facts["path.kind"].status, facts["path.recipients"].status} == {"third-party"}
+        for fact in facts.values():
+            for statement in fact.statements:
+                source = statement.source
+                if statement.status == "verified-here":
+                    assert source is not None, fact.key
+                    assert source.title.startswith(("Sum of", "Arithmetic", "`freehold disclose`")), fact.key
+                assert source is None or "knowledge" not in source.publisher, fact.key
+
+
+def test_copies_are_called_copies() -> None:
+    hosts = {"gitea.hehe.run": "private host", "testing.dev.theedgesingapore.com": "copy", "geolive.tv": "copy"}
+    seen = set()
+    for fact in load_disclosure("minimax-m3/api").facts.values():
+        for source in (statement.source for statement in fact.statements):
+            host = urlsplit(source.url or "").hostname if source else None
+            if source is not None and host in hosts:
+                seen.add(host)
+                assert (host in source.publisher, hosts[host] in source.publisher) == (True, True)
+                assert "was not read" in source.title
+    assert seen == {*hosts}
+
+
+def test_measured_bytes_of_published_weights_are_no_conflict() -> None:
+    disclosure = with_weights(load_disclosure("minimax-m3/self-hosted"), WEIGHTS, date(2026, 12, 1))
+    assert disclosure.facts["weights.bytes"].status == "verified-here"
+
+
+def test_old_texts_of_laws_say_how_old_they_are() -> None:
+    facts = load_disclosure("smollm2-135m").facts
+    for key, year in (("20", "2021"), ("39", "2021")):
+        (statement,) = facts[f"law.sg-criminal-procedure-{key}"].statements
+        assert year in statement.value["law"]  # type: ignore[index, call-overload]
+        assert "were not read" in statement.note
+    (first, _) = facts["law.us-fisa-702"].statements
+    assert "2023" in first.value["law"]  # type: ignore[index, call-overload]
+    assert "was not read" in first.note
 
 
 def test_a_file_of_ones_own_extends_a_model(tmp_path: Path) -> None:
@@ -207,10 +306,24 @@ def test_conflicts_decide_for_the_worse() -> None:
     assert disclosure.data_locations == ("DE", "US")
 
 
+def test_the_last_days_there_are() -> None:
+    disclosure = disclosure_of(broken(issued="9999-12-30", valid_until="9999-12-31"), "file")
+    assert disclosure.expired(date(2026, 12, 1))
+
+
 def test_a_disclosure_ends() -> None:
     disclosure = disclosure_of(facts_file(), "file")
     assert not disclosure.expired(date(2027, 6, 1))
     assert disclosure.expired(date(2027, 6, 2))
+
+
+def test_a_long_object_with_a_name_twice_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("{" + ",".join(f'"{number}":0' for number in range(50_000)) + ',"49999":0}')
+    began = process_time()
+    with pytest.raises(GovernanceError, match="'49999' appears twice"):
+        load_disclosure(path)
+    assert process_time() - began < 5
 
 
 @pytest.mark.parametrize(("text", "said"), [("{", "no JSON"), ('{"a": 1, "a": 2}', "twice"), ("[]", "object")])

@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from freehold.governance.disclosure.catalogue import DATA, catalogue
 from freehold.governance.disclosure.disclosure import Disclosure
-from freehold.governance.disclosure.presentation import MEANINGS, glance_of, sections_of
+from freehold.governance.disclosure.presentation import COVERAGE, MEANINGS, glance_of, sections_of
 
 
 def as_page(disclosure: Disclosure, signed_by: str | None = None) -> str:
@@ -20,6 +20,7 @@ def as_page(disclosure: Disclosure, signed_by: str | None = None) -> str:
         disclosure=disclosure,
         signed_by=signed_by,
         meanings=MEANINGS,
+        coverage=COVERAGE,
         glance=glance_of(disclosure),
         sections=sections_of(disclosure),
         catalogue=catalogue(),

@@ -13,11 +13,17 @@ from freehold.governance.disclosure.statement import OPERATOR, STATUSES, UNKNOWN
 MEANINGS = {
     "vendor-reported": "read at one of the vendor's own addresses",
     "verified-here": "computed or checked by who wrote this document",
-    "third-party": "read elsewhere; also what a vendor is reported to have said",
+    "third-party": "read elsewhere or said by others; also what a vendor is reported to have said",
     "not-stated": "looked for and not found, or left to whoever runs the weights",
     "conflicting": "statements differ; all stand side by side, and none is preferred",
 }
 assert tuple(MEANINGS) == STATUSES
+
+COVERAGE = (
+    "What was looked up is uneven: it surveys no jurisdiction's law, and a longer table does not mean more law."
+    ' "Not read" means that nobody looked, under secrecy for nearly all rows.'
+)
+"""What has to be known before tables of laws are compared."""
 
 GLANCE = (
     "path.kind",
@@ -69,12 +75,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Jurisdiction:
-    """One country's table of laws. named_by: labels of this disclosure's facts that name the country."""
+    """One country's table of laws. named_by: labels of this disclosure's facts that name the country.
+
+    coverage: what was looked up of its law, and what was not.
+    """
 
     code: str
     name: str
     named_by: tuple[str, ...]
     rows: tuple[Row, ...]
+    coverage: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +186,16 @@ def _jurisdictions(disclosure: Disclosure, rows: tuple[Row, ...]) -> tuple[Juris
     found = []
     for code in sorted({*by_country, *named}, key=country):
         labels = tuple(_label(key) for key in PLACES if code in _with_union(disclosure.countries(key)))
-        found.append(Jurisdiction(code, country(code), labels, tuple(by_country.get(code, ()))))
+        rows_here = tuple(by_country.get(code, ()))
+        found.append(Jurisdiction(code, country(code), labels, rows_here, _coverage(code, rows_here)))
     return tuple(found)
+
+
+def _coverage(code: str, rows: tuple[Row, ...]) -> str:
+    if not rows:
+        return "No provision of this jurisdiction was looked up."
+    looked_up: Mapping[str, str] = read_data("law-coverage.json")
+    return looked_up.get(code, "These provisions were added by who wrote the facts; others were not looked up.")
 
 
 def _with_union(countries: tuple[str, ...]) -> set[str]:
