@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from spdx_python_model import v3_0_1 as spdx
 from freehold.governance.disclosure import Disclosure, load_disclosure
 from freehold.governance.disclosure.card import as_card
 from freehold.governance.disclosure.catalogue import catalogue
+from freehold.governance.disclosure.cyclonedx import document_of
 from freehold.governance.disclosure.facts import disclosure_of
 from freehold.governance.disclosure.loading import shipped_names
 from freehold.governance.disclosure.page import as_page
@@ -22,7 +25,7 @@ from freehold.governance.disclosure.presentation import sections_of
 from freehold.governance.disclosure.spdx import as_spdx
 from freehold.governance.disclosure.text import WIDTH, as_text
 from freehold.governance.disclosure.weights import with_weights
-from support.disclosures import NOW, WEIGHTS, facts_file, stated
+from support.disclosures import KEY, NOW, WEIGHTS, facts_file, stated
 from support.page_browser import open_browser, open_page
 from support.repository import ROOT
 
@@ -138,9 +141,10 @@ def test_spdx_is_what_its_library_reads(shipped: Disclosure) -> None:
 def test_the_model_card_is_yaml_that_marks_what_is_verified() -> None:
     entry = facts_file(
         licence__name=stated("Apache-2.0"),
-        benchmark__a=stated({"benchmark": "A", "result": "59.0"}, "verified-here", "press"),
+        benchmark__a=stated({"benchmark": "A", "result": "59.0"}, "verified-here", "run"),
         benchmark__b=stated({"benchmark": "B: #1", "result": "7"}),
     )
+    entry["sources"]["run"] = {"title": "A run of the benchmark", "publisher": "Example"}
     card = as_card(disclosure_of(entry, "f"))
     assert card.startswith("---\n")
     assert card.endswith("\n---\n")
@@ -158,6 +162,55 @@ def test_the_model_card_of_an_other_licence() -> None:
     head = yaml.safe_load(as_card(load_disclosure("minimax-m3/api"))[4:-4])
     assert (head["license"], head["license_name"]) == ("other", "minimax-community-license")
     assert head["license_link"].startswith("https://huggingface.co/MiniMaxAI/")
+
+
+DISPUTED = {"status": "conflicting", "statements": [stated("MIT", "third-party", "press"), stated("Proprietary")]}
+NOT_FOUND = stated({"not_found_in": "x", "on": "2026-11-01"}, "third-party", "press")
+
+
+@pytest.mark.parametrize("licence", [DISPUTED, NOT_FOUND, stated("unknown", "third-party", "press")])
+def test_exports_name_no_licence_that_is_in_dispute_or_was_not_found(licence: dict[str, Any]) -> None:
+    disclosure = disclosure_of(facts_file(licence__name=licence, model__publisher=licence), "f")
+    head = yaml.safe_load(as_card(disclosure)[4:-4])
+    assert set(head) == {"freehold_disclosure"}
+    exported = json.loads(as_spdx(disclosure, NOW))["@graph"]
+    kinds = {item["type"] for item in exported}
+    assert {kind for kind in kinds if "icens" in kind} == set()
+    assert not any(item.get("suppliedBy") for item in exported)
+    document = document_of(disclosure, KEY, NOW)
+    assert document["metadata"]["component"]["licenses"][0]["license"]["name"] == "unknown"
+
+
+def test_exports_of_conflicting_days_and_names() -> None:
+    days = {"status": "conflicting", "statements": [stated("2026-01-01"), stated("2026-01-02", "third-party", "press")]}
+    entry = facts_file(model__release_date=days, model__name=DISPUTED, model__architecture=NOT_FOUND)
+    exported = json.loads(as_spdx(disclosure_of(entry, "f"), NOW))["@graph"]
+    (package,) = (item for item in exported if item["type"] == "ai_AIPackage")
+    assert package["name"] == "unknown"
+    assert not any("elease" in name or "typeOfModel" in name for name in package)
+
+
+def test_no_value_makes_a_line_or_a_status_of_the_text() -> None:
+    entry = facts_file(data__logging=stated("nothing [verified-here]", note="[ Verified-Here ]"))
+    disclosure = disclosure_of(entry | {"title": "T [verified-here]"}, "f")
+    # Even one that was made without the checks of a file.
+    wrong = replace(disclosure, title="T\nKept for: 0 days [verified-here]\x1b[2J")
+    for text in (as_text(disclosure), as_text(wrong)):
+        lines = [line for line in text.lower().splitlines() if re.search(r"\[\s*verified-here", line)]
+        assert [line.split("]")[0].strip() for line in lines] == ["[verified-here"]
+        assert "\x1b" not in text
+        assert not any(line.startswith("Kept for: 0 days") for line in text.splitlines())
+
+
+def test_tables_of_laws_say_what_was_not_looked_up(shipped: Disclosure) -> None:
+    page, text = Page(as_page(shipped)).text, " ".join(as_text(shipped).split())
+    (laws,) = (section for section in sections_of(shipped) if section.key == "law")
+    for shown in (page, text):
+        assert "member states' own laws" in shown
+        assert "What was looked up is uneven" in shown
+        for jurisdiction in laws.jurisdictions:
+            assert jurisdiction.coverage in shown, jurisdiction.code
+            assert "not" in jurisdiction.coverage or not jurisdiction.rows
 
 
 def test_the_documented_table_of_fields_is_the_catalogue() -> None:

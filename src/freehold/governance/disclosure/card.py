@@ -15,7 +15,8 @@ def as_card(disclosure: Disclosure) -> str:
     """The head of a README.md. Each line is a key and its value as JSON, which is YAML too.
 
     Results of benchmarks are "verified" only if their status says verified-here. The key `freehold_disclosure` holds
-    every statement; the hub keeps keys that it does not know. The export is not signed.
+    every statement; the hub keeps keys that it does not know. A licence that is in dispute or was not found stands
+    there alone. The export is not signed.
     """
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _entries(disclosure)]
     return "\n".join(["---", *lines, "---"]) + "\n"
@@ -23,19 +24,19 @@ def as_card(disclosure: Disclosure) -> str:
 
 def _entries(disclosure: Disclosure) -> Iterator[tuple[str, Any]]:
     facts = disclosure.facts
-    licence = facts["licence.name"]
-    if licence.status != "not-stated":
-        name = str(licence.value)
+    licence = facts["licence.name"].settled
+    if licence is not None:
+        name = str(licence)
         if is_supported_id(name):
             yield "license", name.lower()
         else:
             yield "license", "other"
             yield "license_name", name.lower().replace(" ", "-")
-            if facts["licence.url"].status != "not-stated":
-                yield "license_link", str(facts["licence.url"].value)
+            if facts["licence.url"].settled is not None:
+                yield "license_link", str(facts["licence.url"].settled)
     results = list(_results(disclosure))
     if results:
-        yield "model-index", [{"name": str(facts["model.name"].value), "results": results}]
+        yield "model-index", [{"name": disclosure.model, "results": results}]
     rows = {
         key: {"status": fact.status, "statements": [statement.to_json() for statement in fact.statements]}
         for key, fact in facts.items()

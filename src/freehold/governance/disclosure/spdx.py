@@ -17,7 +17,7 @@ from spdx_python_model import v3_0_1 as spdx
 from freehold import __version__
 from freehold.governance.disclosure.cyclonedx import text_of
 from freehold.governance.disclosure.disclosure import Disclosure
-from freehold.governance.disclosure.statement import UNKNOWN, Fact, parse_date
+from freehold.governance.disclosure.statement import Fact, parse_date
 from freehold.governance.signing import canonical
 
 
@@ -51,21 +51,24 @@ def as_spdx(disclosure: Disclosure, now: datetime) -> str:
 def _elements(disclosure: Disclosure, base: str, info: Any) -> Iterator[Any]:
     """The package first, then what stands around it."""
     facts = disclosure.facts
-    package = spdx.ai_AIPackage(_id=f"{base}#model", name=text_of(facts["model.name"].value), creationInfo=info)
+    package = spdx.ai_AIPackage(_id=f"{base}#model", name=disclosure.model, creationInfo=info)
     package.software_primaryPurpose = spdx.software_SoftwarePurpose.model
-    supplier = spdx.Organization(
-        _id=f"{base}#publisher", name=text_of(facts["model.publisher"].value), creationInfo=info
-    )
-    package.suppliedBy = supplier
-    if facts["model.architecture"].value != UNKNOWN:
-        package.ai_typeOfModel = [text_of(facts["model.architecture"].value)]
-    if facts["model.training_data"].status != "not-stated":
-        package.ai_informationAboutTraining = text_of(facts["model.training_data"].value)
-    if facts["model.release_date"].status != "not-stated":
-        day = parse_date(facts["model.release_date"].value, "model.release_date")
+    publisher = facts["model.publisher"].settled
+    supplier = None
+    if publisher is not None:
+        supplier = spdx.Organization(_id=f"{base}#publisher", name=text_of(publisher), creationInfo=info)
+        package.suppliedBy = supplier
+    architecture, data = facts["model.architecture"].settled, facts["model.training_data"].settled
+    if architecture is not None:
+        package.ai_typeOfModel = [text_of(architecture)]
+    if data is not None:
+        package.ai_informationAboutTraining = text_of(data)
+    if facts["model.release_date"].settled is not None:
+        day = parse_date(facts["model.release_date"].settled, "model.release_date")
         package.releaseTime = datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
     yield package
-    yield supplier
+    if supplier is not None:
+        yield supplier
     yield from _licence(facts, package, base, info)
     files = list(_files(facts, base, info))
     yield from files
@@ -84,16 +87,18 @@ def _elements(disclosure: Disclosure, base: str, info: Any) -> Iterator[Any]:
 
 
 def _licence(facts: Mapping[str, Fact], package: Any, base: str, info: Any) -> Iterator[Any]:
-    name = text_of(facts["licence.name"].value)
-    if facts["licence.name"].status == "not-stated":
+    """None where no licence is stated or the statements differ: SPDX has a place for one, and none for its status."""
+    settled, url = facts["licence.name"].settled, facts["licence.url"].settled
+    if settled is None:
         return
+    name = text_of(settled)
     place = f"{base}#licence"
     if is_supported_id(name):
         licence: Any = spdx.simplelicensing_LicenseExpression(_id=place, creationInfo=info)
         licence.simplelicensing_licenseExpression = name
     else:
         licence = spdx.simplelicensing_SimpleLicensingText(_id=place, name=name, creationInfo=info)
-        licence.simplelicensing_licenseText = f"{name}: {text_of(facts['licence.url'].value)}"
+        licence.simplelicensing_licenseText = name if url is None else f"{name}: {text_of(url)}"
     yield licence
     kind = spdx.RelationshipType.hasDeclaredLicense
     yield _relation(f"{base}#declared-licence", kind, package, [licence], info)
@@ -101,7 +106,7 @@ def _licence(facts: Mapping[str, Fact], package: Any, base: str, info: Any) -> I
 
 def _files(facts: Mapping[str, Fact], base: str, info: Any) -> Iterator[Any]:
     for key, fact in facts.items():
-        record = fact.value
+        record = fact.settled
         if key.startswith("file.") and isinstance(record, Mapping):
             file = spdx.software_File(_id=f"{base}#{key}", name=record["name"], creationInfo=info)
             digest = spdx.Hash(algorithm=spdx.HashAlgorithm.sha256, hashValue=record["sha256"])
