@@ -80,6 +80,46 @@ def test_a_key_of_ones_own(home: Path, tmp_path: Path) -> None:
     assert disclose("verify", out, "--key", tmp_path / "other.pem.pub").exit_code == 1
 
 
+def test_a_strangers_document_is_not_signed_again(home: Path, tmp_path: Path) -> None:
+    strange, key, out = tmp_path / "s.json", tmp_path / "stranger.pem", tmp_path / "mine.json"
+    assert disclose("smollm2-135m", "--out", strange, "--key", key).exit_code == 0
+    stranger = PublicKey.read(key).id
+    for more in ((), ("--key", tmp_path / "new.pem")):
+        done = disclose(strange, "--out", out, *more)
+        assert (done.exit_code, f"is signed with the key {stranger}, which is not yours" in done.stderr) == (1, True)
+    assert not any(path.exists() for path in (out, home, tmp_path / "new.pem"))
+    for form in ("text", "html", "spdx", "hf"):
+        done = disclose(strange, "--format", form)
+        assert (done.exit_code, f"warning: {strange} is signed with the key {stranger}" in done.stderr) == (0, True)
+    # The signer can write it anew.
+    assert disclose(strange, "--out", out, "--key", key).exit_code == 0
+    assert disclose("verify", out, "--key", f"{key}.pub").exit_code == 0
+
+
+def test_a_day_of_issue_in_the_future_is_warned_of(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps(facts_file() | {"issued": "2026-12-05"}))
+    monkeypatch.setattr(cmd_disclose, "_now", lambda: datetime(2026, 12, 1, tzinfo=timezone.utc))
+    done = disclose(facts, "--format", "text")
+    assert (done.exit_code, "2026-12-05, which is in the future" in done.stderr) == (0, True)
+
+
+def test_a_file_name_that_controls_the_terminal(home: Path, weights: Path) -> None:
+    wild = weights.rename(weights.with_name("t\x1b[2J\nKept for: 0 days"))
+    done = disclose(wild, "--format", "text")
+    assert (done.exit_code, "\x1b" in done.stdout, "\nKept for: 0 days" in done.stdout) == (0, False, False)
+
+
+def test_half_a_surrogate_pair_is_refused(home: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.json"
+    entry = facts_file()
+    entry["facts"]["provider.country"]["note"] = "\ud800"
+    facts.write_text(json.dumps(entry))
+    for form in ("html", "text", "hf"):
+        done = disclose(facts, "--format", form)
+        assert (done.exit_code, "provider.country" in done.stderr) == (1, True)
+
+
 def test_weights_are_measured_and_compared(home: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.json"
     assert disclose(weights, "--out", out).exit_code == 0

@@ -84,8 +84,17 @@ def _list() -> None:
 def _write(subject: str, form: str, out: Path | None, key: Path | None, weights: str | None) -> None:
     now = _now()
     disclosure = _disclosure(subject, weights, now)
-    if disclosure.expired(now.date()):
+    if now.date() > disclosure.valid_until:
         click.echo(f"warning: {disclosure.name} was to be read again after {disclosure.valid_until}", err=True)
+    elif disclosure.expired(now.date()):
+        click.echo(f"warning: {disclosure.name} is issued on {disclosure.issued}, which is in the future", err=True)
+    stranger = _stranger(disclosure, key)
+    if stranger is not None and form != FORMATS[0]:
+        click.echo(
+            f"warning: {subject} is signed with the key {stranger}, which is none of those known here; what it calls"
+            " verified-here was verified by its author, if at all",
+            err=True,
+        )
     text = _rendered(disclosure, form, key, now)
     if out is None:
         click.echo(text, nl=False)
@@ -146,12 +155,26 @@ def _signed(disclosure: Disclosure, key: Path | None, now: datetime) -> str:
     from freehold.governance.disclosure.verify import verify
     from freehold.governance.signing import SigningKey, canonical
 
+    stranger = _stranger(disclosure, key)
+    if stranger is not None:
+        raise GovernanceError(
+            f"{disclosure.name}: is signed with the key {stranger}, which is not yours; what it says was not checked or"
+            " computed here. Pass the document on as it is, or write a file of facts of your own and sign that"
+        )
     signing = SigningKey.load_or_create(_own_key() if key is None else key)
     document = document_of(disclosure, signing, now)
     for check in verify(document, now=now, keys=[signing.public]):
         if check.state == "fails" and check.name != "expiry":
             raise GovernanceError(f"{disclosure.name}: would be no valid document. {check.name}: {check.faults[0]}")
     return canonical(document).decode() + "\n"
+
+
+def _stranger(disclosure: Disclosure, key: Path | None) -> str | None:
+    """The name of the key that signed the document this was read from, if it is not the one that would sign now."""
+    if disclosure.signed_by is None:
+        return None
+    own = _known_keys(key) if key is None or key.exists() else []
+    return None if disclosure.signed_by in own else disclosure.signed_by.id
 
 
 def _verify(file: Path, key: Path | None, weights: str | None, as_json: bool) -> None:
