@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from freehold.cli import cmd_cost
 from freehold.cli.main import main
 from freehold.governance.cost.prices import shipped_table
 from freehold.governance.signing import SigningKey
@@ -29,6 +31,12 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return example_month(tmp_path_factory.mktemp("example") / "ledger", SigningKey.generate())
+
+
+@pytest.fixture(autouse=True)
+def december(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The month of the example is over."""
+    monkeypatch.setattr(cmd_cost, "_now", lambda: datetime(2026, 12, 7, tzinfo=timezone.utc))
 
 
 @pytest.fixture
@@ -65,10 +73,32 @@ def test_numbers_on_the_last_line(ledger: Path, hardware: Path) -> None:
 
 def test_other_months_are_empty(ledger: Path, hardware: Path) -> None:
     done = cost("report", ledger, "--month", "2026-10", "--json")
-    assert json.loads(done.stdout.splitlines()[-1])["requests"] == 0
+    assert json.loads(done.stdout.splitlines()[-1])["requests"] == 1
+    assert json.loads(done.stdout.splitlines()[-1])["notes"] == [
+        "the ledger began at 2026-10-30 12:00 UTC, so that only the time since then counts"
+    ]
     done = cost("compare", ledger, "--month", "2026-10", "--own", hardware)
     assert done.exit_code == 0
-    assert "at no load" in done.stdout
+    assert "not known: no request with tokens was answered here" in done.stdout
+    assert "power alone" not in done.stdout
+
+
+def test_a_month_that_is_not_over_counts_until_now(
+    ledger: Path, hardware: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cmd_cost, "_now", lambda: datetime(2026, 11, 6, tzinfo=timezone.utc))
+    done = cost("compare", ledger, "--month", "2026-11", "--own", hardware, "--json")
+    body = json.loads(done.stdout.splitlines()[-1])
+    assert body["end"] == "2026-11-06T00:00:00+00:00"
+    assert body["notes"] == [
+        "2026-11 is not over, so that only the time until now counts",
+        "the period has 120.00 hours; what is said of a month is extrapolated from it",
+    ]
+    assert "Note: 2026-11 is not over" in done.stdout
+    for month in ("2026-12", "9999-12", "0001-01"):
+        done = cost("report", ledger, "--month", month)
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
 
 
 def test_a_plot(ledger: Path, hardware: Path, tmp_path: Path) -> None:

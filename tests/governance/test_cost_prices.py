@@ -211,6 +211,23 @@ def test_overrides_take_the_place_of_entries(tmp_path: Path) -> None:
     assert read_back(table_text(table)) == table
 
 
+def test_a_providers_name_is_found_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(OVERRIDES.replace('"minimax"', '"MiniMax"'))
+    entry = TABLE.with_overrides(path).require("minimax-m3")
+    assert (entry.id, entry.source) == ("minimax:minimax-m3", "contract 17, annex B")
+
+
+def test_a_price_of_the_future_leaves_the_one_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(OVERRIDES.replace("date = 2026-11-20", "date = 2026-11-20\nsince = 2027-01-01"))
+    table = TABLE.with_overrides(path)
+    today, then = table.find("minimax-m3", WHEN), table.find("minimax-m3", datetime(2027, 1, 2, tzinfo=timezone.utc))
+    assert today == TABLE.find("minimax-m3", WHEN)
+    assert then is not None
+    assert then.source == "contract 17, annex B"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -221,6 +238,17 @@ def test_overrides_take_the_place_of_entries(tmp_path: Path) -> None:
         (OVERRIDES.replace('"0.25"', '"cheap"'), "entry 1"),
         (OVERRIDES.replace('"0.25"', "true"), "no price"),
         (OVERRIDES.replace('"2026-11-21"', '"today"'), "entry 2"),
+        (OVERRIDES.replace('["House"]', '"House"'), "names is"),
+        (OVERRIDES.replace('["House"]', "[5]"), "no name"),
+        (OVERRIDES.replace('"openai"', "5"), "no name"),
+        (OVERRIDES.replace("over =", "ovr ="), "no ovr"),
+        (OVERRIDES.replace("[512000,", "[5.9,"), "whole number"),
+        (OVERRIDES.replace("[512000,", "[0,"), "whole number"),
+        (OVERRIDES.replace('[[512000, "2.00"]]', '[[5, "2.00"], [5, "3.00"]]'), "two tiers"),
+        (OVERRIDES.replace('"0.25"', '"1e400000"'), "no price"),
+        (OVERRIDES.replace('"0.25"', "1e-999999"), "no price"),
+        ("price = 5", "begin with"),
+        ("price = [5]", "begin with"),
         ("[price", "no TOML"),
         ("[[prices]]", "entries only"),
     ],

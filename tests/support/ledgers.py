@@ -125,10 +125,12 @@ def _defined_subproof(m: int, entries: Sequence[bytes], whole: bool) -> list[byt
 
 def example_month(path: Path, key: SigningKey) -> Path:
     """A ledger as a team's coding agents fill it in November 2026: 3,000 requests on working days, mostly long prompts
-    that were nearly all found in the cache. The same on every machine."""
+    that were nearly all found in the cache. It began in October. The same on every machine."""
     table = shipped_table()
     promises = []
     with Ledger(path, key) as ledger:
+        before = LedgerRecord(id="before", time="2026-10-30T12:00:00.000Z", outcome="refused", status=429)
+        promises.append(ledger.append(before))
         for number in range(3000):
             promises.append(ledger.append(_example_request(number, table)))
         for promise in promises:

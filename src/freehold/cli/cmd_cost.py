@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,13 @@ def _traffic(ledger: Path, month: str | None, endpoint: str | None = None) -> Tr
     from freehold.governance.ledger.files import LedgerFiles
 
     period: Period | None = None if month is None else Period.month(month)
-    return read_traffic(LedgerFiles(ledger), period, lambda record: endpoint is None or record.endpoint == endpoint)
+    return read_traffic(
+        LedgerFiles(ledger), period, lambda record: endpoint is None or record.endpoint == endpoint, _now()
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 @cost.command()

@@ -14,21 +14,25 @@ from freehold.governance.cost.prices import PriceEntry, PriceTable
 from freehold.governance.cost.traffic import Traffic
 from freehold.governance.ledger.record import TokenUsage
 
+_SHORT_HOURS = 7 * 24
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
     """One model's list price of the whole traffic. amount: with the cached tokens that were found here, at its price
-    for cached ones. uncached: the same if it had found nothing."""
+    for cached ones. uncached: the same if it had found nothing. own: of the requests that were answered here."""
 
     entry: PriceEntry
     amount: Decimal
     uncached: Decimal
+    own: Decimal
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """load: of own hardware and an alternative the same cost, as a multiple of the measured load; None: there is none,
-    since an own token's power alone costs more. tokens_per_month: input and output then.
+    """load: where own hardware and an alternative cost the same, as a multiple of the one that was measured here; None:
+    there is none, since an own token's power alone costs more, or nothing was answered here.
+    tokens_per_month: input and output then.
     reachable: whether the machines can carry it, if a machine that is busy all the time carries in proportion."""
 
     alternative: str
@@ -68,6 +72,19 @@ class Comparison:
         )
 
     @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures has to know."""
+        notes = list(self.traffic.notes)
+        if self.here is None:
+            return notes
+        if elsewhere := len(self.traffic.used) - len(self.traffic.own):
+            notes.append(f"{elsewhere:,} of the requests were answered elsewhere; break-even counts the others only")
+        if self.traffic.period.hours < _SHORT_HOURS:
+            hours = f"{self.traffic.period.hours:,.2f}"
+            notes.append(f"the period has {hours} hours; what is said of a month is extrapolated from it")
+        return notes
+
+    @property
     def estimated(self) -> int:
         """Requests whose tokens were counted on the way."""
         return sum(usage.estimated for _, usage in self.traffic.used)
@@ -83,6 +100,7 @@ class Comparison:
             "input_tokens": given,
             "cached_tokens": cached,
             "output_tokens": made,
+            "notes": self.notes,
             "price_table": self.table.hash,
             "price_table_date": self.table.day.isoformat(),
             "alternatives": [
@@ -133,19 +151,20 @@ def compare(traffic: Traffic, table: PriceTable, names: Sequence[str], hardware:
 
 def _alternative(traffic: Traffic, entry: PriceEntry) -> Alternative:
     amount = uncached = Decimal(0)
+    own = sum((entry.cost(usage) for usage in traffic.own), Decimal(0))
     for _, usage in traffic.used:
         amount += entry.cost(usage)
         uncached += entry.cost(TokenUsage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens))
-    return Alternative(entry, amount, uncached)
+    return Alternative(entry, amount, uncached, own)
 
 
 def _break_even(traffic: Traffic, here: Here, found: Alternative, months: Decimal) -> BreakEven:
-    """Where fixed + load x energy = load x price."""
-    gained = found.amount / months - here.per_month.energy_busy
-    if gained <= 0 or not traffic.used:
+    """Where fixed + load x energy = load x price, both of the tokens that were computed here."""
+    gained = found.own / months - here.per_month.energy_busy
+    if gained <= 0 or not traffic.own:
         return BreakEven(found.entry.id, None, None, False)
     load = here.per_month.fixed / gained
-    tokens = sum(usage.input_tokens + usage.output_tokens for _, usage in traffic.used)
+    tokens = sum(usage.input_tokens + usage.output_tokens for usage in traffic.own)
     return BreakEven(found.entry.id, load, load * tokens / months, load * here.utilisation <= 1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from freehold.core.errors import ConfigError
 from freehold.governance.toml import read_toml
 
+_MOST = 10**12
 HOURS_PER_YEAR = Decimal(8766)
 HOURS_PER_MONTH = HOURS_PER_YEAR / 12
 
@@ -85,13 +86,18 @@ def read_hardware(path: Path) -> Hardware:
     where = f"the hardware file {path}"
     _known(document, {"machine", "power", "operation"}, {"machine", "power"}, where)
     machines = []
+    if not isinstance(document["machine"], list) or not document["machine"]:
+        raise ConfigError(f"{where}: it has no machine; each begins with [[machine]]")
     for number, given in enumerate(document["machine"], 1):
         place = f"{where}, machine {number}"
         _known(given, _MACHINE, _NEEDED, place)
         numbers = {name: _number(given, name, place) for name in given if name not in ("name", "count")}
         count = given.get("count", 1)
-        if type(count) is not int or count < 1 or not numbers["years"] > 0:
-            raise ConfigError(f"{place}: count and years must be above 0; they are {count} and {numbers['years']}")
+        if type(count) is not int or not 1 <= count <= 10**6 or not numbers["years"] >= Decimal("0.01"):
+            raise ConfigError(
+                f"{place}: count is a whole number above 0 and years are at least 0.01; they are {str(count)[:40]} and "
+                f"{numbers['years']}"
+            )
         if numbers["watts_busy"] < numbers["watts_idle"] or numbers["price"] < numbers.get("residual", 0):
             raise ConfigError(f"{place}: a busy machine takes no less power than an idle one, nor gains in worth")
         machines.append(Machine(name=str(given["name"]), count=count, **numbers))
@@ -118,4 +124,6 @@ def _number(given: Mapping[str, Any], name: str, where: str) -> Decimal:
     value = given[name]
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or not Decimal(value).is_finite() or value < 0:
         raise ConfigError(f"{where}: {name} is {value!r}; it must be a number that is not negative")
+    if value > _MOST:
+        raise ConfigError(f"{where}: {name} is {str(value)[:40]}; it must be no more than {_MOST:,}")
     return Decimal(value)

@@ -18,11 +18,11 @@ def plot_comparison(found: Comparison, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("--plot needs matplotlib; install it with: pip install 'freehold[plots]'") from error
-    given, _, made = found.tokens
-    if not given + made or not found.here.utilisation:
+    count = sum(usage.input_tokens + usage.output_tokens for usage in found.traffic.own)
+    if not count or not found.here.utilisation:
         raise ConfigError("the period has no load to draw")
     months = float(found.traffic.period.hours / HOURS_PER_MONTH)
-    tokens = (given + made) / months / 1e6
+    tokens = count / months / 1e6
     most = 1 / float(found.here.utilisation)
     meetings = [float(even.load) for even in found.break_even if even.load is not None]
     # Everything that happens up to three times what the machines carry; farther away it says nothing about them.
@@ -33,7 +33,7 @@ def plot_comparison(found: Comparison, path: Path) -> None:
     fixed, busy = float(found.here.per_month.fixed), float(found.here.per_month.energy_busy)
     axes.plot([x * tokens for x in loads], [fixed + x * busy for x in loads], color="black", lw=2, label="here")
     for other in found.alternatives:
-        rate = float(other.amount) / months
+        rate = float(other.own) / months
         (line,) = axes.plot([x * tokens for x in loads], [x * rate for x in loads], label=other.entry.id)
         for even in found.break_even:
             if even.alternative == other.entry.id and even.load is not None and even.load <= end:

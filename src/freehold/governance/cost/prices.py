@@ -188,9 +188,15 @@ class PriceTable:
         unknown = set(document) - {"price"}
         if unknown:
             raise ConfigError(f"the price file {path} has {sorted(unknown)}; it holds [[price]] entries only")
-        added = tuple(_override(path, number, given) for number, given in enumerate(document.get("price", []), 1))
-        replaced = {entry.id for entry in added}
-        kept = tuple(entry for entry in self.entries if entry.id not in replaced)
+        given = document.get("price", [])
+        if not isinstance(given, list) or not all(isinstance(entry, Mapping) for entry in given):
+            raise ConfigError(f"the price file {path}: price is {given!r:.80}; entries begin with [[price]]")
+        added = tuple(_override(path, number, entry) for number, entry in enumerate(given, 1))
+        # A price that holds from a day on leaves what held before it.
+        first: dict[str, date] = {}
+        for entry in added:
+            first[entry.id] = min(entry.since or date.min, first.get(entry.id, date.max))
+        kept = tuple(entry for entry in self.entries if (entry.since or date.min) < first.get(entry.id, date.max))
         return replace(self, entries=added + kept, source=f"{self.source}; {len(added)} entries of {path.name}")
 
 
@@ -235,18 +241,28 @@ def _entry(given: Mapping[str, Any]) -> PriceEntry:
 
 
 def _rate(given: Any) -> Rate:
-    if isinstance(given, Mapping):
-        tiers = tuple(sorted((int(over), _dollars(price)) for over, price in given.get("over", ())))
-        return Rate(_dollars(given["base"]), tiers)
-    return Rate(_dollars(given))
+    if not isinstance(given, Mapping):
+        return Rate(_dollars(given))
+    if unknown := set(given) - {"base", "over"}:
+        raise ValueError(f"a rate has base and over, and no {', '.join(sorted(unknown))}")
+    tiers = sorted((_border(over), _dollars(price)) for over, price in given.get("over", ()))
+    if len({over for over, _ in tiers}) < len(tiers):
+        raise ValueError("two tiers of a rate begin at the same number of tokens")
+    return Rate(_dollars(given["base"]), tuple(tiers))
+
+
+def _border(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given < 10**12:
+        raise ValueError(f"a tier begins above {str(given)[:40]} input tokens; it must be a whole number above 0")
+    return given
 
 
 def _dollars(given: Any) -> Decimal:
     if isinstance(given, bool) or not isinstance(given, (str, int, Decimal)):
         raise ValueError(f"{given!r} is no price")
     price = Decimal(given)
-    if not price.is_finite() or price < 0:
-        raise ValueError(f"{given!r} is no price")
+    if not price.is_finite() or not 0 <= price <= MILLION or (price and price < Decimal("1e-15")):
+        raise ValueError(f"{str(given)[:40]} is no price in US dollars for a million tokens")
     return price
 
 
@@ -262,16 +278,28 @@ def _override(path: Path, number: int, given: Mapping[str, Any]) -> PriceEntry:
     try:
         days = {name: _day(given[name]) for name in ("date", "since") if name in given}
         return PriceEntry(
-            provider=str(given["provider"]),
-            model=str(given["model"]),
+            provider=_name(given["provider"]).lower(),
+            model=_name(given["model"]),
             rates={name: _rate(given[name]) for name in RATES if name in given},
-            names=tuple(str(name).lower() for name in given.get("names", ())),
+            names=_names(given.get("names", [])),
             since=days.get("since"),
             checked=days["date"],
             source=str(given["source"]),
         )
     except (ValueError, KeyError, TypeError, InvalidOperation) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _name(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"{str(given)[:40]!r} is no name")
+    return given.strip()
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list):
+        raise ValueError(f'names is {str(given)[:40]!r}; it must be a list, such as ["a", "b"]')
+    return tuple(_name(name).lower() for name in given)
 
 
 def _day(given: Any) -> date:

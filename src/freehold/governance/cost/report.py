@@ -14,7 +14,8 @@ from freehold.governance.ledger.record import LedgerRecord
 @dataclass(slots=True)
 class CostLine:
     """One model at one endpoint. amounts: by basis, "charged" or "list". unpriced: requests with tokens and no price.
-    estimated: requests whose tokens were counted on the way, because they broke off."""
+    estimated: requests whose tokens were counted on the way, because they broke off; estimated_amounts: theirs, by
+    basis."""
 
     endpoint: str
     model: str
@@ -25,7 +26,7 @@ class CostLine:
     amounts: dict[str, Decimal] = field(default_factory=dict)
     unpriced: int = 0
     estimated: int = 0
-    estimated_amount: Decimal = Decimal(0)
+    estimated_amounts: dict[str, Decimal] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -48,10 +49,14 @@ class CostLine:
         amount = Decimal(price.amount)
         self.amounts[price.basis] = self.amounts.get(price.basis, Decimal(0)) + amount
         if usage.estimated:
-            self.estimated_amount += amount
+            self.estimated_amounts[price.basis] = self.estimated_amounts.get(price.basis, Decimal(0)) + amount
+
+    def amount(self, basis: str) -> Decimal | None:
+        """The sum of one basis; None where nothing has a price of it, and something has none at all."""
+        return None if self.unpriced and basis not in self.amounts else self.amounts.get(basis, Decimal(0))
 
     def body(self) -> dict[str, Any]:
-        """As JSON; money as exact decimals in text."""
+        """As JSON; money as exact decimals in text, null where it is not known."""
         return {
             "endpoint": self.endpoint,
             "model": self.model,
@@ -60,11 +65,12 @@ class CostLine:
             "input_tokens": self.input_tokens,
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
-            "charged_usd": _text(self.amounts.get("charged", Decimal(0))),
-            "list_usd": _text(self.amounts.get("list", Decimal(0))),
+            "charged_usd": _text(self.amount("charged")),
+            "list_usd": _text(self.amount("list")),
             "unpriced_requests": self.unpriced,
             "estimated_requests": self.estimated,
-            "estimated_usd": _text(self.estimated_amount),
+            "estimated_charged_usd": _text(self.estimated_amounts.get("charged", Decimal(0))),
+            "estimated_list_usd": _text(self.estimated_amounts.get("list", Decimal(0))),
         }
 
 
@@ -80,6 +86,14 @@ class CostReport:
         """The sum of one basis."""
         return sum((line.amounts.get(basis, Decimal(0)) for line in self.lines), Decimal(0))
 
+    def estimated(self, basis: str) -> Decimal:
+        """What of one basis's sum is of requests that broke off."""
+        return sum((line.estimated_amounts.get(basis, Decimal(0)) for line in self.lines), Decimal(0))
+
+    def known(self, basis: str) -> Decimal | None:
+        """The sum of one basis; None where nothing has a price of it, and something has none at all."""
+        return self.total(basis) if not self.unpriced or any(basis in line.amounts for line in self.lines) else None
+
     @property
     def unpriced(self) -> int:
         """Requests with tokens and without a price."""
@@ -91,11 +105,12 @@ class CostReport:
             "begin": self.traffic.period.begin.isoformat(),
             "end": self.traffic.period.end.isoformat(),
             "requests": len(self.traffic.requests),
-            "charged_usd": _text(self.total("charged")),
-            "list_usd": _text(self.total("list")),
+            "charged_usd": _text(self.known("charged")),
+            "list_usd": _text(self.known("list")),
             "unpriced_requests": self.unpriced,
             "erased_records": self.traffic.erased,
             "price_tables": list(self.tables),
+            "notes": list(self.traffic.notes),
             "lines": [line.body() for line in self.lines],
         }
 
@@ -114,5 +129,5 @@ def cost_report(traffic: Traffic) -> CostReport:
     return CostReport(traffic, tuple(ordered), tuple(sorted(tables)))
 
 
-def _text(amount: Decimal) -> str:
-    return f"{amount.normalize():f}"
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount.normalize():f}"

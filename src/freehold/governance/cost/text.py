@@ -14,6 +14,8 @@ from freehold.governance.cost.traffic import Period
 
 def dollars(amount: Decimal) -> str:
     """To the cent; below ten dollars to four digits after the point."""
+    if 0 < amount < Decimal("0.0001"):
+        return "<0.0001"
     return f"{amount:,.2f}" if amount >= 10 or amount == 0 else f"{amount:,.4f}"
 
 
@@ -23,7 +25,8 @@ def report_text(report: CostReport) -> str:
         ("endpoint", "model", "requests", "input", "cached", "output", "charged $", "list $"),
         *map(_row, report.lines),
     ]
-    rows.append(("all", "", *_sums(report.lines), dollars(report.total("charged")), dollars(report.total("list"))))
+    sums = [report.known(basis) for basis in ("charged", "list")]
+    rows.append(("all", "", *_sums(report.lines), *("unpriced" if known is None else dollars(known) for known in sums)))
     lines = [f"{_period(report.traffic.period)}", "", *_table(rows, left=2), ""]
     ends: dict[str, int] = {}
     for line in report.lines:
@@ -31,12 +34,12 @@ def report_text(report: CostReport) -> str:
             ends[outcome] = ends.get(outcome, 0) + count
     lines.append(f"Ended: {', '.join(f'{count} {name}' for name, count in sorted(ends.items())) or 'none'}.")
     if estimated := sum(line.estimated for line in report.lines):
-        amount = sum((line.estimated_amount for line in report.lines), Decimal(0))
-        lines.append(
-            f"Estimated: {estimated} requests broke off; their tokens so far are in the sums, ${dollars(amount)}."
-        )
+        amounts = [(basis, report.estimated(basis)) for basis in ("charged", "list")]
+        parts = ", ".join(f"{basis} ${dollars(amount)}" for basis, amount in amounts if amount) or "unpriced"
+        lines.append(f"Estimated: {estimated} requests broke off; their tokens so far are in the sums ({parts}).")
     if report.unpriced:
         lines.append(f"Unpriced: {report.unpriced} requests to models that the price table does not know, in no sum.")
+    lines += [f"Note: {note}." for note in report.traffic.notes]
     if report.traffic.erased:
         lines.append(f"Erased: {report.traffic.erased} records of the ledger say nothing any more, in no sum.")
     lines += [f"Price table: {printable(table)}" for table in report.tables]
@@ -61,10 +64,13 @@ def comparison_text(found: Comparison) -> str:
     lines += [*_table(rows, left=1), ""]
     if found.here is not None:
         lines += [*_here(found.here), "", *(_even(even, found) for even in found.break_even), ""]
+    lines += [f"Note: {note}." for note in found.notes]
+    written = sum(usage.cache_write_tokens for _, usage in found.traffic.used)
+    writing = f"{written:,} written to one at the price for that" if written else "nothing for writing to a cache"
     lines += [
         f"Prices: {found.table.source}, of {found.table.day}, SHA-256 {found.table.hash[:16]}...",
         "Assumed: the same tokens at every model, though tokenizers and lengths of answers differ; cached tokens at",
-        "the price for cached ones, as many as were found here, nothing for writing to a cache; no discounts.",
+        f"the price for cached ones, as many as were found here, {writing}; no discounts.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -101,6 +107,8 @@ def _here(here: Here) -> list[str]:
 
 def _even(even: BreakEven, found: Comparison) -> str:
     head = f"break-even with {even.alternative}: "
+    if not found.traffic.own:
+        return head + "not known: no request with tokens was answered here"
     if even.load is None or even.tokens_per_month is None:
         return head + "at no load: at the measured rate, power alone costs more than the tokens do there"
     text = head + f"{even.load:,.2f} times this load, {even.tokens_per_month / 1_000_000:,.1f} million tokens a month"

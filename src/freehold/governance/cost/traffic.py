@@ -31,7 +31,7 @@ class Period:
     @staticmethod
     def month(text: str) -> Period:
         """`2026-11`, in UTC. Raises ConfigError for what is no month."""
-        if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", text) or text.startswith("0000"):
+        if not re.fullmatch(r"(19[7-9]|[2-8]\d\d)\d-(0[1-9]|1[0-2])", text, re.ASCII):
             raise ConfigError(f"the month is {text!r}; it must be like 2026-11")
         year, month = int(text[:4]), int(text[5:])
         begin = datetime(year, month, 1, tzinfo=timezone.utc)
@@ -41,16 +41,22 @@ class Period:
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """The requests of a period, in the order of the ledger. erased: records of the whole ledger that say nothing any
-    more, whatever their time was."""
+    more, whatever their time was. notes: what makes the period shorter than was asked for."""
 
     period: Period
     requests: tuple[LedgerRecord, ...]
     erased: int
+    notes: tuple[str, ...] = ()
 
     @property
     def used(self) -> list[tuple[LedgerRecord, TokenUsage]]:
         """Those for which there were tokens, however they ended."""
         return [(record, record.usage) for record in self.requests if record.usage is not None]
+
+    @property
+    def own(self) -> list[TokenUsage]:
+        """Those tokens that were computed here."""
+        return [usage for record, usage in self.used if record.endpoint == LOCAL]
 
     @property
     def busy_hours(self) -> Decimal:
@@ -65,22 +71,47 @@ class Traffic:
 
 
 def read_traffic(
-    files: LedgerFiles, period: Period | None, keep: Callable[[LedgerRecord], bool] = lambda _record: True
+    files: LedgerFiles,
+    period: Period | None,
+    keep: Callable[[LedgerRecord], bool] = lambda _record: True,
+    now: datetime | None = None,
 ) -> Traffic:
     """The requests that ended in a period; None: from the first one's beginning to the last one's end.
 
-    Raises GovernanceError for lines that are no records.
+    now: a period that is not over yet ends there; None: now. One in which the ledger began begins with its first
+    record. Raises GovernanceError for lines that are no records, ConfigError for a period that is still to come.
     """
+    now = datetime.now(timezone.utc) if now is None else now
+    if period is not None and period.begin > now:
+        raise ConfigError(f"{period.begin:%Y-%m} has not begun; there is nothing to be counted")
     requests, erased = [], 0
+    began: datetime | None = None
     for leaf in files.leaves():
         record = leaf.record()
         if record is None:
             erased += 1
-        elif record.kind == "request" and _ended_in(period, record) and keep(record):
+            continue
+        begin = parse_time(record.time) - timedelta(seconds=record.seconds or 0)
+        # Of an erased record nobody knows when it was: the ledger then has no known beginning.
+        began = min(begin, began or begin) if not erased or began is not None else None
+        if record.kind == "request" and _ended_in(period, record) and keep(record):
             requests.append(record)
     if period is None:
-        period = _spanned(requests)
-    return Traffic(period, tuple(requests), erased)
+        return Traffic(_spanned(requests), tuple(requests), erased)
+    period, notes = _covered(period, began, now)
+    return Traffic(period, tuple(requests), erased, notes)
+
+
+def _covered(period: Period, began: datetime | None, now: datetime) -> tuple[Period, tuple[str, ...]]:
+    """The part of a period of which the ledger can tell."""
+    begin, end, notes = period.begin, period.end, []
+    if began is not None and period.begin < began:
+        notes.append(f"the ledger began at {began:%Y-%m-%d %H:%M} UTC, so that only the time since then counts")
+        begin = min(began, period.end)
+    if now < period.end:
+        notes.append(f"{period.begin:%Y-%m} is not over, so that only the time until now counts")
+        end = max(now, begin)
+    return Period(begin, end), tuple(notes)
 
 
 def _ended_in(period: Period | None, record: LedgerRecord) -> bool:
