@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
 
 from freehold.cli.gateway_ledger import GatewayRecorder
 from freehold.cli.ledger import LedgerRecorder
 from freehold.governance.cost.prices import shipped_table
+from freehold.governance.cost.traffic import read_traffic
+from freehold.governance.ledger.files import LedgerFiles
 from freehold.governance.ledger.ledger import Ledger
 from freehold.governance.ledger.verify import verify
 from freehold.governance.signing import SigningKey
@@ -42,7 +46,7 @@ def test_each_request_is_recorded_with_its_decision(tmp_path: Path) -> None:
                  "path": "vendor-api", "facts": FACTS, "answer_seconds": 1}  # fmt: skip
         recorder = GatewayRecorder(LedgerRecorder(ledger, shipped_table()))
         setup = setup_of(POLICY, endpoints_toml(tmp_path, entry))
-        with running_gateway(setup, recorder=recorder, on_decision=recorder.take) as door:
+        with running_gateway(setup, recorder=recorder, on_decision=recorder.take, settle=recorder.settle) as door:
             answers = [
                 httpx.post(door.url + CHAT, json=body()),
                 httpx.post(door.url + "/v1/messages", json=body(stream=True, max_tokens=5)),
@@ -54,7 +58,18 @@ def test_each_request_is_recorded_with_its_decision(tmp_path: Path) -> None:
             upstream.mode = "half"
             answers.append(httpx.post(door.url + CHAT, json=body(stream=True)))
         assert recorder._decisions == {}
-    records = written(place)
+    everything = written(place)
+    decisions = [record for record in everything if record["kind"] == "decision"]
+    records = [record for record in everything if record["kind"] == "request"]
+    sent = [record for record in records if record["outcome"] != "refused"]
+    assert [record["id"] for record in decisions] == [f"{record['id']}-decision" for record in sent]
+    for decision, record in zip(decisions, sent, strict=True):
+        assert decision["seq"] < record["seq"]
+        names = ("clause", "policy", "endpoint", "data_class", "model_asked")
+        assert [decision[name] for name in names] == [record[name] for name in names]
+        assert not {"outcome", "usage", "price", "request_hash"} & set(decision)
+    traffic = read_traffic(LedgerFiles(place), None)
+    assert len(traffic.requests) == len(records) == len(answers)
     assert [record["outcome"] for record in records] == ["served", "served", *["refused"] * 4, "failed"]
     assert [record["id"] for record in records] == [answer.headers["x-request-id"] for answer in answers]
     assert [record.get("clause") for record in records] == [
@@ -92,4 +107,38 @@ def test_without_a_ledger_that_can_be_written_nothing_is_sent(tmp_path: Path) ->
         ledger.close()
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "ledger_unavailable"
+    assert upstream.arrivals == []
+
+
+def test_a_decision_is_on_the_disk_before_its_request_is_sent(tmp_path: Path) -> None:
+    place = tmp_path / "ledger"
+    seen: list[list[str]] = []
+
+    upstream = FastAPI()
+
+    @upstream.post("/{path:path}")
+    def answered() -> PlainTextResponse:
+        seen.append([record["id"] for record in written(place)])
+        return PlainTextResponse("no", 500)
+
+    with served(upstream) as url, Ledger(place, SigningKey.generate()) as ledger:
+        entry = {"name": "api", "base_url": url, "api": "openai", "models": ["m"], "path": "self-hosted"}
+        recorder = GatewayRecorder(LedgerRecorder(ledger, shipped_table()))
+        setup = setup_of(POLICY, endpoints_toml(tmp_path, entry))
+        with running_gateway(setup, recorder=recorder, on_decision=recorder.take, settle=recorder.settle) as door:
+            answer = httpx.post(door.url + CHAT, json=body())
+    assert seen == [[f"{answer.headers['x-request-id']}-decision"]]
+
+
+def test_a_decision_that_cannot_be_kept_is_not_carried_out(tmp_path: Path) -> None:
+    upstream = RecordingUpstream("api")
+
+    async def full(_record: Any) -> None:
+        raise OSError("no space left")
+
+    with served(upstream.app()) as url:
+        entry = {"name": "api", "base_url": url, "api": "openai", "models": ["m"], "path": "self-hosted"}
+        with running_gateway(setup_of(POLICY, endpoints_toml(tmp_path, entry)), settle=full) as door:
+            answer = httpx.post(door.url + CHAT, json=body())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_recorded")
     assert upstream.arrivals == []

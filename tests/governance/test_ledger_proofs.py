@@ -250,3 +250,16 @@ def test_a_fork_shows_when_checkpoints_are_compared(tmp_path: Path, key: Signing
         assert verify(path, [("own", head.text)], key.public).holds
     assert not verify(one, [("other", texts[1])], key.public).holds
     assert not verify(other, [("one", texts[0])], key.public).holds
+
+
+def test_decisions_are_erased_with_their_requests(tmp_path: Path, key: SigningKey) -> None:
+    with Ledger(tmp_path / "ledger", key) as opened:
+        decision = a_record(0, id="request-0-decision", kind="decision", outcome=None, usage=None, price=None)
+        opened.append(decision).result(timeout=10)
+        fill(opened, 1)
+    files = LedgerFiles(tmp_path / "ledger")
+    moment = BEGIN + timedelta(days=1)
+    assert older_than(files, moment, "salts") == [1]
+    assert older_than(files, moment, "records") == [0, 1]
+    assert erase(files, key, [0, 1], "records", "retention") == 2
+    assert verify(files.path).holds

@@ -78,7 +78,7 @@ def setup_of(
 
 @contextlib.contextmanager
 def running_gateway(
-    setup: Setup, *, keys: Keys | None = None, on_decision: Any = None, recorder: Any = None
+    setup: Setup, *, keys: Keys | None = None, on_decision: Any = None, recorder: Any = None, settle: Any = None
 ) -> Iterator[Rig]:
     """A gateway with that setup. on_decision: called before a record is kept."""
     operation = Operation(Metrics(), keys or Keys(), recorder=recorder)
@@ -89,7 +89,7 @@ def running_gateway(
             on_decision(record)
         records.append(record)
 
-    gateway = Gateway(setup, operation, on_decision=take)
+    gateway = Gateway(setup, operation, on_decision=take, settle=settle)
     with served(create_gateway_app(gateway, operation)) as url:
         yield Rig(url, gateway, operation, records)
 

@@ -112,6 +112,7 @@ def _gateway(
             limits=limits,
             options=options,
             on_decision=log_record if recorder is None else recorder.take,
+            settle=None if recorder is None else recorder.settle,
             recorder=recorder,
             on_ready=ready,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freehold.cli.ledger import LedgerDraft, LedgerRecorder, recorded_price
 
@@ -27,6 +27,26 @@ class GatewayRecorder:
         """A decision, or the end of a request; see `freehold.governance.policy.record.OnDecision`."""
         self._decisions[record.id] = record
 
+    async def settle(self, decision: DecisionRecord) -> None:
+        """A decision to send a request, durable when this returns: it stays known if the gateway is killed before the
+        request's end. Raises GovernanceError."""
+        from freehold.governance.ledger.record import LedgerRecord, now_text
+
+        await self._recorder.write(
+            LedgerRecord(
+                id=f"{decision.id}-decision",
+                time=now_text(),
+                kind="decision",
+                key=decision.client_key or None,
+                model_asked=decision.model_asked,
+                endpoint=decision.endpoint,
+                data_class=decision.data_class,
+                clause=decision.clause,
+                policy=decision.policy,
+                details=_details(decision),
+            )
+        )
+
     def begin(self) -> Draft:
         """A request begins. Raises GovernanceError while the ledger cannot be written."""
         return _GatewayDraft(self._recorder.begin(), self._decisions)
@@ -48,17 +68,6 @@ class _GatewayDraft:
         model = decision.model_answered or decision.model_sent
         # Money is taken by endpoints that are not our own.
         charged = decision.path != "self-hosted"
-        known = {
-            "considered": [list(pair) for pair in decision.considered],
-            "findings": dict(decision.findings),
-            "because": list(decision.because),
-            "classes": decision.classes,
-            "facts": decision.facts,
-            "declared": decision.declared,
-            "path": decision.path,
-            "model_sent": decision.model_sent,
-            "upstream_status": decision.upstream_status,
-        }
         return replace(
             record,
             # One that was allowed and never came to an end was broken off by a fault of ours.
@@ -72,8 +81,23 @@ class _GatewayDraft:
             policy=decision.policy,
             usage=usage,
             price=None if usage is None else recorded_price(self._draft.table, model or "", usage, charged=charged),
-            details={name: value for name, value in known.items() if value is not None},
+            details=_details(decision),
         )
+
+
+def _details(decision: DecisionRecord) -> dict[str, Any]:
+    known = {
+        "considered": [list(pair) for pair in decision.considered],
+        "findings": dict(decision.findings),
+        "because": list(decision.because),
+        "classes": decision.classes,
+        "facts": decision.facts,
+        "declared": decision.declared,
+        "path": decision.path,
+        "model_sent": decision.model_sent,
+        "upstream_status": decision.upstream_status,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _usage(decision: DecisionRecord) -> TokenUsage | None:

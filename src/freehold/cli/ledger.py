@@ -87,6 +87,10 @@ class LedgerRecorder:
     def __init__(self, ledger: Ledger, table: PriceTable) -> None:
         self._ledger, self._table = ledger, table
 
+    async def write(self, record: LedgerRecord) -> None:
+        """A record without content, durable when this returns. Raises GovernanceError."""
+        await self._ledger.record(record)
+
     def begin(self) -> LedgerDraft:
         """A request begins. Raises GovernanceError while the ledger cannot be written."""
         self._ledger.check()

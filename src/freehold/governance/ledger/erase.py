@@ -16,6 +16,7 @@ from freehold.governance.ledger.salted import ERASED
 from freehold.governance.signing import SigningKey
 
 What = Literal["salts", "records"]
+_ERASABLE = ("request", "decision")
 
 
 def older_than(files: LedgerFiles, moment: datetime, what: What) -> list[int]:
@@ -24,7 +25,7 @@ def older_than(files: LedgerFiles, moment: datetime, what: What) -> list[int]:
     salts = SaltReader(files)
     for leaf in files.leaves():
         salt, record = salts.read(leaf.position), leaf.record()
-        if record is None or record.kind != "request" or parse_time(record.time) >= moment:
+        if record is None or record.kind not in _ERASABLE or parse_time(record.time) >= moment:
             continue
         if what == "records" or salt not in (None, ERASED):
             found.append(leaf.position)
@@ -83,7 +84,7 @@ def _check(files: LedgerFiles, asked: set[int], what: What) -> tuple[int, list[i
         if leaf.position not in asked:
             continue
         record = leaf.record()
-        if record is not None and record.kind != "request":
+        if record is not None and record.kind not in _ERASABLE:
             raise GovernanceError(f"Record {leaf.position} tells of another event ({record.kind}); such records stay.")
         if salt not in (None, ERASED) or (what == "records" and record is not None):
             left.append(leaf.position)

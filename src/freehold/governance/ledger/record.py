@@ -16,8 +16,9 @@ from typing import Any, Literal
 from freehold.core.errors import GovernanceError
 from freehold.governance.signing import canonical
 
-Kind = Literal["request", "erasure", "gap"]
-"""A request; bodies or salts that were erased; a time in which the ledger could not be written."""
+Kind = Literal["request", "decision", "erasure", "gap"]
+"""A request; a gateway's decision to send one, written before it is sent; bodies or salts that were erased; a time in
+which the ledger could not be written."""
 
 Outcome = Literal["served", "refused", "failed", "aborted", "disconnected"]
 """How a request ended: answered whole; not begun, by a rule or a limit; broken off by a fault of ours; broken off by

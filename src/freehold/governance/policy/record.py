@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -88,6 +88,9 @@ class DecisionRecord:
         """As a JSON value."""
         return {**asdict(self), "findings": dict(self.findings), "considered": [list(pair) for pair in self.considered]}
 
+
+Settle = Callable[[DecisionRecord], Awaitable[None]]
+"""Makes a "decided" record durable. If it raises, the request is not sent."""
 
 OnDecision = Callable[[DecisionRecord], None]
 """Takes records, on the event loop: it returns at once. If it raises for a "decided" one, the request is not sent."""

@@ -17,7 +17,7 @@ from freehold.governance.policy.choice import Choice, choose
 from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.classify import FAILED, Classification, Classifier, unreadable
 from freehold.governance.policy.facts import AVAILABLE
-from freehold.governance.policy.record import DecisionRecord, OnDecision
+from freehold.governance.policy.record import DecisionRecord, OnDecision, Settle
 from freehold.governance.policy.rules import Rules
 from freehold.server.errors import describe_exception
 from freehold.server.gateway.apis import Api
@@ -71,12 +71,20 @@ class Gateway:
     """Decides on requests and sends them on. Lives on the event loop; may be made outside.
 
     on_decision: takes records. A request whose decision it does not take is not sent.
+    settle: makes a decision durable before its request is sent; None: nothing has to be.
     """
 
-    def __init__(self, setup: Setup, operation: Operation, *, on_decision: OnDecision = log_record) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        operation: Operation,
+        *,
+        on_decision: OnDecision = log_record,
+        settle: Settle | None = None,
+    ) -> None:
         self.setup = setup
         self._operation = operation
-        self._on_decision = on_decision
+        self._on_decision, self._settle = on_decision, settle
         self._intake = Intake()
         self._upstreams = Upstreams()
 
@@ -113,9 +121,9 @@ class Gateway:
         if taken.value is None:
             assert taken.wrong is not None
             return self._refused(asked, taken.found, Choice(None, ()), None, 400, "invalid_value", str(taken.wrong))
-        return self._decide(setup, asked, taken.value, taken.found, given)
+        return await self._decide(setup, asked, taken.value, taken.found, given)
 
-    def _decide(
+    async def _decide(
         self, setup: Setup, asked: _Request, value: dict[str, Any], found: Classification, given: dict[str, str]
     ) -> Response:
         model, family = value.get("model"), asked.api.family
@@ -141,7 +149,7 @@ class Gateway:
             model_sent=sent,
             streamed=streamed,
         )
-        if not self._hand_over(record):
+        if not self._hand_over(record) or not await self._settled(record):
             text = "the decision cannot be recorded, and what cannot be recorded is not sent"
             return refuse(asked.http.scope, 503, text, "not_recorded", _told(record))
         return Passage(
@@ -228,6 +236,17 @@ class Gateway:
             self._on_decision(record)
         except Exception as error:
             logger.error("the record of request %s was not taken: %s", record.id, describe_exception(error))
+            return False
+        return True
+
+    async def _settled(self, record: DecisionRecord) -> bool:
+        """Whether the decision is durable, if it has to be."""
+        if self._settle is None:
+            return True
+        try:
+            await self._settle(record)
+        except Exception as error:
+            logger.error("the decision on request %s was not kept: %s", record.id, describe_exception(error))
             return False
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from freehold.governance.policy.record import OnDecision
+from freehold.governance.policy.record import OnDecision, Settle
 from freehold.server.gateway.app import create_gateway_app
 from freehold.server.gateway.gateway import Gateway, Reload, log_record, reloaded
 from freehold.server.operation.connections import Door
@@ -28,13 +28,15 @@ def serve_gateway(
     limits: Limits,
     options: ServerOptions,
     on_decision: OnDecision = log_record,
+    settle: Settle | None = None,
     recorder: Recorder | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM; call it on the main thread. SIGHUP reads keys, policy and endpoints again.
 
     load: gives what decides; it is called before anything is answered, and once more at each SIGHUP.
-    on_decision: takes the decisions. recorder: is told of each request before its answer is whole; None: nobody is.
+    on_decision: takes the decisions. settle: see Gateway.
+    recorder: is told of each request before its answer is whole; None: nobody is.
     listener: from `server.run.reserve_port`; it is closed at the end. The others: see `server.run.serve`.
 
     Returns whether running requests were given their time. Raises what `load` raises, and ConfigError as
@@ -42,7 +44,7 @@ def serve_gateway(
     """
     metrics = Metrics(open_connections=lambda: door.num_open)
     operation = Operation(metrics, keys, limits, recorder=recorder)
-    gateway = Gateway(load(), operation, on_decision=on_decision)
+    gateway = Gateway(load(), operation, on_decision=on_decision, settle=settle)
     tls = None
     if options.tls_cert is not None and options.tls_key is not None:
         tls = tls_context(options.tls_cert, options.tls_key)
