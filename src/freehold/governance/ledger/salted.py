@@ -18,7 +18,7 @@ ERASED = bytes(SALT_BYTES)
 def salt_commitment(salt: bytes) -> str:
     """The hash of a salt, in hex, for its record: it shows a salt that was exchanged, and tells nothing of one that is
     erased, since nobody tries 32 random bytes."""
-    return hashlib.sha256(b"freehold salt\n" + salt).hexdigest()
+    return hashlib.sha256(b"salt\n" + salt).hexdigest()
 
 
 class SaltedHashes:
