@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numbers import Real
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -241,7 +241,10 @@ def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
 def _scale(scale: Any, q: torch.Tensor) -> float:
     if scale is None:
         return float(q.shape[2] ** -0.5)
-    if not isinstance(scale, Real) or not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+    if (
+        not isinstance(scale, Real)
+        or not torch.finfo(torch.float32).tiny <= cast(float, scale) <= torch.finfo(torch.float32).max
+    ):
         raise ArgumentError(
             f"scale is {scale!r}; it must be a positive number of float32, or None for head_dim ** -0.5"
         )

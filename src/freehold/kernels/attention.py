@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -287,7 +287,7 @@ def _check_heads(num_q_heads: int, lanes: LayerLanes, scale: Any) -> None:
         raise ArgumentError(f"num_q_heads is {num_q_heads}, num_kv_heads {lanes.num_kv_heads}; there must be some")
     if num_q_heads % lanes.num_kv_heads:
         raise ArgumentError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {lanes.num_kv_heads}")
-    if not _LEAST_SCALE <= scale <= _MOST_SCALE:
+    if not _LEAST_SCALE <= cast(float, scale) <= _MOST_SCALE:
         raise ArgumentError(f"scale is {scale}; it must be a positive number of float32")
 
 

@@ -99,7 +99,7 @@ def check_whole(name: str, value: Any, least: int, most: int) -> int:
     """The value, if it is a whole number within the bounds. Raises ArgumentError otherwise."""
     if type(value) is int and least <= value <= most:
         return value
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise ArgumentError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
     return int(value)
 
