@@ -139,7 +139,7 @@ class Lookup:
     def answer(self, prompt: str, max_tokens: int) -> str:
         tokens = LOOKUP_WORD.findall(prompt)
         assert "".join(tokens) == prompt
-        facts = {tokens[i + 2]: tokens[i + 1] for i, word in enumerate(tokens[:-2]) if word == "<set>"}
+        facts = {tokens[i + 1]: tokens[i + 2] for i, word in enumerate(tokens[:-2]) if word == "<set>"}
         return facts[tokens[-1]] if tokens[-2] == "<get>" else ""
 
 

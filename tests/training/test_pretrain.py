@@ -97,11 +97,15 @@ def test_answers_are_the_values_of_the_facts() -> None:
             ids, targets, said = row.token_ids[begin:end].tolist(), row.targets[begin:end], {}
             for i, token in enumerate(ids):
                 if token == words.first:
-                    said[ids[i + 2]] = ids[i + 1]
+                    said[ids[i + 1]] = ids[i + 2]
             learnt = (targets != NO_TARGET).nonzero().flatten().tolist()
             assert (len(said), len(learnt)) == (len(ids) // 7, len(ids) // 7 * 2)
             for i in learnt:
-                assert int(targets[i]) == said[ids[i]] == ids[i + 1 if ids[i - 1] == words.first + 1 else i - 1]
+                if ids[i - 1] == words.first + 1:  # a question
+                    assert int(targets[i]) == said[ids[i]] == ids[i + 1]
+                else:  # a fact's value
+                    assert said[int(targets[i])] == ids[i]
+                    assert int(targets[i]) == ids[i - 1]
             lengths.add(len(ids))
     assert lengths == {37, 38, 75, 150, 300}
     assert {len(source.row(number).starts) for number in range(5)} == {8}  # the shortest come first

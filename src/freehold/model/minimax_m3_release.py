@@ -61,6 +61,7 @@ def release_config(c: MiniMaxM3Config) -> dict[str, Any]:
     return {
         **M3_TEXT,
         "torch_dtype": "bfloat16",
+        "tie_word_embeddings": c.tie_embeddings,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.expert_intermediate_size,
         "dense_intermediate_size": c.dense_intermediate_size,

@@ -39,8 +39,8 @@ class RetrievalWords:
         return ["<set>", "<get>", *(f"<{kind}-{i}>" for kind, n in kinds for i in range(n))]
 
     def fact(self, name: int, value: int) -> list[int]:
-        """<set> value name: what a name stands for comes before it, so that the name's own token can hold it."""
-        return [self.first, self.value_id(value), self.first + 2 + name]
+        """<set> name value."""
+        return [self.first, self.first + 2 + name, self.value_id(value)]
 
     def question(self, name: int) -> list[int]:
         """<get> name."""
@@ -57,13 +57,14 @@ class RetrievalWords:
 
 
 class RetrievalRows:
-    """Rows of texts: facts in noise, then questions about them. Learnt is what each name stands for: at a fact it is
-    the token before, and to say it there makes the first layer carry it to the name, where a question can find it.
+    """Rows of texts: facts in noise, then questions about them. Learnt are the answers, and at the value of each fact
+    whose value it is: the token before. To say that makes an early layer carry the name to the value, where a
+    question can find it.
 
     The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens. The first
     rows have the shortest alone, and every `_LONGER` rows texts may be twice as long: what is learnt in short ones is
     soon found in long ones, and long ones alone teach nothing for thousands of steps. A text of n tokens has n // 7
-    facts, and a question for each.
+    facts, and as many questions; any may come again, or what was not asked yet would be a hint.
     """
 
     def __init__(self, words: RetrievalWords, length: int, *, seed: int) -> None:
@@ -96,12 +97,12 @@ class RetrievalRows:
         names = rng.sample(range(words.names), count)
         values = [rng.randrange(words.values) for _ in names]
         facts = [words.fact(n, v) for n, v in zip(names, values, strict=True)]
-        asked = rng.sample(range(count), count)
+        asked = rng.choices(range(count), k=count)
         tail = [token for i in asked for token in (*words.question(names[i]), words.value_id(values[i]))]
         room = length - len(tail) - 3 * count
         cuts = sorted(rng.randrange(room + 1) for _ in facts)
         noise, tokens, done = words.draw_noise(rng, room), [], 0
-        told = []  # where the names of facts stand
+        told = []  # where the values of facts stand
         for cut, fact in zip(cuts, facts, strict=True):
             tokens += noise[done:cut] + fact
             done = cut
@@ -109,7 +110,7 @@ class RetrievalRows:
         tokens += noise[done:] + tail
         ids = torch.tensor(tokens)
         targets = torch.full_like(ids, NO_TARGET)
-        targets[told] = ids[told].new_tensor([words.value_id(value) for value in values])
+        targets[told] = ids[told].new_tensor([words.first + 2 + name for name in names])
         answers = torch.arange(length - len(tail) + 1, length, 3)  # the name of each question
         targets[answers] = ids[answers + 1]
         return ids, targets

@@ -57,6 +57,7 @@ RETRIEVAL = replace(
     moe=(False, True),
     expert_intermediate_size=128,
     dense_intermediate_size=256,
+    tie_embeddings=True,
 )
 """Sparse in every layer: a dense one would cost hours at a million tokens. The slowest rotation takes 350 tokens, so
 that rows of 512 show every angle, and no distance is a new one."""
