@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from freehold.core.errors import GovernanceError
 from freehold.governance.egress import syscalls
-from freehold.governance.egress.filter import ALLOW, ERRNO, NOTIFY, REFUSED, Filter, lock_filter, watch_filter
+from freehold.governance.egress.filter import (
+    ALLOW,
+    CONDITIONAL,
+    ERRNO,
+    NOTIFY,
+    OPTIONS,
+    REFUSED,
+    Filter,
+    lock_filter,
+    watch_filter,
+)
 from freehold.governance.egress.syscalls import MACHINES, Machine, machine
 from support.filter_machine import run_filter
 
@@ -46,6 +56,15 @@ def allowed_arguments(call: str, flags: int, high: int) -> list[int]:
         "clone": [0x003D0F00, flags, flags],
         "ioctl": [5, 0x5401 | high, flags],
         "prctl": [38 | high, flags],
+        "prlimit64": [high, flags, flags, flags],
+        "setpriority": [high, high, flags],
+        "sched_setparam": [high, flags],
+        "sched_setscheduler": [high, flags, flags],
+        "sched_setattr": [high, flags, flags],
+        "sched_setaffinity": [high, flags, flags],
+        "ioprio_set": [1 | high, high, flags],
+        "migrate_pages": [high, flags, flags, flags],
+        "move_pages": [high, flags, flags, flags],
     }[call]
 
 
@@ -134,7 +153,8 @@ def test_garbage_above_a_value_hides_nothing(kind: Machine, call: str, place: in
 
 
 @pytest.mark.parametrize("kind", MACHINE_LIST, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("call", ["socketpair", "sendto", "sendmsg", "sendmmsg", "clone", "ioctl", "prctl"])
+@pytest.mark.parametrize("call", sorted(CONDITIONAL))
+@settings(max_examples=30)
 @given(flags=st.integers(0, 2**64 - 1), high=HIGH)
 def test_what_a_server_needs_passes(kind: Machine, call: str, flags: int, high: int) -> None:
     assert verdict(LOCKS[kind.name], call, *allowed_arguments(call, flags, high)) == ALLOW
@@ -143,12 +163,62 @@ def test_what_a_server_needs_passes(kind: Machine, call: str, flags: int, high: 
 @given(number=st.integers(0, 469), arguments=ARGUMENTS)
 def test_every_other_call_passes(number: int, arguments: list[int]) -> None:
     kind = MACHINES["x86_64"]
-    special = {kind.number(call) for call in (*REFUSED, *WITH_CONDITIONS, "clone3")}
+    special = {kind.number(call) for call in (*REFUSED, *CONDITIONAL, *OPTIONS, "clone3")}
     if number not in special:
         assert verdict(LOCKS["x86_64"], number, *arguments) == ALLOW
 
 
-WITH_CONDITIONS = ("socketpair", "sendto", "sendmsg", "sendmmsg", "clone", "ioctl", "prctl")
+# Written out once more: what a connection to a client may be told.
+SETTABLE = {(1, 7), (1, 8), (1, 9), (1, 13), (1, 20), (1, 21), (6, 1), (6, 3), (6, 4), (6, 5), (6, 6), (6, 12), (6, 18)}
+
+
+@pytest.mark.parametrize("kind", MACHINE_LIST, ids=lambda kind: kind.name)
+@given(level=st.integers(0, 300), option=st.integers(0, 100), high=HIGH)
+def test_only_named_socket_options_are_set(kind: Machine, level: int, option: int, high: int) -> None:
+    got = verdict(LOCKS[kind.name], "setsockopt", 5, level | high, option | high, 1, 4)
+    assert got == (ALLOW if (level, option) in SETTABLE else NOTIFY)
+
+
+@pytest.mark.parametrize("kind", MACHINE_LIST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("level", [0, 1, 6, 41, 132, 263])
+def test_each_socket_option_of_a_level(kind: Machine, level: int) -> None:
+    lock = LOCKS[kind.name]
+    allowed = {(level, option) for option in range(200) if verdict(lock, "setsockopt", 5, level, option) == ALLOW}
+    assert allowed == {pair for pair in SETTABLE if pair[0] == level}
+    readable = {option for option in range(200) if verdict(lock, "getsockopt", 5, level, option) == ALLOW}
+    assert readable == set(OPTIONS["getsockopt"].get(level, ()))
+
+
+OF_OTHERS = [
+    *(
+        (call, 0)
+        for call in ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity")
+    ),
+    *((call, 0) for call in ("migrate_pages", "move_pages")),
+    ("setpriority", 1),
+    ("ioprio_set", 1),
+]
+
+
+@pytest.mark.parametrize("kind", MACHINE_LIST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(("call", "place"), OF_OTHERS)
+@settings(max_examples=15)
+@given(pid=st.integers(1, 2**32 - 1), high=HIGH)
+def test_other_processes_are_not_changed(kind: Machine, call: str, place: int, pid: int, high: int) -> None:
+    arguments = [0] * 6
+    if call == "ioprio_set":
+        arguments[0] = 1
+    arguments[place] = pid | high
+    assert verdict(LOCKS[kind.name], call, *arguments) == NOTIFY
+
+
+@pytest.mark.parametrize("kind", MACHINE_LIST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("call", "which"), [("setpriority", 1), ("setpriority", 2), ("ioprio_set", 2), ("ioprio_set", 3)]
+)
+def test_nor_their_groups_and_users(kind: Machine, call: str, which: int) -> None:
+    """Number 0 then means this process's group or user, which has other processes too."""
+    assert verdict(LOCKS[kind.name], call, which, 0, 19) == NOTIFY
 
 
 def test_without_a_recorder_the_kernel_itself_refuses() -> None:
@@ -179,6 +249,7 @@ def test_no_rule_was_lost() -> None:
         "socket connect bind io_uring_setup io_uring_enter io_uring_register ptrace process_vm_readv process_vm_writev "
         "pidfd_getfd setns unshare mount umount2 pivot_root chroot open_tree open_tree_attr move_mount fsopen fsconfig "
         "fsmount fspick mount_setattr bpf perf_event_open kexec_load kexec_file_load init_module finit_module "
-        "add_key request_key keyctl open_by_handle_at userfaultfd setxattr lsetxattr fsetxattr setxattrat seccomp"
+        "add_key request_key keyctl open_by_handle_at userfaultfd setxattr lsetxattr fsetxattr setxattrat seccomp "
+        "process_madvise process_mrelease"
     ).split()
     assert set(needed) - set(REFUSED) == set()

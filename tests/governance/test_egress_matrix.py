@@ -17,7 +17,7 @@ USERS = ["root", "nobody"] if os.geteuid() == 0 else ["this user"]
 # What must get out without a lock wherever these tests run. The rest depends on the kernel and on rights.
 SURE = (
     "tcp4 udp4 udp-write udp-sendmsg unix-stream unix-datagram unix-pair unix-abstract listener-unspec accepted-unspec "
-    "urllib ctypes child signal file netlink"
+    "urllib ctypes child signal file netlink groups source-groups"
 ).split()
 
 
@@ -64,6 +64,9 @@ def test_attempts_were_recorded(found: Matrix) -> None:
         ("namespace", "listener-unspec"),
         ("namespace", "unix-stream"),
         ("namespace", "signal"),
+        ("namespace", "groups"),
+        ("landlock", "source-groups"),
+        ("landlock", "limit"),
         ("landlock", "udp4"),
         ("filter", "signal"),
         ("filter", "file"),

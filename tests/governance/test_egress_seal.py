@@ -133,6 +133,64 @@ def test_a_filter_that_lets_something_through_fails_the_self_test(tmp_path: Path
     assert "The seal does not hold: io_uring_setup:" in refusal(code, tmp_path)
 
 
+@pytest.mark.parametrize("rule", ["prlimit64", "setpriority", "sched_setaffinity", "ioprio_set"])
+def test_a_filter_that_reaches_other_processes_fails_it_too(rule: str, tmp_path: Path) -> None:
+    code = f"""
+    from freehold.governance.egress import filter as rules
+    del rules.CONDITIONAL[{rule!r}]
+    seal([listener])
+    """
+    assert f"{rule} of another process:" in refusal(code, tmp_path)
+
+
+def test_and_one_that_lets_groups_be_joined(tmp_path: Path) -> None:
+    code = """
+    from freehold.governance.egress import filter as rules
+    rules.OPTIONS['setsockopt'][0] = (46,)
+    seal([listener])
+    """
+    assert "MCAST_JOIN_SOURCE_GROUP:" in refusal(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "socket.create_server(('::1', 0), family=socket.AF_INET6)",
+        "socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)",
+        "socket.socket(socket.AF_UNIX); door.bind(str(base / 'door')); door.listen()",
+    ],
+)
+def test_listeners_of_other_families_are_sealed_as_well(made: str, tmp_path: Path) -> None:
+    assert refusal(f"door = {made}\nseal([listener, door], record=base / 'r')", tmp_path) == "sealed"
+
+
+@pytest.mark.parametrize("name", ["b'\\xff\\xfe'", "b'a\\nb'"])
+def test_a_program_s_name_stops_no_record(name: str, tmp_path: Path) -> None:
+    code = f"""
+    import ctypes
+    stands = seal([listener], record=base / 'r', log=write_to_stderr)
+    ctypes.CDLL(None).prctl(15, {name}, 0, 0, 0)
+    for _ in range(2):
+        try: socket.socket()
+        except OSError: pass
+    tell([stands.state()['refused'], stands.state()['recorder_alive']])
+    """
+    done = fresh(code, tmp_path)
+    assert json.loads(done.stdout) == [2, True]
+    assert len(read_attempts(tmp_path / "r")) == 2
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_recorder_that_has_died_is_told(tmp_path: Path) -> None:
+    code = """
+    stands = seal([listener], record=base / 'r', layers=['filter', 'record'])
+    os.kill(stands.recorder.pid, 9)
+    os.waitid(os.P_PID, stands.recorder.pid, os.WEXITED | os.WNOWAIT)
+    tell(stands.state()['recorder_alive'])
+    """
+    assert told(code, tmp_path) is False
+
+
 def test_where_somebody_else_records_it_is_said(tmp_path: Path) -> None:
     code = """
     from freehold.governance.egress.filter import forbid_new_privileges, install, watch_filter

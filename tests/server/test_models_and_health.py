@@ -44,6 +44,7 @@ def test_health_tells_of_a_seal_to_those_who_have_the_key(ask):
         "open_files": [],
         "filter_sha256": "0",
         "refused": 2,
+        "recorder_alive": True,
     }
     sealed = Operation(Metrics(FakeBackend().stats), Keys(api_key="k"), seal=lambda: SealState.model_validate(state))
     app = create_app(FakeBackend(), operation=sealed)

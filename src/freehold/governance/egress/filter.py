@@ -7,7 +7,8 @@ newer than `LAST_KNOWN` are refused as unknown (ENOSYS), calls in another callin
 
 A filter sees numbers, never what a pointer leads to. Therefore the destination of sendmsg(2) is out of its sight, and
 the rules leave no socket for which it would count: of its own accord a sealed process gets no datagram socket, and a
-stream socket takes an address only with MSG_FASTOPEN, which is a number.
+stream socket takes an address only with MSG_FASTOPEN, which is a number. Of socket options it sees the name alone, so
+those are listed that may be used.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ MSG_FASTOPEN = 0x20000000
 # CLONE_NEW* of mount, cgroup, UTS, IPC, user, PID and network namespaces.
 _NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_IOPRIO_WHO_PROCESS = 1
 _X32_BIT = 0x40000000
 
 REFUSED: dict[str, str] = {
@@ -66,6 +68,8 @@ REFUSED: dict[str, str] = {
     "process_vm_readv": "",
     "process_vm_writev": "",
     "pidfd_getfd": "another process's sockets",
+    "process_madvise": "another process's memory is moved about, which it can see",
+    "process_mrelease": "",
     "kcmp": "",
     "setns": "back into a namespace that has a network",
     "unshare": "new namespaces, in which it would be root",
@@ -134,6 +138,24 @@ class Condition:
     high: bool = False
 
 
+_SOL_SOCKET, _IPPROTO_TCP, _IPPROTO_IPV6 = 1, 6, 41
+_SETTABLE: dict[int, tuple[int, ...]] = {
+    _SOL_SOCKET: (7, 8, 9, 13, 20, 21),  # buffers, KEEPALIVE, LINGER, RCVTIMEO, SNDTIMEO
+    _IPPROTO_TCP: (1, 3, 4, 5, 6, 12, 18),  # NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, QUICKACK, USER_TIMEOUT
+}
+"""Options, by level, of what a connection to a client needs. All others stay shut: some make the kernel itself send
+(a multicast group that is joined is reported to the network), others change the way that answers take."""
+
+_READABLE: dict[int, tuple[int, ...]] = {
+    # TYPE, ERROR, PEERCRED, ACCEPTCONN, PROTOCOL, DOMAIN
+    _SOL_SOCKET: (*_SETTABLE[_SOL_SOCKET], 3, 4, 17, 30, 38, 39),
+    _IPPROTO_TCP: (*_SETTABLE[_IPPROTO_TCP], 2, 11),  # MAXSEG, INFO
+    _IPPROTO_IPV6: (26,),  # V6ONLY
+}
+
+OPTIONS: dict[str, dict[int, tuple[int, ...]]] = {"setsockopt": _SETTABLE, "getsockopt": _READABLE}
+"""Calls whose second and third argument must be a pair that stands here."""
+
 CONDITIONAL: dict[str, tuple[Condition, ...]] = {
     # Only connected pairs of streams: a datagram socket of the family can be sent to any name in the file system.
     "socketpair": (
@@ -147,6 +169,17 @@ CONDITIONAL: dict[str, tuple[Condition, ...]] = {
     # Typing into the terminal that started it, and the console's own ways of doing so.
     "ioctl": (Condition(1, equals=_TIOCSTI), Condition(1, equals=_TIOCLINUX)),
     "prctl": (Condition(0, equals=_PR_SET_SECCOMP),),
+    # Another process's limits, priority, processors or memory nodes: it, and everybody else, can read them.
+    # Number 0 is the calling thread; its own number is refused as well, since a filter cannot know it.
+    "prlimit64": (Condition(0),),
+    "setpriority": (Condition(0), Condition(1)),
+    "sched_setparam": (Condition(0),),
+    "sched_setscheduler": (Condition(0),),
+    "sched_setattr": (Condition(0),),
+    "sched_setaffinity": (Condition(0),),
+    "ioprio_set": (Condition(0, equals=_IOPRIO_WHO_PROCESS, unless=True), Condition(1)),
+    "migrate_pages": (Condition(0),),
+    "move_pages": (Condition(0),),
 }
 """Calls refused where any of the conditions holds. clone3 hides its flags behind a pointer: it is refused as unknown,
 and libraries then take clone."""
@@ -209,7 +242,11 @@ def lock_filter(kind: Machine | None = None, *, recorded: bool = True) -> Filter
     recorded: refusals are decided by a process outside, which writes them down (and where it has died, the call fails
     with ENOSYS); otherwise they fail with EPERM.
     """
-    rules: dict[str, tuple[Condition, ...] | None] = {**dict.fromkeys(REFUSED), **CONDITIONAL}
+    rules: dict[str, tuple[Condition, ...] | None] = {
+        **dict.fromkeys(REFUSED),
+        **CONDITIONAL,
+        **dict.fromkeys(OPTIONS, ()),
+    }
     return _assemble(kind or machine(), rules, NOTIFY if recorded else ERRNO | EPERM, strict=True)
 
 
@@ -234,8 +271,8 @@ def _assemble(kind: Machine, rules: dict[str, tuple[Condition, ...] | None], ref
         number = kind.number(name)
         if number is None:
             continue
-        program.put(_EQUAL, number, f"look at {name}" if conditions else "refuse early")
-        if conditions:
+        program.put(_EQUAL, number, "refuse early" if conditions is None else f"look at {name}")
+        if conditions is not None:
             conditional.append((name, conditions))
     program.put(_JUMP, 0, "allow")
     program.label("refuse arch")
@@ -245,6 +282,9 @@ def _assemble(kind: Machine, rules: dict[str, tuple[Condition, ...] | None], ref
     program.put(_RETURN, ERRNO | ENOSYS)
     for name, conditions in conditional:
         program.label(f"look at {name}")
+        if name in OPTIONS:
+            _put_options(program, name)
+            continue
         for condition in conditions:
             _put_condition(program, condition)
         program.put(_JUMP, 0, "allow")
@@ -269,6 +309,20 @@ def _put_condition(program: _Program, condition: Condition) -> None:
         program.put(_AND, condition.mask)
     yes, no = ("", "refuse") if condition.unless else ("refuse", "")
     program.put(_EQUAL, condition.equals, yes, no)
+
+
+def _put_options(program: _Program, name: str) -> None:
+    """Allow the pairs of level and option that are listed for this call, refuse every other."""
+    program.put(_LOAD, 16 + 8)
+    for level in OPTIONS[name]:
+        program.put(_EQUAL, level, f"{name} of level {level}")
+    program.put(_JUMP, 0, "refuse")
+    for level, options in OPTIONS[name].items():
+        program.label(f"{name} of level {level}")
+        program.put(_LOAD, 16 + 8 * 2)
+        for option in options:
+            program.put(_EQUAL, option, "allow")
+        program.put(_JUMP, 0, "refuse")
 
 
 def _number(kind: Machine, name: str) -> int:

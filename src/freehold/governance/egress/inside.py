@@ -28,6 +28,7 @@ from freehold.governance.egress.syscalls import prctl
 _PR_SET_PDEATHSIG = 1
 _SECONDS_EACH = 6
 CONNECTED = "connected"
+_LISTENERS = ("unspecified", "shut", "accepting", "groups", "source groups")
 
 
 def main() -> None:
@@ -61,7 +62,9 @@ def _prepared(asked: dict[str, Any]) -> Inside:
         os.setsid()
         terminal = os.open(asked["terminal"], os.O_RDWR)  # without a terminal, one that is opened becomes its own
     become(asked["user"])
-    listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in ("unspecified", "shut", "accepting")}
+    listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in _LISTENERS}
+    with contextlib.suppress(OSError):  # a machine without IPv6
+        listeners["groups 6"] = socket.create_server(("::1", 0), family=socket.AF_INET6)
     _client(listeners["accepting"])
     outside = Outside(**asked["outside"])
     return Inside(outside, listeners, terminal)

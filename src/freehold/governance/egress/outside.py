@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import pty
+import resource
 import selectors
 import signal
 import socket
@@ -24,15 +25,18 @@ from typing import Any
 
 from freehold.governance.egress.routes import (
     ETHERTYPE,
+    LIMIT_BASE,
     NETLINK_USERSOCK,
     SLOT_BYTES,
     VSOCK_PORT,
 )
+from freehold.governance.egress.routes_multicast import joined_tokens
 from freehold.governance.egress.syscalls import prctl
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _TCP_FASTOPEN = 23
 NUM_SLOTS = 64
+_GROUPS_EVERY = 0.05
 
 
 class Listening:
@@ -42,6 +46,7 @@ class Listening:
         self._directory = directory
         self._ready = selectors.DefaultSelector()
         self._received = bytearray()
+        self._groups = b""
         self.absent: dict[str, str] = {}
 
     def streams(self, made: Callable[[], socket.socket]) -> socket.socket:
@@ -74,7 +79,8 @@ class Listening:
         self._ready.register(until, selectors.EVENT_READ, None)
         ended = False
         while True:
-            events = self._ready.select(0.3 if ended else None)
+            events = self._ready.select(0.3 if ended else _GROUPS_EVERY)
+            self._read_groups()
             if ended and not events:
                 break
             for key, _ in events:
@@ -87,6 +93,12 @@ class Listening:
         for path in self._directory.iterdir():
             self._received += path.read_bytes() + " ".join(os.listxattr(path)).encode()
         return self._received.decode("latin-1")
+
+    def _read_groups(self) -> None:
+        found = joined_tokens()
+        if found != self._groups:
+            self._groups = found
+            self._received += found + b" "
 
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -182,7 +194,7 @@ def _packets() -> socket.socket:
 
 
 def _victim(user: int, port: int) -> dict[str, int]:
-    """Another process of that user, which has a connection and sends whatever appears in its memory."""
+    """Another process of that user, which has a connection and sends whatever appears in its memory or limits."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -202,6 +214,7 @@ def _be_victim(user: int, port: int, told: int) -> None:
     become(user)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user has cleared it
     memory = ctypes.create_string_buffer(NUM_SLOTS * SLOT_BYTES)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     with socket.create_connection(("127.0.0.1", port)) as out:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         os.write(told, f"{ctypes.addressof(memory)} {out.fileno()}\n".encode())
@@ -210,6 +223,10 @@ def _be_victim(user: int, port: int, told: int) -> None:
             sent = signal.sigtimedwait({signal.SIGUSR1}, 0.02)
             if sent is not None:
                 out.sendall(f"pid{sent.si_pid};".encode())
+            soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if soft != limit[0]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+                out.sendall(f"pid{soft - LIMIT_BASE};".encode())
             found = memory.raw.replace(b"\0", b"")
             if found:
                 ctypes.memset(memory, 0, len(memory))

@@ -58,7 +58,9 @@ class Attempt:
     def sentence(self) -> str:
         """For a log."""
         to = f" to {self.address}" if self.address else ""
-        return f"seal: refused {self.call}{to} by {self.program} (process {self.pid})"
+        text = f"seal: refused {self.call}{to} by {self.program} (process {self.pid})"
+        # Programs choose their names and addresses; what they choose must stay within its line.
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
     def line(self) -> str:
         """For a file, with an end of line."""
@@ -130,6 +132,14 @@ class Recorder:
     def num_refused(self) -> int:
         """Attempts since `go_live`. A sealed process could write another number here; its file it cannot."""
         return int(struct.unpack("=Q", self._count[:8])[0])
+
+    @property
+    def alive(self) -> bool:
+        """Whether attempts are still written down. Of a child that has ended nothing is taken away."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # somebody has waited for it
+            return False
 
 
 class _Recording:
@@ -208,8 +218,14 @@ class _Recording:
         except (FileNotFoundError, InterruptedError):
             return  # the caller was killed meanwhile
         identity, pid, _, number, arch, _, *arguments = struct.unpack("=QIIiIQ6Q", notification)
+        rehearsed = not self._live
         try:
-            self._note(_attempt(self._machine, pid, number, arch, tuple(arguments), rehearsed=not self._live))
+            try:
+                attempt = _attempt(self._machine, pid, number, arch, tuple(arguments), rehearsed=rehearsed)
+            except Exception as error:  # what the caller made hard to read is written down without its particulars
+                call = f"{self._machine.call(number)} ({type(error).__name__} while it was read)"
+                attempt = Attempt(_now(), pid, "?", call, tuple(arguments), None, rehearsed)
+            self._note(attempt)
         finally:
             answer = struct.pack("=QqiI", identity, 0, *((0, _CONTINUE) if self._watch else (-_EPERM, 0)))
             with contextlib.suppress(FileNotFoundError):
@@ -235,7 +251,7 @@ def _attempt(
 ) -> Attempt:
     call = kind.call(number) if arch == kind.audit_arch else f"call {number} of another convention ({arch:#x})"
     try:
-        program = Path(f"/proc/{pid}/comm").read_text().strip()
+        program = Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n").decode(errors="backslashreplace")
     except OSError:
         program = "?"
     address = None
@@ -249,8 +265,11 @@ def _attempt(
             address = _address(_read_memory(pid, pointer, min(length, 128))) if pointer else None
     elif call in ("socket", "socketpair"):
         address = _FAMILIES.get(arguments[0] & 0xFFFFFFFF, f"family {arguments[0]}")
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return Attempt(now, pid, program, call, arguments, address, rehearsed)
+    return Attempt(_now(), pid, program, call, arguments, address, rehearsed)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _read_memory(pid: int, pointer: int, length: int) -> bytes:

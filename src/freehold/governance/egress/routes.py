@@ -8,6 +8,7 @@ import encodings.idna  # noqa: F401  # for names, when files may no longer be re
 import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from typing import Any
 
 from freehold.governance.egress.filter import MSG_FASTOPEN
 from freehold.governance.egress.routes_convention import send_by_32_bit_calls, send_by_x32_calls
+from freehold.governance.egress.routes_multicast import join_groups, join_groups_6, join_source_groups
 from freehold.governance.egress.routes_ring import send_by_ring
 from freehold.governance.egress.syscalls import syscall
 
@@ -30,6 +32,7 @@ NETLINK_USERSOCK = 2
 ETHERTYPE = 0x88B5  # IEEE 802: for local experiments
 VSOCK_PORT = 4711
 SLOT_BYTES = 64
+LIMIT_BASE = 1 << 40
 _TIOCSTI = 0x5412
 _CLONE_NEWNET = 0x40000000
 _PTRACE_POKEDATA, _PTRACE_ATTACH, _PTRACE_DETACH = 5, 16, 17
@@ -237,6 +240,18 @@ def _reconnect(inside: Inside, used: socket.socket, token: bytes) -> None:
     used.sendall(token)
 
 
+def _groups(inside: Inside, token: bytes) -> None:
+    join_groups(inside.listeners["groups"], token)
+
+
+def _source_groups(inside: Inside, token: bytes) -> None:
+    join_source_groups(inside.listeners["source groups"], token)
+
+
+def _groups_6(inside: Inside, token: bytes) -> None:
+    join_groups_6(inside.listeners.get("groups 6"), token)
+
+
 def _child(inside: Inside, token: bytes) -> None:
     script = f"printf {token.decode()} > /dev/tcp/127.0.0.1/{inside.outside.tcp4}"
     _run("bash", "-c", script)
@@ -341,6 +356,13 @@ def _signal(inside: Inside, token: bytes) -> None:
     os.kill(inside.outside.victim_pid, signal.SIGUSR1)
 
 
+def _limit(inside: Inside, token: bytes) -> None:
+    victim = inside.outside.victim_pid
+    _, hard = resource.prlimit(victim, resource.RLIMIT_FSIZE)
+    resource.prlimit(victim, resource.RLIMIT_FSIZE, (LIMIT_BASE + os.getpid(), hard))
+    _wait_for_victim()
+
+
 def _queue(inside: Inside, token: bytes) -> None:
     queue = _present(inside, inside.outside.queue, "queue")
     libc = ctypes.CDLL(None, use_errno=True)
@@ -404,6 +426,9 @@ ROUTES: tuple[Route, ...] = (
     Route("listener-unspec", "the inherited listener: AF_UNSPEC, then connect", _listener),
     Route("listener-fast-open", "the inherited listener: shutdown, then Fast Open", _listener_fast_open),
     Route("accepted-unspec", "an accepted connection: AF_UNSPEC, then connect", _accepted),
+    Route("groups", "the inherited listener joins multicast groups", _groups),
+    Route("source-groups", "the same, groups with a source", _source_groups),
+    Route("groups-ipv6", "an IPv6 listener joins multicast groups", _groups_6),
     Route("urllib", "urllib, as a Python plug-in would", _urllib),
     Route("ctypes", "libc's calls by ctypes", _ctypes),
     Route("child", "a child process (bash)", _child),
@@ -417,6 +442,7 @@ ROUTES: tuple[Route, ...] = (
     Route("vm-writev", "another process's memory (process_vm_writev)", _memory_call),
     Route("ptrace", "another process's memory (ptrace)", _ptrace),
     Route("signal", "a signal to another process", _signal, by_pid=True),
+    Route("limit", "a limit of another process (prlimit)", _limit, by_pid=True),
     Route("sysv-queue", "a System V message queue", _queue),
     Route("terminal", "typing into the terminal (TIOCSTI)", _terminal),
     Route("file", "a file where another program looks", _file),

@@ -67,8 +67,8 @@ class Seal:
     recorder: Recorder | None = field(default=None, repr=False)
 
     def state(self) -> dict[str, Any]:
-        """For whoever asks the running process: layers, what was open before, the filter's digest, and how much was
-        refused."""
+        """For whoever asks the running process: layers, what was open before, the filter's digest, how much was
+        refused, and whether the recorder still lives."""
         return {
             "since": self.since,
             "layers": dict(self.layers),
@@ -76,6 +76,7 @@ class Seal:
             "open_files": list(self.open_files),
             "filter_sha256": None if self.filter is None else self.filter.sha256,
             "refused": None if self.recorder is None else self.recorder.num_refused,
+            "recorder_alive": None if self.recorder is None else self.recorder.alive,
         }
 
     @property

@@ -17,6 +17,28 @@ from freehold.governance.egress.syscalls import syscall
 _AF_PACKET, _AF_NETLINK, _AF_VSOCK = 17, 16, 40
 # A file that every process may write, its own, and that lies in no directory which a seal leaves writable.
 _OWN_FILE = Path("/proc/self/oom_score_adj")
+# Options by which the kernel itself sends, or sends elsewhere; made with a value of zeros, which none of them takes.
+_OPTIONS = {
+    "IP_ADD_MEMBERSHIP": (0, 35),
+    "MCAST_JOIN_SOURCE_GROUP": (0, 46),
+    "IPV6_JOIN_GROUP": (41, 20),
+    "IPv6 MCAST_JOIN_GROUP": (41, 42),
+    "IP_OPTIONS": (0, 4),
+    "SO_BINDTODEVICE": (1, 25),
+}
+# Of a process that there cannot be: numbers end at 2**22.
+_NOBODY = 2**30
+_OTHERS: dict[str, Callable[[], object]] = {
+    "prlimit64": lambda: syscall("prlimit64", _NOBODY, 0, None, None),
+    "setpriority": lambda: syscall("setpriority", 0, _NOBODY, 19),
+    "sched_setparam": lambda: syscall("sched_setparam", _NOBODY, None),
+    "sched_setscheduler": lambda: syscall("sched_setscheduler", _NOBODY, 0, None),
+    "sched_setattr": lambda: syscall("sched_setattr", _NOBODY, None, 0),
+    "sched_setaffinity": lambda: syscall("sched_setaffinity", _NOBODY, 0, None),
+    "ioprio_set": lambda: syscall("ioprio_set", 1, _NOBODY, 0),
+    "migrate_pages": lambda: syscall("migrate_pages", _NOBODY, 0, None, None),
+    "move_pages": lambda: syscall("move_pages", _NOBODY, 0, None, None, None, 0),
+}
 
 
 def filter_faults(listeners: Sequence[socket.socket]) -> list[str]:
@@ -42,6 +64,7 @@ def filter_faults(listeners: Sequence[socket.socket]) -> list[str]:
         "unshare": lambda: syscall("unshare", 0),
         "keyctl": lambda: syscall("keyctl", 0x7777, 0, 0, 0, 0),
         "seccomp": lambda: syscall("seccomp", 0x7777, 0, None),
+        **{f"{name} of another process": call for name, call in _OTHERS.items()},
     }
     for listener in listeners:
         name = f"listener {listener.fileno()}"
@@ -66,12 +89,16 @@ def _listener_calls(name: str, listener: socket.socket) -> dict[str, Callable[[]
     unspecified = struct.pack("=H14x", socket.AF_UNSPEC)
 
     def send_fast() -> None:
-        listener.sendmsg([b"x"], [], MSG_FASTOPEN, ("127.0.0.1", 9))
+        listener.sendmsg([b"x"], [], MSG_FASTOPEN)
 
     return {
         f"{name}: connect AF_UNSPEC": lambda: syscall("connect", number, unspecified, len(unspecified)),
-        f"{name}: sendto with an address": lambda: listener.sendto(b"x", ("127.0.0.1", 9)),
+        f"{name}: sendto with an address": lambda: syscall("sendto", number, b"x", 1, 0, unspecified, len(unspecified)),
         f"{name}: sendmsg with MSG_FASTOPEN": send_fast,
+        **{
+            f"{name}: {what}": lambda pair=pair: syscall("setsockopt", number, *pair, bytes(264), 264)  # type: ignore[misc]
+            for what, pair in _OPTIONS.items()
+        },
     }
 
 

@@ -11,7 +11,7 @@ class SealState(BaseModel):
     """How the process is sealed. layers: in effect, with what each is; missing: those that are not, and why.
 
     open_files: what was open before and leads elsewhere. refused: attempts to get out since then; None: they are not
-    recorded.
+    recorded. recorder_alive: whether they still are; None: they never were.
     """
 
     since: str
@@ -20,6 +20,7 @@ class SealState(BaseModel):
     open_files: list[str]
     filter_sha256: str | None
     refused: int | None
+    recorder_alive: bool | None
 
 
 class Health(BaseModel):
