@@ -198,7 +198,7 @@ def test_every_line_is_json_where_the_log_is(
     served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(FakeLLM, "sampling_defaults", {"temperature": 0.5})
-    (tmp_path / "budgets.sqlite").mkdir()  # so that it cannot be opened
+    (tmp_path / "budgets" / "budgets.sqlite").mkdir(parents=True)  # so that it cannot be opened
     lock = StoreLock(tmp_path / "blocks")
     status, lines = lines_of_json()
     lock.close()

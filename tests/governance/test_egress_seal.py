@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from freehold.governance.egress.mounts import remote_mounts
 from freehold.governance.egress.recorder import read_attempts
 from freehold.governance.egress.seal import SealError, seal
 from support.sealing import need_a_seal
@@ -83,6 +84,57 @@ def threaded() -> None:
 )
 def test_what_leads_elsewhere_must_not_be_open(opened: str, said: str, tmp_path: Path) -> None:
     assert said in refusal(f"{opened}\nseal([listener])", tmp_path)
+
+
+def test_a_child_from_before_is_refused(tmp_path: Path) -> None:
+    code = """
+    import subprocess
+    child = subprocess.Popen(["sleep", "30"])
+    try: seal([listener])
+    except GovernanceError as error: first = str(error)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    seal([listener])
+    tell([first, "sealed"])
+    """
+    first, second = told(code, tmp_path)
+    assert "has started another one" in first
+    assert second == "sealed"  # it has ended
+
+
+MOUNTS = """
+from freehold.governance.egress.mounts import Mount
+module.remote_mounts = lambda: [Mount('/far', 'nfs4'), Mount('/other', 'fuse.sshfs')]
+"""
+
+
+def test_file_systems_of_others_are_refused_until_named(tmp_path: Path) -> None:
+    said = refusal(f"{MOUNTS}\nseal([listener], mounts=['/far'])", tmp_path)
+    assert "at /other a file system of kind fuse.sshfs is mounted" in said
+    assert "/far" not in said
+    assert said.endswith("--seal-with-mount /other")
+    state = told(f"{MOUNTS}\ntell(seal([listener], mounts=['/far', '/other']).state())", tmp_path)
+    assert [text.split()[1] for text in state["open_files"] if "mounted" in text] == ["/far", "/other"]
+
+
+def test_mounts_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+    lines = (
+        "22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw",
+        "23 22 0:30 / /mnt/with\\040space rw - nfs4 host:/x rw",
+        "24 22 0:31 / /run/user/0/gvfs rw shared:3 master:2 - fuse.gvfsd-fuse gvfsd-fuse rw",
+        "25 22 0:32 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw",
+        "26 22 0:33 / /net rw - autofs auto.net rw",
+        "27 22 0:34 / /new rw - something /dev/x rw",
+        "28 22 0:35 / /tmp rw - tmpfs tmpfs rw",
+    )
+    (tmp_path / "mountinfo").write_text("\n".join(lines) + "\n")
+    found = [(mount.path, mount.kind) for mount in remote_mounts(tmp_path / "mountinfo")]
+    assert found == [
+        ("/mnt/with space", "nfs4"),
+        ("/net", "autofs"),
+        ("/new", "something"),
+        ("/run/user/0/gvfs", "fuse.gvfsd-fuse"),
+    ]
 
 
 def test_a_listener_must_listen(tmp_path: Path) -> None:
@@ -245,12 +297,17 @@ def test_attempts_are_written_down_with_their_address(tmp_path: Path) -> None:
 
 
 def test_the_record_survives_the_process_that_is_recorded(tmp_path: Path) -> None:
-    """Neither signals nor its file are in reach; and without the recorder calls are refused nevertheless."""
+    """Neither signals, limits and priority nor its file are in reach; and without the recorder calls are refused nevertheless."""
     code = """
+    import resource
     stands = seal([listener], record=base / 'r')
     said = []
     for attempt in (
         lambda: os.kill(stands.recorder.pid, 9),
+        lambda: resource.prlimit(stands.recorder.pid, resource.RLIMIT_FSIZE, (0, 0)),
+        lambda: os.setpriority(os.PRIO_PROCESS, stands.recorder.pid, 19),
+        lambda: os.sched_setaffinity(stands.recorder.pid, {0}),
+        lambda: resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)),
         lambda: (base / 'r').unlink(),
         lambda: os.truncate(base / 'r', 0),
         lambda: open(f'/proc/{stands.recorder.pid}/mem', 'wb'),
@@ -261,8 +318,9 @@ def test_the_record_survives_the_process_that_is_recorded(tmp_path: Path) -> Non
         else: said.append(0)
     tell(said)
     """
-    assert told(code, tmp_path) == [1, 13, 13, 13, 1]
-    assert [found["call"] for found in read_attempts(tmp_path / "r")] == ["socket"]
+    assert told(code, tmp_path) == [1, 1, 1, 1, 0, 13, 13, 13, 1]
+    calls = [found["call"] for found in read_attempts(tmp_path / "r")]
+    assert calls == ["prlimit64", "setpriority", "sched_setaffinity", "socket"]
 
 
 def test_without_its_recorder_a_process_stays_sealed(tmp_path: Path) -> None:

@@ -175,9 +175,10 @@ def test_a_planted_thief_gets_out_only_without_the_seal(
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     with home(user, tmp_path) as base:
-        (base / "home").mkdir(mode=0o777)
-        (base / "home").chmod(0o777)
-        note = base / "home" / "note"
+        for directory in (base / "home", base / "home" / "tmp"):
+            directory.mkdir(mode=0o777)
+            directory.chmod(0o777)
+        note = base / "home" / "tmp" / "note"
         plant = {"FREEHOLD_PLANTED_PORT": str(collector.port), "FREEHOLD_PLANTED_NOTE": str(note)}
         with serving(model, base, user, *(["--seal"] if sealed else []), plant=plant) as server:
             health = server.health()
@@ -218,7 +219,65 @@ def test_a_sealed_server_fetches_nothing(tmp_path: Path) -> None:
     assert "freehold pull" in done.stderr
 
 
-@pytest.mark.parametrize("options", [["--seal-without", "landlock"], ["--seal-record", "x"]])
+KEYS = ("audit-key.pem", "ledger-key.pem", "keys.json", "disclosure-key.pem")
+SEALED_BY_SERVE = """
+import json, socket, sys
+from pathlib import Path
+from freehold.cli.sealing import Sealing
+from freehold.core.errors import GovernanceError
+home, model, places = Path(sys.argv[1]), sys.argv[2], [Path(name) for name in sys.argv[3:]]
+listener = socket.create_server(("127.0.0.1", 0))
+try:
+    Sealing((), None, ()).stand(listener, model, places, [home / "ledger-key.pem"], "text")
+except GovernanceError as error:
+    sys.exit(str(error))
+said = {}
+def attempt(name, act):
+    try: act()
+    except OSError as error: said[name] = error.errno
+    else: said[name] = 0
+for name in ("audit-key.pem", "ledger-key.pem", "keys.json", "disclosure-key.pem"):
+    attempt(f"write {name}", lambda: (home / name).write_text("replaced"))
+    attempt(f"remove {name}", lambda: (home / name).unlink())
+    attempt(f"replace {name}", lambda: (home / "tmp" / "x").rename(home / name))
+attempt("new", lambda: (home / "new").write_text("x"))
+for name in ("tmp", "budgets", "experts"):
+    attempt(f"in {name}", lambda: (home / name / "x").write_text("x"))
+print(json.dumps(said))
+"""
+
+
+def sealed_as_serve_does(home: Path, model: Path, *places: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT / "src")]))
+    variables = {**os.environ, "PYTHONPATH": path, "FREEHOLD_HOME": str(home)}
+    words = [sys.executable, "-c", SEALED_BY_SERVE, str(home), str(model), *map(str, places)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=variables)
+
+
+def test_keys_cannot_be_replaced_from_inside(model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "tmp").mkdir(parents=True)
+    (home / "tmp" / "x").write_text("mine")
+    for name in KEYS:
+        (home / name).write_text("key")
+    done = sealed_as_serve_does(home, model)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert {said.pop(f"in {name}") for name in ("tmp", "budgets", "experts")} == {0}
+    assert set(said.values()) <= {13, 18}  # EACCES; EXDEV is how Landlock refuses to move a file
+    assert {(home / name).read_text() for name in KEYS} == {"key"}
+
+
+def test_keys_must_not_lie_where_the_server_writes(model: Path, tmp_path: Path) -> None:
+    done = sealed_as_serve_does(tmp_path / "home", model, tmp_path / "home")
+    assert done.returncode == 1
+    assert "audit-key.pem lies in" in done.stderr
+    assert "Keep keys apart" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--seal-without", "landlock"], ["--seal-record", "x"], ["--seal-with-mount", "/far"]]
+)
 def test_options_of_a_seal_need_one(tmp_path: Path, options: list[str]) -> None:
     done = run_serve(tmp_path, *options)
     assert done.returncode == 2

@@ -72,6 +72,7 @@ def serve(
     seal: bool,
     seal_without: tuple[str, ...],
     seal_record: Path | None,
+    seal_mounts: tuple[str, ...],
     server: dict[str, Any],
     records: dict[str, Any],
     engine: dict[str, Any],
@@ -84,7 +85,7 @@ def serve(
     """
     options = build(ServerOptions, server)
     voice = Voice(options)
-    sealing = chosen_sealing(seal, seal_without, seal_record)
+    sealing = chosen_sealing(seal, seal_without, seal_record, seal_mounts)
     serving = _Serving(
         model,
         host,
@@ -152,7 +153,14 @@ class _Serving:
             )
         store = store_of(self.engine, no_store=self.no_store)
         places = [place for place in (store, self.records.ledger, self.records.checkpoint_dir) if place is not None]
-        sealed = sealing.stand(listener, self.model, places, self.options.log_format)
+        o, r = self.options, self.records
+        named = [path for path in (self.keys_file, o.tls_cert, o.tls_key, r.ledger_key, r.prices) if path is not None]
+        if r.ledger is not None:
+            from freehold.cli.ledger import ledger_key, ledger_key_file
+
+            ledger_key(r.ledger_key)  # made where there is none: from inside it could not be
+            named.append(ledger_key_file(r.ledger_key))
+        sealed = sealing.stand(listener, self.model, places, named, o.log_format)
         self.voice.say(sealed.sentence)
         return sealed
 

@@ -37,12 +37,18 @@ class LedgerOptions:
     prices: Path | None = None
 
 
+def ledger_key_file(path: Path | None) -> Path:
+    """The file of the ledger's key: the one that is named, or this FREEHOLD_HOME's."""
+    from freehold.loading.home import freehold_home
+
+    return freehold_home() / "ledger-key.pem" if path is None else path
+
+
 def ledger_key(path: Path | None) -> SigningKey:
     """The key in a file; by default the one of this FREEHOLD_HOME, which is made where there is none."""
     from freehold.governance.signing import SigningKey
-    from freehold.loading.home import freehold_home
 
-    return SigningKey.load_or_create(freehold_home() / "ledger-key.pem" if path is None else path)
+    return SigningKey.load_or_create(ledger_key_file(path))
 
 
 def price_table(overrides: Path | None) -> PriceTable:

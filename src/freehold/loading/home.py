@@ -35,8 +35,13 @@ def keys_file() -> Path:
 
 
 def budgets_file() -> Path:
-    """Where the tokens that API keys have used are kept."""
-    return freehold_home() / "budgets.sqlite"
+    """Where the tokens that API keys have used are kept: in a directory of its own, which a sealed server may write."""
+    return freehold_home() / "budgets" / "budgets.sqlite"
+
+
+def experts_dir() -> Path:
+    """Where experts that are read from the disk are laid out for it."""
+    return freehold_home() / "experts"
 
 
 def models_dir() -> Path:

@@ -22,7 +22,7 @@ from freehold.kernels import Experts, PackedWeight
 from freehold.kernels.weights import PANEL
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.expert_file import ALIGNMENT, ExpertFile, ExpertWriter
-from freehold.loading.home import freehold_home
+from freehold.loading.home import experts_dir
 from freehold.model.compute import Compute, NativeCompute
 from freehold.model.weights import ExpertMatrix, Source
 
@@ -217,7 +217,7 @@ class ExpertLoading:
         self._compute = compute
         self._identity = f"{checkpoint.digest()} {[os.stat(file).st_size for file in checkpoint.files]}"
         name = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
-        self._path = freehold_home() / "experts" / f"{name}.experts"
+        self._path = experts_dir() / f"{name}.experts"
         self._file = ExpertFile.find(self._path, self._identity)
         self._writer = None if self._file else ExpertWriter(self._path, num_experts, self._identity)
         if self._writer is not None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ from freehold.governance.egress.namespaces import packets
 from freehold.governance.egress.outside import become
 from freehold.governance.egress.routes import ROUTES, Inside, NotHereError, Outside
 from freehold.governance.egress.seal import seal
-from freehold.governance.egress.syscalls import prctl
 
-_PR_SET_PDEATHSIG = 1
 _SECONDS_EACH = 6
 CONNECTED = "connected"
 _LISTENERS = ("unspecified", "shut", "accepting", "groups", "source groups")
@@ -42,7 +41,7 @@ def main() -> None:
     else:
         record = None if asked["record"] is None else Path(asked["record"])
         try:
-            stands = seal(list(inside.listeners.values()), record=record, layers=asked["layers"])
+            stands = seal(list(inside.listeners.values()), record=record, layers=asked["layers"], mounts=None)
         except GovernanceError as error:
             print(json.dumps({"refused": str(error)}), flush=True)
             return
@@ -65,26 +64,37 @@ def _prepared(asked: dict[str, Any]) -> Inside:
     listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in _LISTENERS}
     with contextlib.suppress(OSError):  # a machine without IPv6
         listeners["groups 6"] = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    _client(listeners["accepting"])
+    _client(listeners)
     outside = Outside(**asked["outside"])
     return Inside(outside, listeners, terminal)
 
 
-def _client(listener: socket.socket) -> None:
-    """Another process that connects and waits, so that there is a connection to accept."""
+def _client(listeners: Mapping[str, socket.socket]) -> None:
+    """Another process that connects and waits, so that there is a connection to accept.
+
+    It is cut loose, since a process with children is not sealed, and ends with the other side's listeners.
+    """
+    child = os.fork()
+    if child != 0:
+        os.waitpid(child, 0)
+        return
     if os.fork() == 0:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        address = listeners["accepting"].getsockname()
+        for listener in listeners.values():
+            listener.close()
+        for standard in (0, 1):
+            os.close(standard)
         with contextlib.suppress(OSError):
-            connected = socket.create_connection(listener.getsockname())
+            connected = socket.create_connection(address)
             connected.recv(1)
-        os._exit(0)
+    os._exit(0)
 
 
 def _inherited(inside: Inside, asked: dict[str, Any]) -> None:
     """A connection that was open before: a process that has one must not be sealed at all."""
     with socket.create_connection(("127.0.0.1", inside.outside.tcp4)) as out:
         if asked["layers"] is not None:
-            seal(list(inside.listeners.values()), layers=[], tolerated=())
+            seal(list(inside.listeners.values()), layers=[], mounts=None)
         out.sendall(asked["tokens"][CONNECTED].encode() + b";")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import socket
 from collections.abc import Callable, Collection, Sequence
@@ -15,6 +16,7 @@ from freehold.core.errors import GovernanceError
 from freehold.governance.egress import landlock, self_test
 from freehold.governance.egress.descriptors import check_open_files
 from freehold.governance.egress.filter import Filter, forbid_new_privileges, install, lock_filter
+from freehold.governance.egress.mounts import remote_mounts
 from freehold.governance.egress.namespaces import (
     drop_capabilities,
     enter_empty_namespaces,
@@ -31,10 +33,17 @@ OPTIONAL_LAYERS: tuple[Layer, ...] = ("namespace", "landlock", "record")
 NOT_COVERED = (
     "answers: what is sent on accepted connections leaves by design, and a model can put anything into an answer",
     "the kernel: a fault in it, or whoever is root outside of the seal, undoes every layer",
+    "what ran before: start-up hooks of Python (sitecustomize, .pth files of installed packages) run ahead of the "
+    "seal; a child of theirs that still runs is refused, one that has cut itself loose is not seen",
     "terminals, pipes and files that were open before, and a Unix socket as standard output: where they lead is not "
-    "followed; the record and /health name them",
-    "files: what is written into the data directory can be read, and carried on, by other programs of this user; modes "
-    "and times of this user's other files can be changed",
+    "followed; /health names them. Lines that wait in a pipe, the recorder's too, can be read back from it",
+    "file systems of other programs and machines (FUSE, NFS and the like): each path that is looked up there is told "
+    "to them; they are refused unless named, and then /health names them. What lies below an overlay is not seen",
+    "files: what is written into the writable directories can be read, and carried on, by other programs of this user; "
+    "modes and times of this user's other files can be changed; what this user may read, its keys too, can be read",
+    "signs to other programs of this machine: locks on files that can be read (flock), and the process's own title, "
+    "arguments, limits and priority, which /proc shows",
+    "the record's end: on a full disk, and after 100,000 lines, attempts are refused and counted, not written down",
     "swap: the kernel may write memory there; encrypt it or switch it off",
     "core dumps: switched off by a limit of one byte, which a handler of the kernel's own may overlook",
     "side channels: time, load and power can be observed from outside",
@@ -56,7 +65,8 @@ class SealError(GovernanceError):
 class Seal:
     """A seal that stands. layers: in effect, with what each is; missing: those that are not, and why.
 
-    open_files: what was open before and leads elsewhere, in words. faults of the self-test there are none: it raises.
+    open_files: what was open or mounted before and leads elsewhere, in words. faults of the self-test there are none:
+    it raises.
     """
 
     since: str
@@ -94,18 +104,23 @@ def seal(
     log: Callable[[str], None] | None = None,
     layers: Collection[Layer] = LAYERS,
     tolerated: Collection[str] = (),
+    mounts: Collection[str] | None = (),
 ) -> Seal:
     """Seal this process for good, before it loads anything that it need not trust.
 
     listeners: sockets that listen; clients are accepted there afterwards, and nothing else is left to speak through.
     writable: directories in which files may be written; they must exist. record: a file outside of these, to which
     attempts are appended. log: see `Recorder`. layers: those that are tried. tolerated: of these, those that may fail.
+    mounts: where file systems of other programs or machines may be mounted; None: anywhere.
 
     Raises SealError, naming every layer that failed and how to go on without it, and GovernanceError for what the
-    process must not hold open and for a second thread. The process is then locked in part, and should end.
+    process must not hold open, for a second thread, a child, and a mount that was not named. The process is then
+    locked in part, and should end.
     """
     if int(process_status()["Threads"]) != 1:
         raise SealError("The process has more than one thread already; it must be sealed before it loads anything.")
+    _refuse_children()
+    others = _other_mounts(mounts)
     open_files = check_open_files([listener.fileno() for listener in listeners])
     writable = [path.resolve() for path in writable]
     if "landlock" in layers and record is not None and any(record.resolve().is_relative_to(path) for path in writable):
@@ -126,7 +141,32 @@ def seal(
     if building.recorder is not None:
         building.recorder.go_live()
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Seal(now, building.done, building.missing, open_files, building.filter, building.recorder)
+    return Seal(now, building.done, building.missing, [*open_files, *others], building.filter, building.recorder)
+
+
+def _refuse_children() -> None:
+    """Raises SealError where this process has started another that still runs: it would stay outside."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if ended is None:
+            raise SealError(
+                "The process has started another one, which would stay outside of the seal; a start-up hook of Python "
+                "(sitecustomize, a .pth file) may have. Seal before anything is started."
+            )
+
+
+def _other_mounts(allowed: Collection[str] | None) -> list[str]:
+    """Mounts that lead elsewhere, in words. Raises SealError for those that are not allowed."""
+    found = remote_mounts()
+    refused = [mount for mount in found if allowed is not None and mount.path not in allowed]
+    if refused:
+        options = " ".join(f"--seal-with-mount {mount.path}" for mount in refused)
+        reasons = "; ".join(mount.sentence for mount in refused)
+        raise SealError(f"To read is to send: {reasons}. Unmount it, or say by name that it may stay: {options}")
+    return [mount.sentence for mount in found]
 
 
 class _Building:
