@@ -65,6 +65,29 @@ def test_what_it_wrote_verifies(made: tuple[Path, subprocess.CompletedProcess[st
     assert "the kernel: a fault in it" in done.stdout
 
 
+def test_evidence_without_a_model_is_not_evidence_for_one(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from freehold.cli import cmd_audit_egress
+
+    monkeypatch.setattr(cmd_audit_egress, "_model_digest", lambda model: {"name": model, "sha256": "0" * 64})
+    done = verify(made[0], "--key", str(made[0] / "key.pem.pub"), "--model", "m")
+    assert done.exit_code == 1
+    assert "problem: it is bound to no model" in done.stdout
+
+
+def test_another_boot_is_a_problem_unless_it_is_expected(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from freehold.governance.egress import evidence
+
+    monkeypatch.setattr(evidence, "boot_id", lambda: "another")
+    assert verify(made[0]).exit_code == 1
+    done = verify(made[0], "--elsewhere")
+    assert done.exit_code == 0, done.output
+    assert "note: it was made on another machine" in done.stdout
+
+
 def test_another_key_does_not(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     from freehold.governance.signing import SigningKey
 

@@ -81,14 +81,20 @@ def egress(
 @click.option(
     "--key", type=click.Path(path_type=Path, dir_okay=False), help="The public key (PEM) that must have signed it."
 )
+@click.option("--model", "-m", help="The model that it must be bound to: a pulled name, directory or file.")
+@click.option(
+    "--elsewhere", is_flag=True, help="It was made on another machine, kernel or boot; that is then only noted."
+)
 @_json_option
-def verify(file: Path, key: Path | None, as_json: bool) -> None:
+def verify(file: Path, key: Path | None, model: str | None, elsewhere: bool, as_json: bool) -> None:
     """Check evidence against the key, the code that is installed here, and this machine."""
     from freehold.governance.egress.evidence import check_evidence
     from freehold.governance.signing import PublicKey
 
     document = _read(file)
-    check = check_evidence(document, None if key is None else PublicKey.read(key))
+    public = None if key is None else PublicKey.read(key)
+    weights = None if model is None else _model_digest(model)["sha256"]
+    check = check_evidence(document, public, model=weights, elsewhere=elsewhere)
     click.echo(f"signature of key {check.key.id} fits")
     for text in (*(f"problem: {problem}" for problem in check.problems), *(f"note: {note}" for note in check.notes)):
         click.echo(text)

@@ -218,7 +218,7 @@ def _judged(
                 tried = told[user, mode]["routes"][name]
                 mark = f"pid{tried['pid']};" if by_pid else told[user, mode]["tokens"][name]
                 cells[mode] = Cell(mark in received, tried["error"])
-            rows.append(Row(name, what, _name(user), cells, _reason(cells[OPEN])))
+            rows.append(Row(name, what, _name(user), cells, reason_of(cells[OPEN])))
     return Matrix(
         rows,
         {_name(user): told[user, SEALED]["seal"]["layers"] for user in users},
@@ -227,7 +227,8 @@ def _judged(
     )
 
 
-def _reason(canary: Cell) -> str | None:
+def reason_of(canary: Cell) -> str | None:
+    """Why nothing is proved of a route whose canary came back so; None where its token arrived."""
     if canary.arrived:
         return None
     return f"without the lock, too: {canary.error or 'nothing arrived'}"
