@@ -66,7 +66,7 @@ def test_a_document_is_written_and_verified(home: Path, tmp_path: Path) -> None:
     out.write_text(out.read_text().replace("Stored numbers", "Stored number"))
     done = disclose("verify", out, "--json")
     assert done.exit_code == 1
-    assert {name for name, state in states(done).items() if state == "fails"} == {"signature", "key"}
+    assert {name for name, state in states(done).items() if state == "fails"} == {"agreement", "signature", "key"}
 
 
 def test_a_key_of_ones_own(home: Path, tmp_path: Path) -> None:
