@@ -10,7 +10,7 @@ from freehold.governance.disclosure.catalogue import catalogue
 from freehold.governance.disclosure.cyclonedx import NAMESPACE
 from freehold.governance.disclosure.disclosure import Author, Disclosure
 from freehold.governance.disclosure.facts import check, silent, vendors_of
-from freehold.governance.disclosure.plain import is_plain
+from freehold.governance.disclosure.plain import is_plain, plain
 from freehold.governance.disclosure.statement import (
     Fact,
     Source,
@@ -58,7 +58,7 @@ def disclosure_from(document: dict[str, Any], where: str, *, check_signature: bo
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, GovernanceError):
             raise
-        raise GovernanceError(f"{where}: is no disclosure that Freehold wrote: it lacks {error!r}") from error
+        raise GovernanceError(f"{where}: is no disclosure that Freehold wrote: it lacks {plain(str(error))}") from error
     check(disclosure, where)
     return disclosure
 
