@@ -297,7 +297,7 @@ def test_attempts_are_written_down_with_their_address(tmp_path: Path) -> None:
 
 
 def test_the_record_survives_the_process_that_is_recorded(tmp_path: Path) -> None:
-    """Neither signals, limits and priority nor its file are in reach; and without the recorder calls are refused nevertheless."""
+    """Neither signals, limits and priority nor its file are in reach; without the recorder calls are refused anyway."""
     code = """
     import resource
     stands = seal([listener], record=base / 'r')
