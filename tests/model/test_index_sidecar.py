@@ -73,7 +73,7 @@ def test_blocks_of_another_branch_are_not_used(base: Path, tmp_path: Path) -> No
     store = str(tmp_path / "store")
     one, other = sidecar(tmp_path / "a", base), sidecar(tmp_path / "b", base, layers=(1,))
     prompt = "abcdefgh" * 20
-    for index in (one, other, None):
+    for index in (one, other, "none"):
         with freehold.LLM(base, index=index, store_dir=store, default_block_tokens=16) as llm:
             assert llm.generate(prompt, max_tokens=2).usage.cached_tokens == 0
     with freehold.LLM(base, index=one, store_dir=store) as llm:
