@@ -82,7 +82,7 @@ def test_an_expert_that_gets_too_much_is_chosen_less(tmp_path: Path) -> None:
     trainer.run(lambda done: found.append(done.imbalance))
     assert found[0] == pytest.approx(4.0, rel=1e-6)  # one of two places of 8 experts
     assert sum(found[-5:]) / 5 < 3.0
-    assert bias[3] < 0.6
+    assert bias[3] < 0.8
 
 
 def test_answers_are_the_values_of_the_facts() -> None:
