@@ -14,7 +14,7 @@ from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.contents import SEPARATOR, STRUCTURE_KINDS, contents
 from freehold.governance.policy.detector import Detector
 from freehold.governance.policy.settings import BASE, ClassSettings
-from freehold.governance.policy.spelling import plain
+from freehold.governance.policy.spelling import spellings
 
 logger = logging.getLogger("freehold.governance")
 
@@ -158,13 +158,8 @@ class Classifier:
 
 
 def _spellings(texts: Sequence[str]) -> list[str]:
-    """The texts as they are, and once more without disguises where that makes a difference."""
-    found: dict[str, None] = {}
-    for text in texts:
-        if text:
-            found[text] = None
-            found[plain(text)] = None
-    return list(found)
+    """All readings of the texts, each once."""
+    return list(dict.fromkeys(reading for text in texts if text for reading in spellings(text)))
 
 
 def _windows(text: str) -> Iterator[str]:

@@ -134,7 +134,7 @@ class _Reader:
             if own in ("system", "developer"):
                 self.kinds["system-prompt"] += 1
         for name, member in value.items():
-            self.texts.append(name)
+            self.texts.append(name.replace(SEPARATOR, "\x01"))
             if member and name in _REFERENCE_KEYS:
                 self.kinds["reference"] += 1
             if member and name in _SEALED_KEYS:
@@ -158,6 +158,8 @@ class _Reader:
             self.kinds["file"] += 1
 
     def _read_text(self, text: str, key: str, role: str, nested: int) -> None:
+        # What a text holds of the sign that stands between texts is a control like others.
+        text = text.replace(SEPARATOR, "\x01")
         self.texts.append(text)
         if key not in _NOT_CONTENT and text:
             self.flow.append(text)

@@ -20,16 +20,16 @@ _NETWORKS = re.compile(
 _DOUBLED = {"0": 0, "1": 2, "2": 4, "3": 6, "4": 8, "5": 1, "6": 3, "7": 5, "8": 7, "9": 9}
 _LEAST_DIGITS, _MOST_DIGITS = 13, 19
 _FIRST_DIGITS = "234568"
-# Groups of one number are parted by one kind of sign; digits that something else parts are several numbers.
-_CARD_RUNS = tuple(
-    re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{sign}[0-9]{{1,19}})*(?![0-9])")
-    for sign in (r"\s{1,3}", r" ?[-_] ?", r"[./]")
-)
+# Between groups of digits stand signs, up to so many.
+_PART = r"(?:[^\w\x00]|_)"
+_CARD_RUN = re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{_PART}{{1,8}}[0-9]{{1,19}})*(?![0-9])")
+_GROUP = re.compile(r"([0-9]+)([^0-9]*)")
+_USUAL_SIGNS = ("", "-", "_", ".", "/")
 _DIGESTS = (32, 40, 56, 64, 96, 128)
 _LONGEST_DIGEST = 128
 _HEX_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9a-fA-F]*$")
 _HEX_AFTER = re.compile(r"[0-9a-fA-F]*(?![A-Za-z0-9])")
-_LONG_ENOUGH = re.compile(r"(?:[0-9][\s\-_./]{0,3}){12}[0-9]")
+_LONG_ENOUGH = re.compile(rf"(?:[0-9]{_PART}{{0,8}}){{12}}[0-9]")
 
 
 def luhn_fits(digits: str) -> bool:
@@ -46,10 +46,9 @@ def find_cards(text: str) -> Iterator[str]:
     """Numbers of payment cards, as digits."""
     if not _LONG_ENOUGH.search(text):
         return
-    for runs in _CARD_RUNS:
-        for match in runs.finditer(text):
-            if len(match[0]) >= _LEAST_DIGITS and not _in_digest(text, match):
-                yield from _cards_among(re.findall("[0-9]+", match[0]))
+    for match in _CARD_RUN.finditer(text):
+        if len(match[0]) >= _LEAST_DIGITS and not _in_digest(text, match):
+            yield from _cards_among(_GROUP.findall(match[0]))
 
 
 def _in_digest(text: str, match: re.Match[str]) -> bool:
@@ -63,25 +62,33 @@ def _in_digest(text: str, match: re.Match[str]) -> bool:
     return nbytes in _DIGESTS
 
 
-def _cards_among(groups: Sequence[str]) -> Iterator[str]:
-    """A number begins where a group does and ends where one does; what else the run holds may come before or after."""
-    for first, start in enumerate(groups):
+def _cards_among(groups: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A number begins where a group does and ends where one does; what else the run holds may come before or after.
+
+    groups: digits, and the signs that follow them.
+    """
+    for first, (start, _) in enumerate(groups):
         if start[0] not in _FIRST_DIGITS:
             continue
         digits = ""
         for last in range(first + 1, min(first + _MOST_DIGITS, len(groups)) + 1):
-            digits += groups[last - 1]
+            digits += groups[last - 1][0]
             if len(digits) > _MOST_DIGITS:
                 break
-            if len(digits) >= _LEAST_DIGITS and _is_spaced_evenly(groups[first:last]) and is_card(digits):
+            if len(digits) >= _LEAST_DIGITS and is_card(digits) and _is_one_number(groups[first:last]):
                 yield digits
 
 
-def _is_spaced_evenly(groups: Sequence[str]) -> bool:
-    """Whether people write one number so: in groups of three or more, of two, or digit by digit, the last one with
-    what is left. A list of small numbers is none."""
-    shortest, longest = min(map(len, groups[:-1]), default=3), max(map(len, groups[:-1]), default=3)
-    return shortest >= 3 or (longest == shortest and len(groups[-1]) <= longest)
+def _is_one_number(groups: Sequence[tuple[str, str]]) -> bool:
+    """Whether people write one number so: with one usual sign, in groups of three or more, of two, or digit by digit,
+    the last one with what is left. With commas, other signs or several ones, in groups of four or more: a list of
+    small numbers is none."""
+    lengths = [len(digits) for digits, _ in groups]
+    shortest, longest = min(lengths[:-1], default=4), max(lengths[:-1], default=4)
+    signs = {sign.strip() for _, sign in groups[:-1]}
+    if len(signs) > 1 or not signs.issubset(_USUAL_SIGNS):
+        return shortest >= 4
+    return shortest >= 3 or (longest == shortest and lengths[-1] <= longest)
 
 
 # Country -> what follows its two check digits: so many digits (n), capital letters (a), or either (c).
@@ -93,7 +100,9 @@ LB 4n20c LC 4a24c LI 5n12c LT 16n LU 3n13c LV 4a13c LY 21n MC 10n11c2n MD 20c ME
 MU 4a19n3a NL 4a10n NO 11n PK 4a16c PL 24n PS 4a21c PT 21n QA 4a21c RO 4a16c RS 18n SA 2n18c SC 4a20n3a SE 20n
 SI 15n SK 20n SM 1a10n12c ST 21n SV 4a20n TL 19n TN 20n TR 6n16c UA 6n19c VA 18n VG 4a16n XK 16n
 """.split()
-_GAP = r"[ \t\u00a0\-]{0,2}"
+_GAP = r"[\s\-._/,]{0,4}"
+# Some write the word itself without a space before it.
+_IBAN_BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=[Ii][Bb][Aa][Nn]))"
 _SIGNS = {"n": "[0-9]", "a": "[A-Z]", "c": "[A-Z0-9]"}
 
 
@@ -104,12 +113,13 @@ def _iban_pattern(country: str, form: str) -> str:
 
 
 _IBAN = re.compile(
-    "(?<![A-Za-z0-9])(?:"
+    _IBAN_BEFORE
+    + "(?:"
     + "|".join(_iban_pattern(*pair) for pair in zip(_IBAN_TABLE[::2], _IBAN_TABLE[1::2], strict=True))
     + ")(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-_IBAN_START = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{_GAP}[A-Za-z]{_GAP}[0-9]{_GAP}[0-9]")
+_IBAN_START = re.compile(rf"{_IBAN_BEFORE}[A-Za-z]{_GAP}[A-Za-z]{_GAP}[0-9]{_GAP}[0-9]")
 _NO_SIGN = re.compile(r"[^A-Z0-9]")
 
 

@@ -1,45 +1,81 @@
-"""Texts without the disguises that Unicode offers: full-width digits, invisible characters, letters that look alike."""
+"""Texts without the disguises that Unicode and escapes offer: one reading of whatever is written."""
 
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-from functools import lru_cache
 
-_DASHES = "\u00ad\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d"
+from freehold.governance.policy.confusables import CONFUSABLES
+from freehold.governance.policy.escapes import CONTROLS, unescaped, without_terminal
 
-# Letters of other scripts that a reader takes for Latin ones. Cyrillic, Greek and others: code point, twin.
-_TWINS = (
-    "0430a 0432b 0501d 0435e 04bbh 043dh 0456i 0458j 043ak 04cfl 043cm 043eo 0440p 051bq 0441c 0455s "
-    "0442t 0443y 051dw 0445x 0437z 03b1a 03b2b 03b5e 03b9i 03bak 03bdv 03bfo 03c1p 03c4t 03c5u 03c7x "
-    "03c9w 0261g 0131i "
-)
-_ALIKE = {chr(int(pair[:4], 16)): pair[4] for pair in _TWINS.split()}
 _SQUEEZED = re.compile(r"[^\w\x00]|_")
+# What readers of names take for each other within ASCII; both sides of a comparison are written so.
+_SAME = str.maketrans("l10", "iio")
+# Shown as nothing, though Unicode counts some of them among letters and signs.
+_BLANK = frozenset({0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x2800, 0x3164, 0xFFA0, 0xFFFC, 0xFFFD})
+_NAMED = re.compile(
+    r"(?:LATIN|REGIONAL INDICATOR|SQUARED|CIRCLED|PARENTHESIZED|TURNED)\b.*?"
+    r"(SMALL LETTER|LETTER SMALL CAPITAL|CAPITAL LETTER|LETTER) ([A-Z])(?: WITH .*)?"
+)
 
 
-@lru_cache(1)
-def _table() -> dict[int, str | None]:
-    """Every decimal digit -> its ASCII one, every dash -> "-", every character without a shape -> nothing."""
-    table: dict[int, str | None] = {}
-    for code in range(0x80, sys.maxunicode + 1):
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category == "Nd":
-            table[code] = str(unicodedata.digit(character))
-        elif category == "Cf" or 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or code in (0x34F, 0x3164):
-            table[code] = None
-        elif character in _DASHES:
-            table[code] = "-"
-    return table
+class _Folds(dict[int, str]):
+    """Code point -> what it is read as; made when it is asked for."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = found = _fold(code)
+        return found
+
+
+def _fold(code: int) -> str:
+    character = chr(code)
+    if code == 0x85:
+        return "\n"
+    if code < 0x80:
+        return "" if CONTROLS.match(character) else character
+    if 0xE0020 <= code <= 0xE007E:  # tags: ASCII, unseen
+        return chr(code - 0xE0000)
+    if code in CONFUSABLES:
+        return CONFUSABLES[code]
+    kind = unicodedata.category(character)
+    if kind in ("Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Me") or code in _BLANK:
+        return ""
+    digit = unicodedata.digit(character, None)
+    if digit is not None:
+        return str(digit)
+    sign = {"Pd": "-", "Pc": "_", "Zs": " ", "Zl": "\n", "Zp": "\n"}.get(kind)
+    if sign is not None:
+        return sign
+    named = _NAMED.fullmatch(unicodedata.name(character, ""))
+    if named:
+        return named[2].lower() if named[1] == "SMALL LETTER" else named[2]
+    if 0xAC00 <= code <= 0xD7A3:  # a syllable of Korean: no disguise
+        return character
+    parts = unicodedata.normalize("NFKD", character)
+    return character if parts == character else "".join(_FOLDS[ord(part)] for part in parts)
+
+
+_FOLDS = _Folds()
 
 
 def plain(text: str) -> str:
-    """The text in compatibility form (NFKC), digits of all scripts as ASCII ones, invisible characters taken out."""
-    if text.isascii():
+    """The text as a reader sees it: what has no shape is taken out (controls, invisible characters, accents), digits
+    of all scripts are ASCII ones, and letters and signs Latin where they look so. NUL stays."""
+    text = without_terminal(text, "")
+    if text.isascii() and not CONTROLS.search(text):
         return text
-    return unicodedata.normalize("NFKC", text.translate(_table())).translate(_table())
+    return text.translate(_FOLDS)
+
+
+def spellings(text: str) -> list[str]:
+    """All readings that differ: as it is; with escapes undone and a space for what steers; as a reader sees that; and
+    as a reader sees it where what looks like an escape is none."""
+    open_text = unescaped(text)
+    spaced = CONTROLS.sub(" ", without_terminal(open_text, " "))
+    found = dict.fromkeys((text, spaced, plain(open_text)))
+    if open_text != text:
+        found[plain(text)] = None
+    return list(found)
 
 
 def squeezed(text: str) -> str:
@@ -47,8 +83,4 @@ def squeezed(text: str) -> str:
 
     Two spellings that a reader takes for one name are equal here, however they are spaced or broken.
     """
-    folded = text.lower()
-    if not text.isascii():
-        bare = unicodedata.normalize("NFKD", plain(text)).casefold()
-        folded = "".join(_ALIKE.get(c, c) for c in bare if not unicodedata.combining(c))
-    return _SQUEEZED.sub("", folded)
+    return _SQUEEZED.sub("", plain(text).casefold().translate(_SAME))
