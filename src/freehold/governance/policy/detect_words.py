@@ -30,9 +30,11 @@ _CODE_LINE = re.compile(
     | (?:SELECT|INSERT|UPDATE|DELETE|CREATE)\s+.*\b(?:FROM|INTO|SET|TABLE)\b
     | [\w.\[\]>*&-]+\s*(?:=|\+=|:=)\s*[^=\s].*[;)\]}"'\w]\s*$ | [\w.:>-]+\(.*\)\s*;?\s*$ | .*[;{]\s*$
     )""",
-    re.VERBOSE | re.MULTILINE,
+    re.VERBOSE,
 )
 _LEAST_CODE_LINES = 3
+# A line is known by its beginning. So no line costs more than a short one, and others get their turn between lines.
+_LINE_CHARS = 200
 
 
 def find_emails(text: str) -> Iterator[str]:
@@ -53,8 +55,11 @@ def find_source_code(text: str) -> Iterator[str]:
     for part in text.split("\x00"):
         if part.count("\n") < _LEAST_CODE_LINES - 1:
             continue
-        for count, match in enumerate(_CODE_LINE.finditer(part), 1):
-            if count == _LEAST_CODE_LINES:
+        count = 0
+        for line in part.split("\n"):
+            match = _CODE_LINE.match(line[:_LINE_CHARS])
+            count += match is not None
+            if match and count == _LEAST_CODE_LINES:
                 yield match[0][:80]
                 break
 

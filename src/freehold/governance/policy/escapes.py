@@ -1,4 +1,4 @@
-"""Ways to write a character by others: escapes of JSON and of programming languages, of addresses, of HTML, of terminals.
+"""Ways to write a character by others: escapes of JSON and programming languages, of addresses, HTML and terminals.
 
 Each is undone once.
 """

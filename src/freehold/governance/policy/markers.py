@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from freehold.core.errors import ConfigError
 from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.detector import Detector
+from freehold.governance.policy.path_glob import PathGlob
 from freehold.governance.policy.spelling import squeezed
 
 LEAST_LETTERS = 4
@@ -48,44 +49,22 @@ class Marker:
         for glob in (*self.paths, *self.repositories):
             if len(re.sub(r"[^A-Za-z0-9]", "", glob)) < 2 or "\x00" in glob or not glob.strip("*/?"):
                 raise ConfigError(f"the marker {self.name!r} looks for {glob!r}, which nearly everything would fit")
+            if any("**" in part.strip("*") for part in re.split(r"[/\\:]+", glob)):
+                raise ConfigError(f"the marker {self.name!r} looks for {glob!r}; '**' stands for whole parts of a path")
 
     def detector(self) -> Detector:
         """What finds it."""
         names = tuple(squeezed(text) for text in self.texts)
-        globs = [_glob_pattern(glob, r"[/\\]+") for glob in self.paths]
-        globs += [_glob_pattern(glob, r"[/\\:]+") for glob in self.repositories]
-        patterns = [re.compile(glob) for glob in globs]
+        globs = [PathGlob(glob, "/\\") for glob in self.paths]
+        globs += [PathGlob(glob, "/\\:") for glob in self.repositories]
 
         def find(text: str) -> Iterator[str]:
             if names:
                 found = squeezed(text)
                 yield from (name for name in names if name in found)
-            if patterns:
+            if globs:
                 lower = text.lower()
-                for pattern in patterns:
-                    yield from (match[0] for match in pattern.finditer(lower))
+                for glob in globs:
+                    yield from glob.find(lower)
 
         return Detector(f"marker:{self.name}", find, is_prompt=True)
-
-
-def _glob_pattern(glob: str, separator: str) -> str:
-    """A glob as it is searched for in a text in lower case: from the beginning of a path's part to the end of one."""
-    inside = r"[^\s/\\:\"'`<>|\x00]"
-    # What may stand before it anyway.
-    bare = re.sub(r"^(?:\*+/?)+", "", glob.lower().strip("/"))
-    out = []
-    for piece in re.findall(r"\*\*/?|\*|\?|[/\\:]+|[^*?/\\:]+", bare):
-        if piece == "**/":
-            out.append(rf"(?:{inside}{{1,255}}{separator}){{0,32}}?")
-        elif piece == "**":
-            out.append(rf"{inside}(?:{inside}|{separator}){{0,255}}")
-        elif piece in ("*", "?"):
-            out.append(inside + ("{0,255}" if piece == "*" else ""))
-        elif piece[0] in "/\\:":
-            out.append(separator)
-        else:
-            out.append(re.escape(piece))
-    if len(bare) == len(glob.strip("/")) and re.match(r"[^*?/\\:]", bare):
-        # After the first word, so that the search is one for a word.
-        out[0] += rf"(?<![\w-]{out[0]})"
-    return "".join(out) + r"(?![\w-])"
