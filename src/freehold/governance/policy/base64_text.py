@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 
 _LEAST_CHARS = 20
-_RUNS = re.compile(rf"[A-Za-z0-9+/_-]{{{_LEAST_CHARS},}}")
-_LINE_CHARS = range(60, 77)
-_BREAK = re.compile(r"\r?\n")
-_LAST_LINE = re.compile(rf"\r?\n([A-Za-z0-9+/_-]{{1,{_LEAST_CHARS - 1}}})(?![A-Za-z0-9+/_-])")
+_PIECES = re.compile(r"[A-Za-z0-9+/_-]+")
+# Between the lines or groups of one text.
+_GAP = re.compile(r"\s{1,8}")
+_LEAST_GROUP = 8
 # Of a text that is written so, some signs are capitals and some are not. Most other long words are all alike.
 _CAPITAL, _OTHER = re.compile("[A-Z]"), re.compile("[a-z0-9]")
 # Noise has no stretch of readable signs as long as this.
@@ -24,37 +24,62 @@ def unpacked(text: str) -> tuple[list[str], int]:
     found, opaque = [], 0
     for run in _runs(text):
         # What stands before it without a space may have moved its groups of four.
-        pieces = [piece for offset in range(4) for piece in _READABLE.findall(_decoded(run[offset:]))]
+        pieces = [p for offset in range(4) for text in _decoded(run[offset:]) for p in _READABLE.findall(text)]
         found += pieces
         opaque += len(run) >= _OPAQUE_CHARS and sum(map(len, pieces)) < len(run) // 4
     return found, opaque
 
 
 def _runs(text: str) -> Iterator[str]:
-    """Runs of base64's signs; those of whole lines of its usual length as one, with what ends them."""
-    lines: list[str] = []
+    """Runs of base64's signs; lines or groups of one text as one, with the shorter one that ends them."""
+    pieces: list[str] = []
     end = 0
-    for match in _RUNS.finditer(text):
-        if lines and (len(lines[-1]) not in _LINE_CHARS or not _BREAK.fullmatch(text, end, match.start())):
-            yield from _mixed(lines, text, end)
-            lines = []
-        lines.append(match[0])
-        end = match.end()
-    yield from _mixed(lines, text, end)
+    for match in _PIECES.finditer(text):
+        piece = match[0]
+        if pieces and not (_GAP.fullmatch(text, end, match.start()) and _goes_on(pieces, piece)):
+            yield from _whole(pieces)
+            pieces = []
+        if pieces or len(piece) >= _LEAST_GROUP:
+            pieces.append(piece)
+            end = match.end()
+    yield from _whole(pieces)
 
 
-def _mixed(lines: list[str], text: str, end: int) -> Iterator[str]:
-    run = "".join(lines)
-    if not (_CAPITAL.search(run) and _OTHER.search(run)):
+def _goes_on(pieces: list[str], piece: str) -> bool:
+    """Whether a piece belongs to what stands before it: groups have one length, and the last one is shorter; or they
+    look coded."""
+    length = len(pieces[0])
+    if len(pieces[-1]) == length >= len(piece):
+        return len(piece) == length or len(pieces) > 1 or _looks_coded(pieces[0])
+    return len(piece) >= _LEAST_GROUP and _looks_coded(piece) and _looks_coded(pieces[-1])
+
+
+def _looks_coded(piece: str) -> bool:
+    """Whether a word has capitals or digits where words of languages have none."""
+    return _INSIDE.search(piece) is not None
+
+
+_INSIDE = re.compile(r"[a-z0-9][A-Z]|[A-Za-z][0-9]|[0-9][A-Za-z]")
+
+
+def _whole(pieces: list[str]) -> Iterator[str]:
+    run = "".join(pieces)
+    if len(run) < _LEAST_CHARS or not (_CAPITAL.search(run) and _OTHER.search(run)):
         return
-    last = _LAST_LINE.match(text, end) if len(lines[-1]) in _LINE_CHARS else None
-    run += last[1] if last else ""
     yield run.replace("-", "+").replace("_", "/")
+    if len(pieces) > 1:
+        # Some of them may be no part of it.
+        yield from (part for piece in pieces for part in _whole([piece]))
 
 
-def _decoded(run: str) -> str:
+def _decoded(run: str) -> list[str]:
+    """What it says, in UTF-8, and in UTF-16 where every second byte is nothing."""
     whole = run[: len(run) - (len(run) % 4 == 1)]
     try:
-        return base64.b64decode(whole + "=" * (-len(whole) % 4)).decode("utf-8", "replace")
+        data = base64.b64decode(whole + "=" * (-len(whole) % 4))
     except binascii.Error:
-        return ""
+        return []
+    found = [data.decode("utf-8", "replace")]
+    if data.count(0) * 4 > len(data):
+        found += [data[odd:].decode(f"utf-16-{order}", "replace") for order in ("le", "be") for odd in (0, 1)]
+    return found

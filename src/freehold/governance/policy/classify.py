@@ -129,8 +129,10 @@ class Classifier:
         if opaque and not findings.get("image") and not findings.get("sealed"):
             findings["file"] = findings.get("file", 0) + opaque
         apart += _spellings([SEPARATOR.join(inner)])
+        paths = _spellings([held.paths]) if any(detector.in_paths for detector in self._detectors) else []
         for detector in self._detectors:
-            count = self._count(detector, [*apart, *joints] if detector.in_joints else apart, deadline)
+            views = [*apart, *(joints if detector.in_joints else ()), *(paths if detector.in_paths else ())]
+            count = self._count(detector, views, deadline)
             if count:
                 name, number = count
                 findings[name] = number

@@ -15,31 +15,29 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from freehold.governance.policy.shape import KNOWN_NAMES, kinds_of
+
 SEPARATOR = "\x00"
 """Between texts that stand apart; nothing is found across it."""
 
-STRUCTURE_KINDS = ("system-prompt", "image", "file", "tokens", "reference", "sealed", "hosted-tool")
+STRUCTURE_KINDS = (
+    "system-prompt", "image", "file", "tokens", "reference", "sealed", "hosted-tool", "stored", "unknown-field",
+)  # fmt: skip
 
 JOINT_CHARS = 256
 """So much of each side is looked at where two texts meet."""
 
 _NESTED_JSON = 3
-_CONTENT_KEYS = frozenset({"content", "input", "output", "system", "messages", "summary"})
 # Words of the API itself, which would come between two halves of a text.
 _NOT_CONTENT = frozenset(
     {"role", "type", "id", "tool_call_id", "tool_use_id", "call_id", "status", "detail", "media_type", "name"}
 )
-_TEXT_PARTS = frozenset(
-    """text input_text output_text summary_text reasoning_text refusal message reasoning thinking redacted_thinking
-    tool_use tool_result function_call function_call_output custom_tool_call custom_tool_call_output search_result
-    server_tool_use web_search_tool_result web_search_result code_execution_result local_shell_call
-    local_shell_call_output shell_call shell_call_output apply_patch_call apply_patch_call_output web_search_call
-    tool_reference""".split()
+_API_WORD = re.compile(r"[a-z_]{1,40}")
+_GROUP_CHARS = 24
+_REFERENCE_KEYS = frozenset(
+    {"file_id", "file_ids", "previous_response_id", "conversation", "container", "container_id", "vector_store_ids"}
 )
-_CLIENT_TOOLS = ("bash_", "text_editor_", "computer", "memory_", "local_shell", "shell", "apply_patch")
-_REFERENCE_KEYS = frozenset({"file_id", "previous_response_id", "conversation", "container", "vector_store_ids"})
 _SEALED_KEYS = frozenset({"encrypted_content", "signature"})
-_HOSTED_KEYS = frozenset({"mcp_servers", "web_search_options", "plugins"})
 _DATA_URL = re.compile(r"data:(image|video|audio|application)/", re.I)
 
 
@@ -48,26 +46,40 @@ class Contents:
     """What a body holds.
 
     text: all strings, keys and numbers, in order, with SEPARATOR between them.
-    joints: what arises where neighbouring texts are read as one, also those of one role across the others'.
+    joints: what arises where neighbouring texts are read as one: all, those of one role, those that stand at the same
+        place of neighbouring objects, and names of members.
+    paths: neighbouring texts with a slash between them.
     kinds: how many of each of STRUCTURE_KINDS.
     """
 
     text: str
     joints: str
+    paths: str
     kinds: Mapping[str, int]
 
 
 def contents(body: Any, extra: Sequence[str] = ()) -> Contents:
     """Read a JSON value. extra: further texts that would leave with it, such as headers."""
     reader = _Reader()
+    reader.read(body, "", "", "")
+    for text in extra:
+        reader.read(text, "", "headers", "headers")
     if isinstance(body, Mapping):
-        reader.read_body(body)
-    else:
-        reader.read(body, "", "")
-    flows = [reader.flow, *(reader.flows.values() if len(reader.flows) > 1 else ())]
-    joints = SEPARATOR.join(_joined(flow) for flow in flows)
+        reader.kinds += kinds_of(body)
+    joints = dict.fromkeys(_joined(flow) for flow in (reader.flow, *reader.flows.values(), reader.names))
+    groups = [",".join(flow) for flow in reader.flows.values() if len(flow) > 1 and _are_short(flow)]
     kinds = {kind: count for kind, count in reader.kinds.items() if count}
-    return Contents(SEPARATOR.join([*reader.texts, *extra]), joints, kinds)
+    paths = "/".join(map(_ends, reader.flow)) if len(reader.flow) > 1 else ""
+    return Contents(SEPARATOR.join(reader.texts), SEPARATOR.join(filter(None, (*joints, *groups))), paths, kinds)
+
+
+def _are_short(flow: Sequence[str]) -> bool:
+    """Whether they may be the groups of one number."""
+    return all(len(text) <= _GROUP_CHARS for text in flow) and any(text[:1].isdigit() for text in flow)
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= 2 * JOINT_CHARS else f"{text[:JOINT_CHARS]}{SEPARATOR}{text[-JOINT_CHARS:]}"
 
 
 def _joined(flow: Sequence[str]) -> str:
@@ -78,10 +90,7 @@ def _joined(flow: Sequence[str]) -> str:
     """
     if len(flow) < 2:
         return ""
-    ends = [
-        text if len(text) <= 2 * JOINT_CHARS else f"{text[:JOINT_CHARS]}{SEPARATOR}{text[-JOINT_CHARS:]}"
-        for text in flow
-    ]
+    ends = [_ends(text) for text in flow]
     runs_on = [before[-1].isalnum() and after[0].isalnum() for before, after in pairwise(ends)]
     alone = []
     for count in (2, 3):
@@ -95,75 +104,55 @@ def _joined(flow: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class _Reader:
+    """Reads in document order. flows: by role, and by the place in the body without the numbers of list elements."""
+
     texts: list[str] = field(default_factory=list)
     flow: list[str] = field(default_factory=list)
-    flows: dict[str, list[str]] = field(default_factory=dict)
+    flows: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def read_body(self, body: Mapping[str, Any]) -> None:
-        for key, value in body.items():
-            if value and key in ("system", "instructions"):
-                self.kinds["system-prompt"] += 1
-            if value and key in _HOSTED_KEYS:
-                self.kinds["hosted-tool"] += 1
-            if key == "tools" and isinstance(value, list):
-                self.kinds["hosted-tool"] += sum(map(_is_hosted, value))
-            if key == "prompt" and isinstance(value, Mapping):
-                self.kinds["reference"] += 1  # a prompt that the upstream keeps
-            if key in ("prompt", "input") and _has_numbers(value):
-                self.kinds["tokens"] += 1
-        self.read(body, "", "")
-
-    def read(self, value: Any, key: str, role: str, nested: int = 0) -> None:
+    def read(self, value: Any, key: str, where: str, role: str, nested: int = 0) -> None:
         if isinstance(value, str):
-            self._read_text(value, key, role, nested)
+            self._read_text(value, key, where, role, nested)
         elif isinstance(value, Mapping):
-            self._read_object(value, key, role, nested)
+            self._read_object(value, where, role, nested)
         elif isinstance(value, list):
             for item in value:
-                if key in _CONTENT_KEYS and isinstance(item, Mapping):
-                    self._read_part(item)
-                self.read(item, key, role, nested)
+                self.read(item, key, where, role, nested)
         elif value is not None and not isinstance(value, bool):
-            self.texts.append(str(value))
+            self._note(str(value), key, where, role)
 
-    def _read_object(self, value: Mapping[str, Any], key: str, role: str, nested: int) -> None:
+    def _read_object(self, value: Mapping[str, Any], where: str, role: str, nested: int) -> None:
         own = value.get("role")
         if isinstance(own, str):
             role = own
-            if own in ("system", "developer"):
-                self.kinds["system-prompt"] += 1
         for name, member in value.items():
-            self.texts.append(name.replace(SEPARATOR, "\x01"))
+            written = name.replace(SEPARATOR, "\x01")
+            self.texts.append(written)
+            if name and name not in KNOWN_NAMES:
+                self.names.append(written)
             if member and name in _REFERENCE_KEYS:
                 self.kinds["reference"] += 1
             if member and name in _SEALED_KEYS:
                 self.kinds["sealed"] += 1
             if member and name in ("image_url", "video_url"):
                 self.kinds["image"] += 1
-            self.read(member, name, role, nested)
+            self.read(member, name, f"{where}/{name}", role, nested)
 
-    def _read_part(self, part: Mapping[str, Any]) -> None:
-        """An element of a list of messages, items or parts: what kind it is of."""
-        kind = part.get("type")
-        if kind is None or not isinstance(kind, str):
+    def _note(self, text: str, key: str, where: str, role: str) -> None:
+        self.texts.append(text)
+        if not text or (key in _NOT_CONTENT and _API_WORD.fullmatch(text)):
             return
-        if kind == "redacted_thinking":
-            self.kinds["sealed"] += 1
-        elif kind == "item_reference":
-            self.kinds["reference"] += 1
-        elif "image" in kind or "video" in kind or kind == "computer_call_output":
-            self.kinds["image"] += 1
-        elif kind not in _TEXT_PARTS and not _is_text_document(part):
-            self.kinds["file"] += 1
+        self.flows.setdefault(("where", where), []).append(text)
+        if key not in _NOT_CONTENT:
+            self.flow.append(text)
+            self.flows.setdefault(("role", role), []).append(text)
 
-    def _read_text(self, text: str, key: str, role: str, nested: int) -> None:
+    def _read_text(self, text: str, key: str, where: str, role: str, nested: int) -> None:
         # What a text holds of the sign that stands between texts is a control like others.
         text = text.replace(SEPARATOR, "\x01")
-        self.texts.append(text)
-        if key not in _NOT_CONTENT and text:
-            self.flow.append(text)
-            self.flows.setdefault(role, []).append(text)
+        self._note(text, key, where, role)
         for found in _DATA_URL.finditer(text):
             self.kinds["image" if found[1].lower() in ("image", "video") else "file"] += 1
         if nested < _NESTED_JSON and text.lstrip()[:1] in ("{", "[", '"'):
@@ -172,26 +161,4 @@ class _Reader:
             except (ValueError, RecursionError):
                 return
             if inner != text:
-                self.read(inner, "", role, nested + 1)
-
-
-def _is_text_document(part: Mapping[str, Any]) -> bool:
-    source = part.get("source")
-    return part.get("type") == "document" and isinstance(source, Mapping) and source.get("type") in ("text", "content")
-
-
-def _is_hosted(tool: Any) -> bool:
-    """Whether the upstream itself would run a tool, and so tell others what is in the request."""
-    kind = tool.get("type") if isinstance(tool, Mapping) else None
-    if kind is None or kind in ("function", "custom", "namespace"):
-        return not isinstance(tool, Mapping)
-    return not (isinstance(kind, str) and kind.startswith(_CLIENT_TOOLS))
-
-
-def _has_numbers(value: Any) -> bool:
-    if not isinstance(value, list):
-        return False
-    return any(
-        (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, list) and _has_numbers(item))
-        for item in value
-    )
+                self.read(inner, "", f"{where}/", role, nested + 1)

@@ -15,9 +15,11 @@ class Detector:
         counted and forgotten.
     is_prompt: whether its time is known to grow with the text alone: then short texts need no thread of their own.
     in_joints: whether it also looks at what arises where texts meet: there, words that meet by chance make an address.
+    in_paths: whether it looks for paths, whose parts may stand in neighbouring texts.
     """
 
     name: str
     find: Callable[[str], Iterable[str]]
     is_prompt: bool = False
     in_joints: bool = True
+    in_paths: bool = False

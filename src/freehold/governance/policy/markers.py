@@ -67,4 +67,4 @@ class Marker:
                 for glob in globs:
                     yield from glob.find(lower)
 
-        return Detector(f"marker:{self.name}", find, is_prompt=True)
+        return Detector(f"marker:{self.name}", find, is_prompt=True, in_paths=bool(globs))

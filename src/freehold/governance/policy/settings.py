@@ -44,6 +44,8 @@ DEFAULT_CLASSES: Mapping[str, DataClass | None] = {
     "reference": DataClass.UNKNOWN,
     "sealed": DataClass.UNKNOWN,
     "hosted-tool": DataClass.UNKNOWN,
+    "stored": DataClass.UNKNOWN,
+    "unknown-field": DataClass.UNKNOWN,
     "payment-card": DataClass.REGULATED,
     "iban": DataClass.REGULATED,
     "national-id": DataClass.REGULATED,
