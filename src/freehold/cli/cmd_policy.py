@@ -161,6 +161,8 @@ def _read_body(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object, which the body of a request is")
+    if not isinstance(value.get("stream"), bool | None):
+        raise ConfigError(f"{path}: stream is neither true nor false; the gateway refuses such a request")
     return value
 
 

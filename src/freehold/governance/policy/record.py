@@ -6,9 +6,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+_NAME_CHARS = 80
+
 Outcome = Literal["decided", "served", "refused", "failed", "aborted", "disconnected"]
 """Allowed, and about to be sent; answered whole; not sent; broken off by the upstream or a fault of ours;
 broken off by the gateway's end; given up by the client."""
+
+
+def shown_name(name: str | None) -> str | None:
+    """A model's name as records have it: clients and endpoints choose it freely, so it is cut after 80 characters, and
+    what is no printable one is a question mark."""
+    if name is None:
+        return None
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name[:_NAME_CHARS])
+    return shown if len(name) <= _NAME_CHARS else f"{shown}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,8 @@ class DecisionRecord:
     policy, facts, classes: SHA-256 of policies and schema, of the endpoint's facts, of the settings of classes.
     outcome: see Outcome; reason: the code of a refusal or failure, "" otherwise.
     status: of HTTP, as the client was told; None before. upstream_status: as the gateway was.
-    model_asked, model_sent, model_answered: by the client; to the upstream; as that said. None: unknown.
+    model_asked, model_sent, model_answered: by the client; to the upstream; as that said. None: unknown. The first and
+        the last as shown_name gives them.
     usage: None where the upstream returned none. prompt_tokens, answer_tokens: as returned, or
         counted on the way, which is what estimated says. events: of a stream, as many as passed.
     request_bytes, response_bytes: of the bodies, as sent and received. seconds: since arrival.

@@ -15,6 +15,7 @@ models = ["minimax-m3"]
 key_env = "MINIMAX_API_KEY"                          # or key_file; never the key itself
 disclosure = "minimax-m3/api"                        # shipped, or a file beside this one
 facts = { retention_days = 0 }                       # what an operator knows where the disclosure does not
+own_host = "llm.example.com"                         # of a self-hosted one whose host has a public name or address
 state = "withdrawn"                                  # with a reason and a date
 reason = "export directive"
 since = 2026-06-12
@@ -41,9 +42,14 @@ from freehold.server.gateway.apis import FAMILIES, Api
 
 _MEMBERS = (
     "name", "base_url", "api", "models", "path", "disclosure", "facts", "key_env", "key_file", "state", "reason",
-    "since", "ca_file", "connect_seconds", "answer_seconds",
+    "since", "ca_file", "own_host", "connect_seconds", "answer_seconds",
 )  # fmt: skip
 _INLINE_KEYS = ("key", "api_key", "token", "secret", "password", "authorization", "headers")
+# Names that are set aside for private networks, or that no registry of the public net has.
+_PRIVATE_ENDINGS = (".internal", ".local", ".localhost", ".lan", ".intranet", ".home.arpa", ".test")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a resolver takes for an address, though nobody would read it as one.
+_NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*\.?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -147,7 +153,7 @@ def _endpoint(entry: Any, folder: Path, environ: Mapping[str, str] | None, on: d
     facts = resources[families[0]].facts
     return Endpoint(
         name=name,
-        base_url=_address(entry.get("base_url"), facts.path, where),
+        base_url=_address(entry.get("base_url"), facts.path, entry.get("own_host"), where),
         families=families,
         models=_models(entry.get("models"), where),
         resources=resources,
@@ -201,19 +207,40 @@ def _state(entry: Mapping[str, Any], where: str) -> tuple[str, str, date | None]
     return state, reason, since
 
 
-def _address(value: Any, path: str, where: str) -> str:
+def _address(value: Any, path: str, own_host: Any, where: str) -> str:
     parts = urlsplit(value) if isinstance(value, str) else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{where}: base_url is {value!r}; it must be an address like https://host/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError(f"{where}: base_url may have no user, password, query or fragment")
-    local = _ip(parts.hostname)
-    if path == SELF_HOSTED and local is not None and local.is_global:
-        raise ConfigError(f"{where}: is said to be self-hosted, and {parts.hostname} is a public address")
-    loopback = parts.hostname == "localhost" or (local is not None and local.is_loopback)
+    host = parts.hostname
+    if own_host is not None and (own_host != host or path != SELF_HOSTED):
+        raise ConfigError(
+            f"{where}: own_host is {own_host!r}; it says that the host of base_url, {host!r}, is own hardware"
+        )
+    local = _ip(host)
+    if local is None and not _HOST.fullmatch(host):
+        raise ConfigError(f"{where}: the host {host!r} is no name of letters, digits, '-' and '.', and no address")
+    if local is None and _NUMERIC.fullmatch(host):
+        raise ConfigError(f"{where}: the host {host!r} is a number; write it as an address such as 10.0.0.5")
+    if path == SELF_HOSTED and own_host is None and not _is_private(host, local):
+        raise ConfigError(
+            f"{where}: is said to be self-hosted, and {host} is a public address or name; if it is your own hardware, "
+            f'say own_host = "{host}"'
+        )
+    loopback = host == "localhost" or (local is not None and local.is_loopback)
     if parts.scheme == "http" and path != SELF_HOSTED and not loopback:
         raise ConfigError(f"{where}: base_url is {value!r}; what leaves own hardware goes over https")
     return str(value).rstrip("/")
+
+
+def _is_private(host: str, local: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
+    """Whether nobody outside can have it: an address of a private network, or a name that no registry gives away."""
+    if local is not None:
+        inner = getattr(local, "ipv4_mapped", None) or getattr(local, "sixtofour", None) or local
+        return not (local.is_global or inner.is_global) and not local.is_multicast
+    name = host.rstrip(".")
+    return "." not in name or name.endswith(_PRIVATE_ENDINGS)
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

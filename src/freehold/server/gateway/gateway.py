@@ -17,7 +17,7 @@ from freehold.governance.policy.choice import Choice, choose
 from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.classify import FAILED, Classification, Classifier, unreadable
 from freehold.governance.policy.facts import AVAILABLE
-from freehold.governance.policy.record import DecisionRecord, OnDecision, Settle
+from freehold.governance.policy.record import DecisionRecord, OnDecision, Settle, shown_name
 from freehold.governance.policy.rules import Rules
 from freehold.server.errors import describe_exception
 from freehold.server.gateway.apis import Api
@@ -131,7 +131,12 @@ class Gateway:
             text = "model is missing, or no text; GET /v1/models lists what there is"
             return self._refused(asked, found, Choice(None, ()), None, 400, "invalid_value", text)
         candidates = setup.endpoints.candidates(model, family)
-        streamed = value.get("stream") is True
+        streamed = value.get("stream")
+        if streamed is not None and not isinstance(streamed, bool):
+            # Some endpoints would take it for true, and a policy may forbid that.
+            text = "stream must be true or false"
+            return self._refused(asked, found, Choice(None, ()), model, 400, "invalid_value", text)
+        streamed = streamed is True
         choice = choose(setup.rules, resources(candidates, family), asked.client, found, streamed=streamed)
         if not candidates:
             text = _unserved(setup.endpoints, model, family)
@@ -202,7 +207,7 @@ class Gateway:
             facts=None if deciding is None else deciding.facts,
             classes=self.setup.classifier.settings.digest,
             outcome="refused",
-            model_asked=model,
+            model_asked=shown_name(model),
             request_bytes=asked.size,
             seconds=time.monotonic() - asked.at,
         )
@@ -216,7 +221,7 @@ class Gateway:
             reason=course.reason,
             status=course.status,
             upstream_status=course.upstream_status,
-            model_answered=answer.model,
+            model_answered=shown_name(answer.model),
             usage=answer.usage,
             prompt_tokens=prompt,
             answer_tokens=written,
@@ -252,8 +257,10 @@ class Gateway:
 
 
 def _declared(http: Request) -> DataClass | None:
-    given = http.headers.get(CLASS_HEADER)
-    return None if given is None else DataClass.of(given.strip().lower(), f"the header {CLASS_HEADER}")
+    """The highest class that the client names, in one header or several."""
+    given = [word for value in http.headers.getlist(CLASS_HEADER) for word in value.split(",")]
+    classes = [DataClass.of(word.strip().lower()[:40], f"the header {CLASS_HEADER}") for word in given]
+    return max(classes, default=None)
 
 
 def _told(record: DecisionRecord) -> dict[str, str]:

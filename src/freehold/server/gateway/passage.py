@@ -128,7 +128,7 @@ class Passage(Response):
             if response.status_code == 200:
                 await self._pass(response, scope, receive, send)
                 return
-            refusal = await refusal_of(response, name, self._api.family)
+            refusal = await refusal_of(response, name, self._api.family, self._endpoint.key)
             if isinstance(refusal, Failure):
                 await self._tell(refusal, scope, receive, send)
                 return

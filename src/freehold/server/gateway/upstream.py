@@ -128,9 +128,9 @@ def failure_of(error: httpx.HTTPError, name: str) -> Failure:
     return Failure(502, "upstream_failed", f"the connection to the endpoint {name} broke off")
 
 
-async def refusal_of(response: httpx.Response, name: str, family: str) -> Failure | bytes:
+async def refusal_of(response: httpx.Response, name: str, family: str, key: str | None = None) -> Failure | bytes:
     """What a status that is no success means: a failure to be told, or the endpoint's own words, which have the
-    form of the client's API already."""
+    form of the client's API already. key: what it was sent, which is taken out of its words."""
     status = response.status_code
     if 300 <= status < 400:
         return Failure(
@@ -146,9 +146,18 @@ async def refusal_of(response: httpx.Response, name: str, family: str) -> Failur
         if len(body) > _MOST_ERROR_BYTES:
             break
     if status >= 400 and len(body) <= _MOST_ERROR_BYTES and _has_form(bytes(body), family):
-        return bytes(body)
+        return _without(bytes(body), key)
     shown = status if status >= 400 else 502
     return Failure(shown, "upstream_error", f"the endpoint {name} answered {status} without a reason", headers)
+
+
+def _without(body: bytes, key: str | None) -> bytes:
+    """A JSON text without a key, however its characters are written."""
+    if not key:
+        return body
+    written = json.dumps(json.loads(body), ensure_ascii=False)
+    quoted = json.dumps(key, ensure_ascii=False)[1:-1]
+    return written.replace(quoted, "[key]").encode("utf-8", "replace") if quoted in written else body
 
 
 def _has_form(body: bytes, family: str) -> bool:
