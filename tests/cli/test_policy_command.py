@@ -82,6 +82,14 @@ def test_a_request_is_explained(files: tuple[Path, Path]) -> None:
     assert "class     secret" in raised.stdout
 
 
+def test_a_stream_that_the_gateway_refuses_is_not_explained(files: tuple[Path, Path]) -> None:
+    body, endpoints = files
+    body.write_text(json.dumps({**json.loads(body.read_text()), "stream": "true"}))
+    done = policy("explain", str(body), "--endpoints", str(endpoints), "--profile", "open-source")
+    assert done.exit_code != 0
+    assert "stream is neither true nor false" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,4 +1,4 @@
-"""What is kept of a request's way through the gateway: facts and counts, never a word of it."""
+"""What is kept of a request's way through the gateway: facts and counts, and of its words the model's name, cut."""
 
 from __future__ import annotations
 
