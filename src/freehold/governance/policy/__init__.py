@@ -1,7 +1,7 @@
 """What a request may reach: its class, an endpoint's facts, and the clause of a policy that decides.
 
 classes.py        the classes of data, ordered; settings.py: which finding means which class (classes.toml)
-contents.py       everything in a request body that says something; shape.py: what it asks for, and what is unknown in it
+contents.py       everything in a body that says something; shape.py: what it asks for, and what is unknown in it
 spelling.py       all readings of a text: without Unicode's disguises (confusables.py), with escapes undone (escapes.py)
 detect_*.py       what is looked for, with check digits where there are some; markers.py and path_glob.py: names and
                   paths of one's own
