@@ -58,7 +58,7 @@ MARKERS = (
     "PROJECT_NIGHTJAR",
     "the Quokka Engine",
     "quokka-engine v2",
-    "/work/repo/src/billing/invoice/vat.py",
+    "/srv/repo/src/billing/invoice/vat.py",
     "src\\billing\\main.c",
     "prod.tfstate",
     "git@github.com:acme/core-api.git",
