@@ -19,8 +19,9 @@ from freehold.governance.ledger.files import LedgerFiles
 from freehold.governance.ledger.ledger import Ledger
 from freehold.governance.ledger.verify import verify
 from freehold.governance.signing import SigningKey
-from support.gateway_rig import endpoints_toml, running_gateway, served, setup_of
+from support.gateway_rig import endpoints_toml, running_gateway, setup_of
 from support.recording_upstream import RecordingUpstream
+from support.served_app import served
 
 POLICY = '@id("public") permit (principal, action, resource) when { context.data_class == "public" };'
 FACTS = {"jurisdictions": ["US"], "data_countries": ["US"], "retention_days": 0, "training_use": "no"}

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,8 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from freehold.server.app import create_app
-from freehold.server.run import Server, reserve_port, server_config, server_url
 from support.page_browser import open_browser, open_page
+from support.served_app import served
 
 
 class Asker:
@@ -81,25 +81,7 @@ def chunks_of() -> Callable[[httpx.Response], list[dict[str, Any]]]:
 def running() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
     """`with running(app) as url:` serves `app` on a socket, in a thread."""
 
-    @contextlib.contextmanager
-    def run(app: FastAPI) -> Iterator[str]:
-        listener = reserve_port("127.0.0.1", 0)
-        ready = threading.Event()
-        server = Server(server_config(app, log_level="warning", drain_seconds=1), ready.set)
-        # Signals belong to the main thread.
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            assert ready.wait(10), "the server did not start"
-            yield server_url(listener)
-        finally:
-            server.should_exit = True
-            thread.join(10)
-            assert not thread.is_alive(), "the server did not stop"
-            listener.close()
-
-    return run
+    return partial(served, log_level="warning", lifespan="off")
 
 
 @pytest.fixture

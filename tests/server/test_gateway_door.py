@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from freehold.core.errors import ConfigError
 from freehold.governance.policy.record import shown_name
 from freehold.server.gateway.endpoints import read_endpoints
-from support.gateway_rig import TODAY, endpoints_toml, running_gateway, served, setup_of
+from support.gateway_rig import TODAY, endpoints_toml, running_gateway, setup_of
 from support.recording_upstream import RecordingUpstream
+from support.served_app import served
 
 PERMIT = '@id("all") permit (principal, action, resource);\n'
 NO_STREAMS = PERMIT + '@id("whole") forbid (principal, action, resource) when { context.streamed };'

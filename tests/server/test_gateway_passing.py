@@ -19,8 +19,9 @@ import pytest
 from freehold.governance.policy.record import DecisionRecord, ReturnedUsage
 from freehold.server.operation.key_file import add_key
 from freehold.server.operation.keys import Keys
-from support.gateway_rig import Rig, endpoints_toml, running_gateway, served, setup_of
+from support.gateway_rig import Rig, endpoints_toml, running_gateway, setup_of
 from support.recording_upstream import RecordingUpstream
+from support.served_app import served
 
 PERMIT = '@id("everything") permit (principal, action, resource);'
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]

@@ -23,7 +23,7 @@ import pytest
 from freehold.governance.policy.detector import Detector
 from freehold.server.operation.key_file import add_key
 from freehold.server.operation.keys import Keys
-from support.gateway_rig import Rig, endpoints_toml, running_gateway, served, setup_of
+from support.gateway_rig import Rig, endpoints_toml, running_gateway, setup_of
 from support.planted_requests import (
     CLASSES_TOML,
     CRASH_WORD,
@@ -37,6 +37,7 @@ from support.planted_requests import (
     planted_request,
 )
 from support.recording_upstream import MODES, RecordingUpstream
+from support.served_app import served
 
 POLICY = """
 @id("home") permit (principal, action, resource) when { resource.path == "self-hosted" };

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-from fastapi import FastAPI
 
 from freehold.governance.policy.classify import Classifier
 from freehold.governance.policy.detector import Detector
@@ -23,28 +20,9 @@ from freehold.server.gateway.gateway import Gateway, Setup
 from freehold.server.operation.keys import Keys
 from freehold.server.operation.metrics import Metrics
 from freehold.server.operation.operation import Operation
-from freehold.server.run import Server, reserve_port, server_config, server_url
+from support.served_app import served
 
 TODAY = date(2026, 11, 29)
-
-
-@contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The application on a socket, in a thread, with its lifespan."""
-    listener = reserve_port("127.0.0.1", 0)
-    ready = threading.Event()
-    server = Server(server_config(app, log_level="critical", drain_seconds=1, lifespan="on"), ready.set)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # they belong to the main thread
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        assert ready.wait(10), "the server did not start"
-        yield server_url(listener)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive(), "the server did not stop"
-        listener.close()
 
 
 @dataclass
