@@ -12,7 +12,11 @@ from typing import Any
 # Set before anything reads them: nothing below may import torch, transformers or tokenizers.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Workers side by side share the cores: a thread of one that waits for a core holds up the others of its team.
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    str(max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))),
+)
 
 import pytest
 

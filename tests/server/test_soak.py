@@ -27,6 +27,8 @@ SHORT, LONG = 20, 1800
 """Tokens of an answer: of most, and of those that take longer than the server allows."""
 MEMORY_MARGIN = 24 << 20
 """Bytes by which the process may have grown: freed memory that the allocator keeps in pieces, remembered answers."""
+POOLED_THREADS = 40
+"""The most that the web framework keeps for blocking calls: a larger crowd may call for more than the first one did."""
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 ENDS = (DONE, "timeout")
 """How an answer may end whose client stays."""
@@ -235,7 +237,8 @@ def soak(server: Server, model: str, seconds: float, capsys: pytest.CaptureFixtu
             f"ends {dict(record.ends.most_common(6))}, {record.events} events; first byte p99 "
             f"{p99(record.first_bytes):.3f} s, first text p99 {p99(record.first_texts):.3f} s; memory "
             f"{before['resident_bytes'] / 2**20:.0f} -> {after['resident_bytes'] / 2**20:.0f} MiB, files "
-            f"{before['files']} -> {after['files']}, threads {before['threads']} -> {after['threads']}, tasks "
+            f"{before['files']} -> {after['files']}, threads {before['threads']} -> {after['threads']} beside "
+            f"{before['pooled_threads']} -> {after['pooled_threads']} pooled, tasks "
             f"{before['tasks']} -> {after['tasks']}, blocks {after['blocks']} = {after['blocks_free']} free + "
             f"{after['blocks_kept']} kept"
         )
@@ -248,6 +251,7 @@ def soak(server: Server, model: str, seconds: float, capsys: pytest.CaptureFixtu
     assert after["blocks_free"] + after["blocks_kept"] == after["blocks"]
     for name in ("files", "threads", "tasks"):
         assert after[name] <= before[name], name
+    assert after["pooled_threads"] <= POOLED_THREADS
     assert after["resident_bytes"] - before["resident_bytes"] <= MEMORY_MARGIN
     assert board(server.port) == []
     server.end()

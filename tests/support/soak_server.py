@@ -25,6 +25,8 @@ from freehold.server.run import reserve_port, serve
 CACHE_TOKENS = 6000
 MAX_RUNNING = 48
 TIMEOUT_SECONDS = 6.0
+POOLED = "AnyIO worker thread"
+"""Name of the threads that the web framework keeps for blocking calls."""
 
 
 def main() -> None:
@@ -62,6 +64,8 @@ def _held(llm: LLM, model: ServedModel, loop: asyncio.AbstractEventLoop) -> dict
     ctypes.CDLL(None).malloc_trim(0)
     engine, cache = llm.engine, llm.engine.cache.stats()
     driver = model._driver
+    threads = [thread.name for thread in threading.enumerate()]
+    pooled = threads.count(POOLED)
     fault = ""
     if not engine.busy:
         try:
@@ -74,7 +78,8 @@ def _held(llm: LLM, model: ServedModel, loop: asyncio.AbstractEventLoop) -> dict
         "waiting": len(engine.scheduler.waiting),
         "running": len(engine.scheduler.running),
         "tasks": asyncio.run_coroutine_threadsafe(_num_tasks(), loop).result(10),
-        "threads": threading.active_count(),
+        "threads": len(threads) - pooled,
+        "pooled_threads": pooled,
         "files": len(list(Path("/proc/self/fd").iterdir())),
         "sequences": len(engine.cache._open),
         "blocks": cache.num_blocks,
