@@ -19,7 +19,7 @@ from freehold.cache import segments
 from freehold.cache.prefix import ROOT
 from freehold.cache.shelf import shelf_path
 from freehold.cache.store import BlockStore
-from freehold.core.errors import DamagedBlockError
+from freehold.core.errors import DamagedBlockError, StoreLockedError
 from support.stored_blocks import (
     BLOCK,
     IDENTITY,
@@ -122,6 +122,32 @@ def test_a_disk_that_others_fill_is_said_once_and_used_again_when_there_is_room(
         put_chain(store, 20)
         assert set(stored_keys(store)) == {*chain, *keys_of(20)}
         assert all(read_block(store, key) for key in stored_keys(store))
+
+
+@pytest.mark.parametrize("spare_pages", [0, 1, 4, 16])
+def test_a_disk_that_is_full_at_the_start_costs_no_mark_and_is_used_again_when_there_is_room(
+    tmp_path: Path, spare_pages: int
+) -> None:
+    with mounted(tmp_path / "disk", 40 * RECORD_BYTES):
+        with open_store(tmp_path / "disk" / "store") as store:
+            chain = put_chain(store, 1, 2, 3)
+            store.pin(chain[2])
+        filler = tmp_path / "disk" / "filler"
+        fill_up(filler)
+        os.truncate(filler, filler.stat().st_size - spare_pages * 4096)
+        with open_store(tmp_path / "disk" / "store") as store:
+            store.flush()
+            assert all("cannot be stored now" in event.what for event in store.damage.events)
+            assert all(read_block(store, key) for key in chain)
+            with pytest.raises(StoreLockedError):
+                open_store(tmp_path / "disk" / "store")
+            filler.unlink()
+            put_chain(store, 4)
+            assert set(stored_keys(store)) == {*chain, *keys_of(4)}
+        with open_store(tmp_path / "disk" / "store", blocks=3) as store:
+            store.flush()
+            assert store.damage.events == ()
+            assert list(stored_keys(store)) == chain  # pinned, so that the younger block went
 
 
 def test_a_limit_on_file_sizes_is_like_a_full_disk(tmp_path: Path) -> None:

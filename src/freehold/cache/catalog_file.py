@@ -24,6 +24,8 @@ _SCHEMA = (
     " pinned INTEGER NOT NULL, seal BLOB NOT NULL)"
 )
 _INSERT = "INSERT OR REPLACE INTO blocks (slot, header, used, pinned, seal) VALUES (?, ?, ?, ?, ?)"
+# What SQLite says where it may be able to write later: a full disk is also an "I/O error" of its shared memory.
+_NOT_NOW = ("disk is full", "disk I/O error", "is locked")
 # What reading a damaged database may raise.
 _BROKEN = (sqlite3.Error, ValueError, TypeError, OverflowError, OSError)
 
@@ -47,6 +49,7 @@ class CatalogFile:
         self._writable = writable
         self._database: sqlite3.Connection | None = None
         self._copies = contextlib.ExitStack()
+        self._is_put_off = False  # could not be opened to be written; `write` tries it again
 
     def load(self) -> LoadedCatalog:
         """Every row, as far as the file can be read. Raises nothing."""
@@ -55,7 +58,7 @@ class CatalogFile:
             if not self.path.exists() or not self.path.stat().st_size:
                 loaded.problem = "it is missing or empty"
                 return loaded
-            self._database = self._connect() if self._writable else self._connect_to_read()
+            self._database = self._connect_as_may_be()
             if self._schema() != _SCHEMA:
                 loaded.problem = "it has no table of blocks"
                 return loaded
@@ -66,7 +69,22 @@ class CatalogFile:
                     loaded.damaged.append(row[0])
         except _BROKEN as error:
             loaded.problem = f"it cannot be read: {error}"
+        if self._is_put_off:
+            self.close()
         return loaded
+
+    def _connect_as_may_be(self) -> sqlite3.Connection:
+        """To write, if it can be opened so. Where it cannot be now, for want of space or of a lock, there is nothing
+        wrong with what is in it: it is read, and `write` tries again."""
+        if not self._writable:
+            return self._connect_to_read()
+        try:
+            return self._connect()
+        except sqlite3.OperationalError as error:
+            if not any(sign in str(error) for sign in _NOT_NOW):
+                raise
+            self._is_put_off = True
+            return self._connect_to_read()
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(
@@ -76,11 +94,14 @@ class CatalogFile:
             isolation_level=None,
             check_same_thread=False,
         )
-        self._database = database
-        # FULL: a transaction is on the disk when it returns. No memory map: a truncated file must be an error.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "mmap_size=0", "trusted_schema=OFF"):
-            database.execute(f"PRAGMA {pragma}").fetchall()
-        os.chmod(self.path, 0o600)
+        try:
+            # FULL: a transaction is on the disk when it returns. No memory map: a truncated file must be an error.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "mmap_size=0", "trusted_schema=OFF"):
+                database.execute(f"PRAGMA {pragma}").fetchall()
+            os.chmod(self.path, 0o600)
+        except BaseException:
+            database.close()
+            raise
         return database
 
     def _connect_to_read(self) -> sqlite3.Connection:
@@ -129,6 +150,8 @@ class CatalogFile:
 
     def write(self, put: Iterable[Entry], delete: Iterable[int]) -> None:
         """Deletes the rows of some slots and writes the rows of entries: all of it durably, or none."""
+        if self._database is None and self._is_put_off:
+            self._database = self._connect()
         database = self._database
         if database is None:
             raise sqlite3.OperationalError(f"{self.path} is not open")

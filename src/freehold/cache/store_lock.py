@@ -7,6 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from freehold.cache.store_writer import is_disk_full
 from freehold.core.errors import StoreLockedError
 
 _PID_NAME = "pid"
@@ -31,10 +32,18 @@ class StoreLock:
                     f"the block store {directory} is in use by process {self._holder()}; stop that process, or use"
                     " another directory"
                 ) from None
-            self._pid_file.write_text(f"{os.getpid()}\n", "ascii")
+            self._say_who()
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    def _say_who(self) -> None:
+        """Writes the file `pid`. Raises OSError, but not for a full disk: there is less to write on it, not nothing."""
+        try:
+            self._pid_file.write_text(f"{os.getpid()}\n", "ascii")
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
 
     def _holder(self) -> str:
         try:
