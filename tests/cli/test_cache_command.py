@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from freehold.cache.catalog_file import CatalogFile
+from freehold.cache.segments import Segments
 from freehold.cli.main import main
 from freehold.cli.quantities import shown_size
 from support.stored_blocks import (
@@ -96,6 +100,24 @@ def test_list_and_verify_run_beside_a_server(blocks: Path) -> None:
         put_chain(store, 22)
         assert all(read_block(store, key) for key in stored_keys(store))
         assert store.damage.events == ()
+
+
+def test_what_a_server_adds_while_verify_begins_is_no_damage(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(blocks) as store:
+        added = itertools.count(20)
+
+        def beside_the_server(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def called(self: Any) -> Any:
+                put_chain(store, next(added))
+                done = method(self)
+                put_chain(store, next(added))
+                return done
+
+            return called
+
+        monkeypatch.setattr(Segments, "count", beside_the_server(Segments.count))
+        monkeypatch.setattr(CatalogFile, "load", beside_the_server(CatalogFile.load))
+        assert run_json("verify")["damage"] == []
 
 
 def test_verify_finds_every_wrong_checksum_and_changes_nothing(blocks: Path) -> None:

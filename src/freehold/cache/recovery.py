@@ -57,6 +57,7 @@ def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: Dam
     it is.
     """
     shelf = Shelf(path, identity, layout, damage, writable=writable)
+    loaded = shelf.file.load()  # before the files are counted: a process that writes makes them larger, then adds rows
     try:
         shelf.segments.count()
     except FileNotFoundError:
@@ -65,7 +66,6 @@ def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: Dam
         damage.report(str(path), f"cannot be read ({error}); no block is read or stored")
         shelf.writable = False
         return shelf
-    loaded = shelf.file.load()
     if loaded.problem is not None and shelf.segments.sizes:
         damage.report(str(shelf.file.path), f"{loaded.problem}; looking for blocks in the data files")
     gone = _take_rows(shelf, loaded)
