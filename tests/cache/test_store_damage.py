@@ -113,6 +113,24 @@ def test_the_chain_before_a_lost_block_keeps_its_marks(
         assert list(stored_keys(store)) == CHAIN[:2]
 
 
+@pytest.mark.parametrize("mark", [BlockStore.touch, BlockStore.pin])
+def test_the_chain_before_a_lost_data_file_keeps_its_marks(
+    tmp_path: Path, mark: Callable[[BlockStore, bytes], bool]
+) -> None:
+    numbers = range(1, 9)  # three blocks a file
+    with open_store(tmp_path) as store:
+        put_chain(store, *numbers)
+        put_chain(store, 9)
+        assert mark(store, keys_of(*numbers)[-1])
+    (tmp_path / SHELF / "segment-000001.blocks").unlink()
+    for _ in range(2):  # from the second start on, the row says it
+        with open_store(tmp_path) as store:
+            assert set(stored_keys(store)) == {*keys_of(1, 2, 3), *keys_of(9)}
+    with open_store(tmp_path, blocks=3) as store:
+        store.flush()
+        assert list(stored_keys(store)) == keys_of(1, 2, 3)
+
+
 def damage_row(directory: Path, column: str, value: object) -> None:
     database = sqlite3.connect(directory / CATALOG)
     with database:

@@ -73,7 +73,7 @@ def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: Dam
     shelf.clock = max((entry.used for entry in shelf.catalog), default=0)
     lost = shelf.catalog.unreachable()
     for entry in lost:
-        shelf.catalog.remove(entry.record.key)
+        shelf.take_out(entry.record.key)
     if lost:
         _log.info("%s: %d blocks without the blocks before them are dropped", path, len(lost))
     if writable:
@@ -97,30 +97,33 @@ def _put_right(shelf: Shelf, loaded: LoadedCatalog, found: Sequence[Entry], gone
     if broken:
         shelf.file.recreate(shelf.catalog)
     elif found or gone:
-        shelf.file.write([entry for entry in found if entry.record.key in shelf.catalog], gone)
+        changed = shelf.changed.union(entry.record.key for entry in found)
+        shelf.file.write([entry for entry in shelf.catalog if entry.record.key in changed], gone)
+    shelf.changed.clear()
     shelf.segments.reclaim({entry.record.slot for entry in shelf.catalog})
 
 
 def _take_rows(shelf: Shelf, loaded: LoadedCatalog) -> list[int]:
     """Takes the rows whose records are on the disk into the catalog; returns the slots of those whose are not."""
-    gone = []
     for slot in loaded.damaged:
         shelf.damage.report(
             str(shelf.file.path), f"the row of slot {slot} is damaged; looking for its block in the data"
         )
-    missing: Counter[Path] = Counter()
+    whole = [entry for entry in loaded.entries if shelf.segments.is_whole(entry.record.slot)]
+    gone = [entry for entry in loaded.entries if not shelf.segments.is_whole(entry.record.slot)]
     slots: set[int] = set()
-    for entry in loaded.entries:
+    for entry in (*whole, *gone):
         record = entry.record
-        if not shelf.segments.is_whole(record.slot):
-            missing[shelf.segments.path(shelf.segments.where(record.slot)[0])] += 1
-            gone.append(record.slot)
-        elif record.slot not in slots and shelf.catalog.get(record.key) is None:
+        if record.slot not in slots and shelf.catalog.get(record.key) is None:
             shelf.catalog.add(entry)
             slots.add(record.slot)
+    for entry in gone:  # once all are there, so that their marks find the blocks before them
+        if shelf.catalog.get(entry.record.key) is entry:
+            shelf.take_out(entry.record.key)
+    missing = Counter(shelf.segments.path(shelf.segments.where(entry.record.slot)[0]) for entry in gone)
     for path, count in sorted(missing.items()):
         shelf.damage.report(str(path), f"missing or cut off; {count} blocks are lost")
-    return gone
+    return [entry.record.slot for entry in gone]
 
 
 def _search_headers(shelf: Shelf, *, complete: bool) -> list[Entry]:

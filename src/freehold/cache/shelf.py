@@ -81,11 +81,15 @@ class Shelf:
 
     def drop(self, key: bytes) -> None:
         """Takes a record out of the catalog; `bury` deletes it."""
+        self.doomed.append(self.take_out(key))
+
+    def take_out(self, key: bytes) -> Entry:
+        """Takes a record out of the catalog, and the block before it takes over its marks; the disk stays as it is."""
         entry = self.catalog.remove(key)
-        self.doomed.append(entry)
         self.changed.discard(key)
         if self.catalog.get(entry.record.parent) is not None:
-            self.changed.add(entry.record.parent)  # it took over the marks
+            self.changed.add(entry.record.parent)
+        return entry
 
     # The disk.
 
