@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from freehold.cache import record_layout, taken_bytes
 from freehold.core.errors import ConfigError, StoreLockedError
 from freehold.core.sampling import SamplingParams
 from support.engine_runs import logits_of_steps, run
@@ -119,6 +122,21 @@ def test_an_evicted_session_comes_back_from_the_disk(model, tmp_path, monkeypatc
     assert engine.cache.stats().computed_tokens - before <= 16 + 20
     engine.close()
     same_steps(seen, bits_alone(model, first, monkeypatch))
+
+
+def test_a_restart_leaves_the_store_its_size(m3, tmp_path, monkeypatch):
+    disk = 60 * record_layout(m3.lane_specs, 16, torch.float32).record_bytes
+    usage = SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    counts = []
+    for _ in range(3):
+        usage.free = disk - taken_bytes(tmp_path)
+        engine = tiny_engine(m3, store_dir=str(tmp_path))
+        engine.cache.pool.disk.store.flush()
+        counts.append(engine.cache.pool.disk.store.stats().num_blocks)
+        run(engine, (random_tokens(1000), GREEDY))
+        engine.close()
+    assert counts == [0, 30, 30]
 
 
 def test_another_model_finds_nothing(m3, tmp_path):

@@ -71,7 +71,8 @@ class EngineConfig:
     threads: kernel threads; None: all cores this process may use.
     impl: "native" (C++), "reference" (torch, slow, the oracle); "auto" picks native.
     store_dir: directory of the block store, where computed blocks outlive the process; None: no store.
-    store_bytes: most bytes of the store; None: half of what is free on its disk when the engine starts.
+    store_bytes: most bytes of the store; None: half of what is free on its disk, or taken by the store itself, when the
+        engine starts.
     ram_budget: most bytes of RAM for K and V of sparse layers; the rest is read from the store when attention
         chooses it. None: all of cache_tokens.
     expert_budget: most bytes of RAM for routed experts; they are written to a file of their own once, and read from it

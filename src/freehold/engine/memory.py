@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from freehold import kernels
-from freehold.cache import BlockPool, BlockStore, Identity, record_layout
+from freehold.cache import BlockPool, BlockStore, Identity, record_layout, taken_bytes
 from freehold.core.axes import ceil_div
 from freehold.core.blocks import LaneSpec, LayerLanes
 from freehold.core.config import EngineConfig
@@ -44,7 +44,8 @@ def make_pool(model: Model, config: EngineConfig, context_length: int, weights: 
         directory = Path(config.store_dir)
         limit = config.store_bytes
         if limit is None:
-            limit = max(_free_bytes(directory) // 2, layout.record_bytes)
+            # What is stored counts as free: else each start would halve the store.
+            limit = max((_free_bytes(directory) + taken_bytes(directory)) // 2, layout.record_bytes)
         store = BlockStore(directory, _identity(config, block_tokens, weights), layout, limit_bytes=limit)
     return BlockPool(
         model.lane_specs,
