@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 
 from freehold.cache.archive import chains_of, export_blocks, import_blocks, open_archive
 from freehold.cache.damage import DamageLog
+from freehold.cache.label import pack_label
+from freehold.cache.record import checksum
 from freehold.cache.survey import open_shelves
 from freehold.core.errors import StoreError, StoreLockedError
 from support.stored_blocks import (
     IDENTITY,
+    LAYOUT,
     OTHER_IDENTITY,
     RECORD_BYTES,
     keys_of,
@@ -133,6 +137,18 @@ def test_no_cut_or_longer_file_is_accepted(source: Path, tmp_path: Path, length:
 def test_a_file_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(struct.pack("<8sQQ", b"FHARCH01", 2**60, 2**60) + bytes(1000))
     with pytest.raises(StoreError, match="it is no archive"):
+        open_archive(tmp_path / "file")
+
+
+@pytest.mark.parametrize("change", [{"block_tokens": 10**15}, {"parts": [["a", 10**18]]}, {"block_tokens": 10**400}])
+def test_a_label_of_blocks_that_no_memory_holds_is_refused(tmp_path: Path, change: dict) -> None:
+    fields = {**json.loads(pack_label(IDENTITY, LAYOUT)), **change}
+    del fields["checksum"]
+    seal = checksum(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hex()
+    label = json.dumps({**fields, "checksum": seal}).encode()
+    content = struct.pack("<8sQQ", b"FHARCH01", len(label), 0) + label
+    (tmp_path / "file").write_bytes(content + checksum(content))
+    with pytest.raises(StoreError, match=r"4294967296 are the most\. Nothing was imported"):
         open_archive(tmp_path / "file")
 
 

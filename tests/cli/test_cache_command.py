@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from freehold.cache.catalog_file import CatalogFile
+from freehold.cache.identity import Identity
 from freehold.cache.segments import Segments
 from freehold.cli.main import main
 from freehold.cli.quantities import shown_size
@@ -89,6 +90,13 @@ def test_list_of_nothing_is_no_error(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert "No blocks are stored" in done.stderr
     assert run_json("list", "--dir", str(tmp_path / "none"))["identities"] == []
+
+
+def test_list_gives_the_terminal_nothing_to_obey(tmp_path: Path) -> None:
+    with open_store(tmp_path, identity=Identity(bytes(32), {"model": "\x1b]0;title\x07"})):
+        pass
+    done = CliRunner().invoke(main, ["cache", "list", "--dir", str(tmp_path)], color=True)
+    assert "model \\x1b]0;title\\x07\n" in done.stdout
 
 
 def test_list_and_verify_run_beside_a_server(blocks: Path) -> None:

@@ -13,6 +13,8 @@ PAGE_BYTES = 4096
 CHECKSUM_BYTES = 16
 _FIXED_HEADER_BYTES = 120
 _DEFAULT_SEGMENT_BYTES = 4 << 30
+MOST_RECORD_BYTES = 1 << 32
+"""Of a label that says more, nothing can be read: no block is so large, and there is no memory for one."""
 
 
 def page_aligned(nbytes: int) -> int:
@@ -36,7 +38,7 @@ class RecordLayout:
 
     block_tokens: token ids in a block. parts: (name, bytes) in the order in which they lie in the record.
     segment_bytes: size of a data file, rounded down to whole records; a file holds one record at least.
-    Raises ArgumentError if a name comes twice or a size is not positive.
+    Raises ArgumentError if a name comes twice, a size is not positive, or a record has more than MOST_RECORD_BYTES.
     """
 
     block_tokens: int
@@ -50,6 +52,8 @@ class RecordLayout:
         for name, nbytes in (("block_tokens", self.block_tokens), ("segment_bytes", self.segment_bytes), *self.parts):
             if nbytes < 1:
                 raise ArgumentError(f"{name} is {nbytes}; it must be at least 1")
+        if self.record_bytes > MOST_RECORD_BYTES:
+            raise ArgumentError(f"a record has {self.record_bytes} bytes; {MOST_RECORD_BYTES} are the most")
 
     @cached_property
     def header_bytes(self) -> int:

@@ -13,6 +13,7 @@ import click
 
 from freehold.cli.quantities import Duration, Size, shown_size
 from freehold.core.errors import StoreError
+from freehold.core.printable import printable
 
 if TYPE_CHECKING:
     from freehold.cache.survey import ShelfSurvey
@@ -61,7 +62,7 @@ def list_blocks(directory: Path | None, as_json: bool) -> None:
     if not found:
         click.echo(f"No blocks are stored in {place}.", err=True)
     for item in found:
-        words = ", ".join(f"{name} {value}" for name, value in item.description.items())
+        words = ", ".join(printable(f"{name} {value}") for name, value in item.description.items())
         click.echo(f"{item.identity}  {item.blocks} blocks  {shown_size(item.nbytes)}  {words}")
         for session in item.sessions:
             pinned = "  pinned" if session.pinned else ""
