@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+from freehold.core.errors import LostBlocksError
 from freehold.core.events import FinishEvent
 from freehold.core.provenance import TokenRange
 from freehold.core.sampling import SamplingParams
@@ -40,6 +43,22 @@ def test_each_token_names_the_blocks_that_scoring_the_text_reads():
             for layer, heads in reads.layers.items():
                 wanted = seen[layer][reads.position].tolist()
                 assert [list(blocks) for blocks in heads] == [[b for b in blocks if b >= 0] for blocks in wanted]
+
+
+def test_a_token_that_is_computed_again_is_noted_once(monkeypatch):
+    model = tiny_model("m3")
+    (expected,) = finish(tiny_engine(model), random_tokens(50), provenance=True)
+    engine = tiny_engine(model)
+    original, calls = engine.runner.run, itertools.count(1)
+
+    def meets_a_lost_block(*arguments):
+        if next(calls) % 3 == 0:
+            raise LostBlocksError(())
+        return original(*arguments)
+
+    monkeypatch.setattr(engine.runner, "run", meets_a_lost_block)
+    (event,) = finish(engine, random_tokens(50), provenance=True)
+    assert event.provenance == expected.provenance
 
 
 def test_ranges_sum_over_tokens_layers_and_heads():

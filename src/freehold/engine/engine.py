@@ -379,7 +379,10 @@ class ReadsObserver:
         self._requests = requests
         for request in requests.values():
             assert request.reads is not None
-            request.reads.append(BlockReads(len(request.tokens) - 1, {}))
+            position = len(request.tokens) - 1
+            if request.reads and request.reads[-1].position == position:  # of a step that met a lost block
+                request.reads.pop()
+            request.reads.append(BlockReads(position, {}))
 
     def __call__(self, layer: int, block_ids: torch.Tensor) -> None:
         for row, request in self._requests.items():
