@@ -11,7 +11,9 @@ import torch
 
 from freehold.cache import record_layout, taken_bytes
 from freehold.core.errors import ConfigError, StoreLockedError
+from freehold.core.events import FinishEvent
 from freehold.core.sampling import SamplingParams
+from freehold.engine import memory
 from support.engine_runs import logits_of_steps, run
 from support.tiny_engine import random_tokens, tiny_engine, tiny_model
 
@@ -87,6 +89,33 @@ def test_a_ram_budget_changes_no_bit(m3, tmp_path, kv_dtype):
     assert all(pager.num_read > 20 for pager in pagers)  # 3 sequences of 45 blocks each do not fit
     assert tight.cache.stats().computed_tokens - computed == 3 * 20
     tight.close()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "can_be_written"), [((600, 600), False), ((40,) * 90, True)], ids=["full disk", "many at once"]
+)
+def test_requests_that_do_not_fit_into_a_ram_budget_together_take_turns(m3, tmp_path, lengths, can_be_written):
+    (tmp_path / "file").write_text("")
+    directory = tmp_path / "store" if can_be_written else tmp_path / "file" / "store"
+    budget = 64 * 2 * 16 * 2 * 32 * 2 * 4
+    engine = tiny_engine(m3, store_dir=str(directory), ram_budget=budget, cache_tokens=8192, max_running=100)
+    requests = [(random_tokens(length, seed=s), GREEDY) for s, length in enumerate(lengths)]
+    assert run(engine, *requests) == run(tiny_engine(m3, max_running=100), *requests)
+    engine.close()
+
+
+def test_a_request_that_does_not_fit_into_a_ram_budget_ends_alone(m3, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "LEAST_FRAMES", 16)
+    (tmp_path / "file").write_text("")
+    budget = 16 * 2 * 16 * 2 * 32 * 2 * 4
+    engine = tiny_engine(m3, store_dir=str(tmp_path / "file" / "store"), ram_budget=budget, prefill_chunk=64)
+    long, short = (engine.submit(random_tokens(length), GREEDY) for length in (600, 50))
+    ends = {}
+    while engine.busy:
+        ends.update({e.request_id: e for e in engine.step() if isinstance(e, FinishEvent)})
+    assert ends[short].reason == "length"
+    assert "start with a larger ram_budget" in ends[long].error
+    engine.cache.check_integrity()
 
 
 def test_a_block_damaged_under_way_is_computed_again(m3, tmp_path, monkeypatch, caplog):

@@ -219,6 +219,10 @@ class Engine:
         except LostBlocksError as lost:
             self.cache.forget(lost.slots)  # the next step computes them again
             return events
+        except CapacityError as error:  # within a ram_budget, blocks that are not on the disk cannot leave the memory
+            if not self.scheduler.give_way():
+                events += [self._finish(work.request, "error", error=str(error)) for work in plan]
+            return events
         for work, rows in zip(plan, logits, strict=True):
             request = work.request
             if not np.isfinite(rows).all():

@@ -67,6 +67,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.num_prompt_tokens = 0
+        self._places = config.max_running
         self._served = Served()
         self._num_starts = self._num_shares = 0
 
@@ -86,6 +87,7 @@ class Scheduler:
             self.cache.close(request.sequence)
             request.sequence = None
             self.running.remove(request)
+            self._places = self.config.max_running
         else:
             self.waiting.remove(request)
         self.num_prompt_tokens -= request.prompt_len
@@ -108,6 +110,15 @@ class Scheduler:
         for work in plan:
             self._served.charge(work.request.client, work.length)
         return plan
+
+    def give_way(self) -> bool:
+        """The least important request gives up its room, and no other takes its place before one has ended: for a step
+        whose requests do not fit into memory together. False if there is only one."""
+        if len(self.running) < 2:
+            return False
+        self._pause(max(self.running, key=_importance))
+        self._places = len(self.running)
+        return True
 
     def observe(self, plan: list[Work], seconds: float) -> None:
         """Learns from a step that was computed."""
@@ -146,7 +157,7 @@ class Scheduler:
 
     def _next(self) -> Request | None:
         """The waiting request whose turn it is and that has room, or gets it from less important ones."""
-        if len(self.running) == self.config.max_running and not (
+        if len(self.running) >= self._places and not (
             min(r.priority for r in self.waiting) < max(r.priority for r in self.running)
         ):
             return None
@@ -170,7 +181,7 @@ class Scheduler:
         """Whether there is a place beside `running`, and room for the tokens that all of them have."""
         if not running:
             return True
-        if len(running) >= self.config.max_running:
+        if len(running) >= self._places:
             return False
         size = self.cache.block_tokens
         in_use: set[int] = set()
