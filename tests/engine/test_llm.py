@@ -38,6 +38,17 @@ def test_an_open_stream_survives_other_answers(llm):
     assert "".join([*first, *pieces]) == alone
 
 
+def test_a_stream_that_is_closed_ends_its_request_at_once(llm):
+    pieces = llm.generate("hello wide world", stream=True, **OPTIONS)
+    other = llm.generate("something else", stream=True, **OPTIONS)
+    next(pieces), next(other)
+    pieces.close()
+    with pytest.raises(RequestError, match="is answering a request"):
+        llm.logits([1, 2, 3])
+    other.close()
+    assert llm.logits([1, 2, 3]).shape[0] == 3
+
+
 def test_threads_get_their_own_answers(llm):
     prompts = ["one", "two", "three", "a longer prompt than those"]
     alone = [llm.generate(p, **OPTIONS).text for p in prompts]

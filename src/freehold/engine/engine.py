@@ -198,15 +198,14 @@ class Engine:
                 raise RequestError(f"{name} has token id {token!r}; the vocabulary has {size} tokens", field=name)
 
     def cancel(self, request_id: str) -> None:
-        """The request ends at the next step. Unknown or ended requests are ignored."""
+        """The request ends at the next step or `end_early`. Unknown or ended requests are ignored."""
         request = self._requests.get(request_id)
         if request is not None:
             request.cancelled = True
 
     def step(self) -> list[Event]:
         """Computes one batch and reports what happened; one call is one forward pass of the model."""
-        began = self._clock()
-        events: list[Event] = self._end_early(began)
+        events = self.end_early()
         self.cache.poll()
         self.sight.look(self.scheduler.running, max(self.scheduler.pace.decode_seconds, _LEAST_LOOK_SECONDS))
         plan = self.scheduler.plan()
@@ -236,8 +235,9 @@ class Engine:
         self.scheduler.observe(plan, self._clock() - began)
         return events
 
-    def _end_early(self, now: float) -> list[Event]:
-        """Ends requests that were cancelled, or that are late."""
+    def end_early(self) -> list[Event]:
+        """Ends requests that were cancelled, or that are late, and computes nothing. `step` begins with it."""
+        now = self._clock()
         late = f"the request was not done after {self.config.timeout_seconds} seconds, the limit here"
         ended: list[Event] = []
         for request in list(self.scheduler):

@@ -160,6 +160,7 @@ class LLM:
             with self._lock:
                 engine.cancel(request_id)  # does nothing if it has ended
                 del self._mail[request_id]
+                self._deliver(engine.end_early())
 
     def _next(self, engine: Engine, mine: deque[Event]) -> Event:
         """The next event of one request; steps the engine until there is one, and sorts what the steps bring."""
@@ -167,9 +168,12 @@ class LLM:
             with self._lock:
                 if mine:
                     return mine.popleft()
-                for event in engine.step():
-                    if event.request_id in self._mail:
-                        self._mail[event.request_id].append(event)
+                self._deliver(engine.step())
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.request_id in self._mail:
+                self._mail[event.request_id].append(event)
 
     @overload
     def generate(
