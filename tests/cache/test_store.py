@@ -61,6 +61,16 @@ def test_a_block_is_found_and_read_after_a_restart(tmp_path: Path) -> None:
         assert store.damage.events == ()
 
 
+@pytest.mark.parametrize("name", [b"a ?b#c%41\n", "\u00fc\u65e5\U0001f600".encode(), b"not \xff UTF-8"])
+def test_a_directory_may_have_any_name(tmp_path: Path, name: bytes) -> None:
+    directory = tmp_path / os.fsdecode(name)
+    with open_store(directory) as store:
+        (key,) = put_chain(store, 1)
+    with open_store(directory) as store:
+        assert read_block(store, key)
+        assert store.damage.events == ()
+
+
 def test_parts_may_come_and_go_in_several_buffers(tmp_path: Path) -> None:
     k, v = np.arange(600, dtype=np.float32), np.arange(650, dtype=np.float32)
     index, rest = np.arange(300, dtype=np.uint8), np.zeros((64, 64), np.uint8)

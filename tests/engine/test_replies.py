@@ -52,6 +52,13 @@ def test_reasoning_chooses_and_without_it_the_latest_comes(tmp_path: Path, resta
     replies.close()
 
 
+def test_a_directory_need_not_have_a_name_in_utf_8(tmp_path: Path) -> None:
+    for expected in (None, reply(1)):
+        with Replies("m", directory=tmp_path / os.fsdecode(b"\xff")) as replies:
+            assert replies.recall(KEY, None) == expected
+            replies.remember(KEY, reply(1), "")
+
+
 def test_another_model_finds_nothing(tmp_path: Path) -> None:
     with Replies("m", directory=tmp_path) as replies:
         replies.remember(KEY, reply(1), "")

@@ -88,7 +88,7 @@ class CatalogFile:
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode=rwc",
+            f"file:{quote(os.fsencode(self.path))}?mode=rwc",
             uri=True,
             timeout=10,
             isolation_level=None,
@@ -119,7 +119,11 @@ class CatalogFile:
     @staticmethod
     def _open_to_read(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10, isolation_level=None, check_same_thread=False
+            f"file:{quote(os.fsencode(path))}?mode=ro",
+            uri=True,
+            timeout=10,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             database.execute("PRAGMA mmap_size=0").fetchall()
