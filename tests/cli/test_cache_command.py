@@ -144,6 +144,18 @@ def test_verify_finds_every_wrong_checksum_and_changes_nothing(blocks: Path) -> 
         assert keys_of(7)[0].hex()[:16] in "".join(item["where"] for item in said["damage"])
 
 
+@pytest.mark.parametrize("name", ["identity.json", "identity.copy.json"])
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"{}"), Path.unlink], ids=["garbage", "missing"])
+def test_verify_finds_one_copy_of_a_label_that_is_not_whole(
+    blocks: Path, name: str, harm: Callable[[Path], object]
+) -> None:
+    path = blocks / f"v1-{IDENTITY.short}" / name
+    harm(path)
+    done = run("verify", "--json")
+    assert done.exit_code == 1
+    assert [item["where"] for item in json.loads(done.stdout.splitlines()[-1])["damage"]] == [str(path)]
+
+
 @pytest.mark.parametrize("name", ["catalog.sqlite", "segment-000000.blocks", "identity.json"])
 def test_verify_names_what_is_missing_or_damaged(blocks: Path, name: str) -> None:
     for path in (blocks / f"v1-{IDENTITY.short}").glob(name.replace(".json", "*.json")):

@@ -48,6 +48,17 @@ def unpack_label(text: bytes) -> tuple[Identity, RecordLayout]:
         raise ValueError(f"it is no label: {error}") from error
 
 
+def label_problems(directory: Path) -> dict[Path, str]:
+    """What is wrong with each copy of a directory's label that is not whole."""
+    problems = {}
+    for path in (directory / name for name in LABEL_NAMES):
+        try:
+            unpack_label(path.read_bytes())
+        except (OSError, ValueError) as error:
+            problems[path] = str(error)
+    return problems
+
+
 def read_label(directory: Path) -> tuple[Identity, RecordLayout]:
     """What the label in a directory says. Raises StoreError if neither copy can be read."""
     problems = []

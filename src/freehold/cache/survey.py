@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.cache.damage import DamageLog
-from freehold.cache.label import read_label
+from freehold.cache.label import label_problems, read_label
 from freehold.cache.recovery import open_shelf
 from freehold.cache.shelf import Shelf, shelf_paths
 from freehold.core.errors import StoreError
@@ -78,8 +78,10 @@ def survey(shelf: Shelf) -> ShelfSurvey:
 
 
 def verify(shelf: Shelf) -> None:
-    """Reads every record of a shelf again and checks everything that has a checksum; damage is reported, nothing is
+    """Reads every record and both labels of a shelf again and checks all that has a checksum; damage is reported, nothing is
     changed. What a running process evicts meanwhile is no damage."""
+    for path, found in label_problems(shelf.path).items():
+        shelf.damage.report(str(path), found)
     for found in shelf.file.problems():
         shelf.damage.report(str(shelf.file.path), found)
     buffer = memoryview(bytearray(shelf.layout.record_bytes))
