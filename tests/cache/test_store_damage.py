@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import random
+import resource
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from freehold.cache import recovery, shelves
+from freehold.cache.catalog_file import CatalogFile
 from freehold.cache.label import LABEL_NAMES
+from freehold.cache.segments import Segments
 from freehold.cache.shelf import shelf_path
 from freehold.cache.store import BlockStore
 from freehold.core.errors import DamagedBlockError, LostBlockError
@@ -330,6 +335,52 @@ def test_files_of_a_process_without_descriptors_left_are_no_damage(
                 store.read(store.find(CHAIN[0]), "0/kv", bytearray(5000))
         assert store.damage.events == ()
         assert read_block(store, CHAIN[0])
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(shelves, "read_label")],
+        [(CatalogFile, "load")],
+        [(Segments, "count")],
+        [(CatalogFile, "load"), (recovery, "_search_headers")],
+    ],
+    ids=["label", "catalog", "names", "data"],
+)
+def test_a_moment_without_descriptors_costs_another_identity_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: list[tuple[Any, str]]
+) -> None:
+    with open_store(tmp_path, identity=OTHER_IDENTITY) as store:
+        pinned = put_chain(store, 1, 2, 3)
+        store.pin(pinned[-1])
+    with open_store(tmp_path) as store:
+        put_chain(store, 9)
+    with open_store(tmp_path, blocks=6) as store:
+        with monkeypatch.context() as patch:
+            for owner, name in places:
+                patch.setattr(owner, name, without_descriptors(getattr(owner, name)))
+            for number in (10, 11, 12):  # too much: the other identity's blocks are looked at
+                put_chain(store, number)
+        assert "Too many open files" in said(store)
+        put_chain(store, 13)
+        assert read_block(store, keys_of(13)[0])
+    with open_store(tmp_path, identity=OTHER_IDENTITY, blocks=3) as store:
+        store.flush()
+        assert list(stored_keys(store)) == pinned
+
+
+def without_descriptors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called in a process that cannot open a file meanwhile."""
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            return function(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return called
 
 
 # Random damage.

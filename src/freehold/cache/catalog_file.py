@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from freehold.cache.catalog import Entry
+from freehold.cache.damage import is_our_limit
 from freehold.cache.layout import RecordLayout
 from freehold.cache.record import Record, checksum, pack_header, unpack_header
 
@@ -26,6 +27,7 @@ _SCHEMA = (
 _INSERT = "INSERT OR REPLACE INTO blocks (slot, header, used, pinned, seal) VALUES (?, ?, ?, ?, ?)"
 # What SQLite says where it may be able to write later: a full disk is also an "I/O error" of its shared memory.
 _NOT_NOW = ("disk is full", "disk I/O error", "is locked")
+_DESCRIPTORS = 4  # that SQLite needs: the file, its log, its shared memory, the directory
 # What reading a damaged database may raise.
 _BROKEN = (sqlite3.Error, ValueError, TypeError, OverflowError, OSError)
 
@@ -52,7 +54,8 @@ class CatalogFile:
         self._is_put_off = False  # could not be opened to be written; `write` tries it again
 
     def load(self) -> LoadedCatalog:
-        """Every row, as far as the file can be read. Raises nothing."""
+        """Every row, as far as the file can be read. Raises OSError if the process has no file descriptors or memory
+        left to read it."""
         loaded = LoadedCatalog()
         try:
             if not self.path.exists() or not self.path.stat().st_size:
@@ -68,10 +71,25 @@ class CatalogFile:
                 except (ValueError, TypeError, struct.error):
                     loaded.damaged.append(row[0])
         except _BROKEN as error:
+            self._raise_our_limit(error)
             loaded.problem = f"it cannot be read: {error}"
         if self._is_put_off:
             self.close()
         return loaded
+
+    def _raise_our_limit(self, error: Exception) -> None:
+        """SQLite says of every file that it cannot open only that; the system says why."""
+        if is_our_limit(error):
+            raise error
+        if not isinstance(error, sqlite3.OperationalError):
+            return
+        with contextlib.ExitStack() as opened:
+            try:
+                for _ in range(_DESCRIPTORS):
+                    opened.callback(os.close, os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as reason:
+                if is_our_limit(reason):
+                    raise
 
     def _connect_as_may_be(self) -> sqlite3.Connection:
         """To write, if it can be opened so. Where it cannot be now, for want of space or of a lock, there is nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -10,6 +11,13 @@ from dataclasses import dataclass
 
 _log = logging.getLogger("freehold.cache")
 _KEPT_EVENTS = 1000
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_our_limit(error: Exception) -> bool:
+    """Whether an error only says that the process has no file descriptors or memory left: nothing of what it was to
+    read."""
+    return isinstance(error, OSError) and error.errno in _OUR_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

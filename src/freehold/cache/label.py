@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from freehold.cache.damage import DamageLog
+from freehold.cache.damage import DamageLog, is_our_limit
 from freehold.cache.identity import Identity
 from freehold.cache.layout import RecordLayout
 from freehold.cache.record import checksum
@@ -60,12 +60,15 @@ def label_problems(directory: Path) -> dict[Path, str]:
 
 
 def read_label(directory: Path) -> tuple[Identity, RecordLayout]:
-    """What the label in a directory says. Raises StoreError if neither copy can be read."""
+    """What the label in a directory says. Raises StoreError if neither copy can be read, OSError if the process has no
+    file descriptors or memory left to read it."""
     problems = []
     for name in LABEL_NAMES:
         try:
             return unpack_label((directory / name).read_bytes())
         except (OSError, ValueError) as error:
+            if is_our_limit(error):
+                raise
             problems.append(f"{name}: {error}")
     raise StoreError(f"{directory} has no readable label ({'; '.join(problems)})")
 

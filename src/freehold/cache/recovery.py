@@ -13,7 +13,7 @@ from pathlib import Path
 
 from freehold.cache.catalog import Entry
 from freehold.cache.catalog_file import LoadedCatalog
-from freehold.cache.damage import DamageLog
+from freehold.cache.damage import DamageLog, is_our_limit
 from freehold.cache.identity import Identity
 from freehold.cache.label import read_label, write_label
 from freehold.cache.layout import RecordLayout
@@ -32,7 +32,7 @@ def open_own_shelf(
     Raises ArgumentError if the blocks there have another layout: the identity's digest has to cover it.
     """
     path = shelf_path(directory, identity)
-    with contextlib.suppress(StoreError):
+    with contextlib.suppress(StoreError, OSError):
         found, found_layout = read_label(path)
         if found != identity or found_layout != layout:
             raise ArgumentError(
@@ -47,42 +47,58 @@ def open_own_shelf(
         except OSError as error:
             damage.report(str(path), f"cannot be written ({error}); no block is stored")
             writable = False
-    return open_shelf(path, identity, layout, damage, writable=writable)
+    try:
+        return open_shelf(path, identity, layout, damage, writable=writable)
+    except OSError as error:
+        damage.report(str(path), f"cannot be read ({error}); no block is read or stored")
+        return Shelf(path, identity, layout, damage, writable=False)
 
 
 def open_shelf(path: Path, identity: Identity, layout: RecordLayout, damage: DamageLog, *, writable: bool) -> Shelf:
-    """The shelf at `path`, with every whole record that can be found. Damage is reported, never raised.
+    """The shelf at `path`, with every whole record that can be found. Damage is reported, never raised. Raises OSError
+    if the process has no file descriptors or memory left to look; then nothing has changed.
 
     writable: no other process writes, and what is found wrong is put right on the disk. Otherwise the disk stays as
     it is.
     """
     shelf = Shelf(path, identity, layout, damage, writable=writable)
+    try:
+        _read_in(shelf)
+    except BaseException:
+        shelf.close()
+        raise
+    return shelf
+
+
+def _read_in(shelf: Shelf) -> None:
+    """Fills the catalog with what is on the disk and, if the shelf is writable, puts right what is wrong there."""
     loaded = shelf.file.load()  # before the files are counted: a process that writes makes them larger, then adds rows
     try:
         shelf.segments.count()
     except FileNotFoundError:
-        return shelf
+        return
     except OSError as error:
-        damage.report(str(path), f"cannot be read ({error}); no block is read or stored")
+        if is_our_limit(error):
+            raise
+        shelf.damage.report(str(shelf.path), f"cannot be read ({error}); no block is read or stored")
         shelf.writable = False
-        return shelf
+        return
     if loaded.problem is not None and shelf.segments.sizes:
-        damage.report(str(shelf.file.path), f"{loaded.problem}; looking for blocks in the data files")
+        shelf.damage.report(str(shelf.file.path), f"{loaded.problem}; looking for blocks in the data files")
     gone = _take_rows(shelf, loaded)
-    found = _search_headers(shelf, complete=loaded.problem is None) if writable or loaded.problem else []
+    found = _search_headers(shelf, complete=loaded.problem is None) if shelf.writable or loaded.problem else []
     shelf.clock = max((entry.used for entry in shelf.catalog), default=0)
     lost = shelf.catalog.unreachable()
     for entry in lost:
         shelf.take_out(entry.record.key)
     if lost:
-        _log.info("%s: %d blocks without the blocks before them are dropped", path, len(lost))
-    if writable:
+        _log.info("%s: %d blocks without the blocks before them are dropped", shelf.path, len(lost))
+    if shelf.writable:
         try:
             _put_right(shelf, loaded, found, [*gone, *(entry.record.slot for entry in lost)])
         except (OSError, sqlite3.Error) as error:
-            damage.report(str(path), f"cannot be written ({error}); no block is stored")
+            shelf.damage.report(str(shelf.path), f"cannot be written ({error}); no block is stored")
             shelf.writable = False
-    return shelf
 
 
 def _put_right(shelf: Shelf, loaded: LoadedCatalog, found: Sequence[Entry], gone: Sequence[int]) -> None:
@@ -159,6 +175,8 @@ def _read_header(shelf: Shelf, slot: int, header: memoryview, *, quiet: bool) ->
             return None  # a free slot
         return unpack_header(bytes(header), slot, shelf.layout, shelf.stamp)
     except (OSError, EOFError, ValueError) as error:
+        if is_our_limit(error):
+            raise
         if not quiet:
             segment, offset = shelf.segments.where(slot)
             shelf.damage.report(f"{shelf.segments.path(segment)} at byte {offset}", f"{error}; its block is lost")

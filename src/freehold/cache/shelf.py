@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import sqlite3
 import threading
@@ -13,14 +12,13 @@ from pathlib import Path
 
 from freehold.cache.catalog import Catalog, Entry
 from freehold.cache.catalog_file import CatalogFile
-from freehold.cache.damage import DamageLog
+from freehold.cache.damage import DamageLog, is_our_limit
 from freehold.cache.identity import Identity
 from freehold.cache.label import FORMAT
 from freehold.cache.layout import PartPlace, RecordLayout
 from freehold.cache.record import Record, checksum, pack_header, stamp_of, unpack_header
 from freehold.cache.segments import Segments
 
-_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NAME = re.compile(rf"v{FORMAT}-[0-9a-f]{{16}}")
 
 
@@ -101,7 +99,7 @@ class Shelf:
         try:
             self.segments.read(record.slot, place.offset, views)
         except (OSError, EOFError) as error:
-            if getattr(error, "errno", None) in _OUR_LIMITS:
+            if is_our_limit(error):
                 raise
             return str(error)
         return None if checksum(*views) == record.checksum_of(place.index) else "the checksum is wrong"

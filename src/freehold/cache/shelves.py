@@ -38,19 +38,24 @@ class Shelves:
 
     def load(self, *, remove_unreadable: bool = True) -> None:
         """Opens them all, once. A shelf without a readable label cannot be evicted block by block: it is removed
-        whole, or left alone."""
+        whole, or left alone. Raises OSError if the process has no file descriptors or memory left; then none is open.
+        """
         if self._shelves is not None:
             return
-        self._shelves = {}
-        for path in self._paths:
-            try:
-                identity, layout = read_label(path)
-            except StoreError as error:
-                self._damage.report(str(path), f"{error}; {'removed' if remove_unreadable else 'left alone'}")
-                if remove_unreadable:
-                    shutil.rmtree(path, ignore_errors=True)
-            else:
-                self._shelves[path] = open_shelf(path, identity, layout, self._damage, writable=True)
+        shelves: dict[Path, Shelf] = {}
+        with contextlib.ExitStack() as opened:
+            for path in self._paths:
+                try:
+                    identity, layout = read_label(path)
+                except StoreError as error:
+                    self._damage.report(str(path), f"{error}; {'removed' if remove_unreadable else 'left alone'}")
+                    if remove_unreadable:
+                        shutil.rmtree(path, ignore_errors=True)
+                else:
+                    shelves[path] = open_shelf(path, identity, layout, self._damage, writable=True)
+                    opened.callback(shelves[path].close)
+            opened.pop_all()
+        self._shelves = shelves
 
     def bury(self) -> None:
         """Deletes what was dropped from the shelves, and shelves without blocks. Raises sqlite3.Error or OSError."""

@@ -44,10 +44,9 @@ def open_shelves(directory: Path, damage: DamageLog) -> Iterator[list[Shelf]]:
         for path in shelf_paths(directory):
             try:
                 identity, layout = read_label(path)
-            except StoreError as error:
-                damage.report(str(path), str(error))
-            else:
                 shelves.append(open_shelf(path, identity, layout, damage, writable=False))
+            except (StoreError, OSError) as error:
+                damage.report(str(path), str(error))
         yield shelves
     finally:
         for shelf in shelves:
@@ -78,8 +77,8 @@ def survey(shelf: Shelf) -> ShelfSurvey:
 
 
 def verify(shelf: Shelf) -> None:
-    """Reads every record and both labels of a shelf again and checks all that has a checksum; damage is reported, nothing is
-    changed. What a running process evicts meanwhile is no damage."""
+    """Reads every record and both labels of a shelf again and checks all that has a checksum; damage is reported,
+    nothing is changed. What a running process evicts meanwhile is no damage."""
     for path, found in label_problems(shelf.path).items():
         shelf.damage.report(str(path), found)
     for found in shelf.file.problems():
