@@ -190,5 +190,7 @@ def test_a_budget_needs_a_store_and_sparse_layers(m3, tmp_path):
         tiny_engine(m3, ram_budget=1 << 30)
     with pytest.raises(ConfigError, match="at least"):
         tiny_engine(m3, ram_budget=1 << 10, store_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"at least .* \(128 blocks\), or a smaller prefill_chunk"):
+        tiny_engine(m3, ram_budget=127 * 2 * 16 * 2 * 32 * 2 * 4, store_dir=str(tmp_path), prefill_chunk=1024)
     with pytest.raises(ConfigError, match="sparse"):
         tiny_engine(tiny_model("llama"), ram_budget=1 << 30, store_dir=str(tmp_path))

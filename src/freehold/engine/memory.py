@@ -87,7 +87,8 @@ def _resident_bytes(spec: LaneSpec, block_tokens: int, dtype: torch.dtype, *, pa
 
 
 def _frames(specs: Sequence[LaneSpec], block_tokens: int, dtype: torch.dtype, config: EngineConfig) -> int:
-    """Frames of each sparse layer within the RAM budget."""
+    """Frames of each sparse layer within the RAM budget. Half of them are for what is read beside a step's own tokens,
+    whose blocks cannot leave before they are on the disk."""
     assert config.ram_budget is not None
     sparse = [spec for spec in specs if spec.index_dim is not None]
     if not sparse:
@@ -97,10 +98,12 @@ def _frames(specs: Sequence[LaneSpec], block_tokens: int, dtype: torch.dtype, co
         for spec in sparse
     )
     frames = config.ram_budget // frame
-    if frames < LEAST_FRAMES:
+    step = 2 * ceil_div(config.prefill_chunk, block_tokens)
+    least = max(LEAST_FRAMES, step)
+    if frames < least:
         raise ConfigError(
             f"ram_budget is {config.ram_budget}, which holds {frames} blocks of K and V; give at least "
-            f"{LEAST_FRAMES * frame} bytes ({LEAST_FRAMES} blocks)"
+            f"{least * frame} bytes ({least} blocks)" + (", or a smaller prefill_chunk" if step > LEAST_FRAMES else "")
         )
     return frames
 
