@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from freehold.cache import record_layout, taken_bytes
-from freehold.core.errors import ConfigError, StoreLockedError
+from freehold.core.errors import CapacityError, ConfigError, ContextLengthError, StoreLockedError
 from freehold.core.events import FinishEvent
 from freehold.core.sampling import SamplingParams
 from freehold.engine import memory
@@ -116,6 +116,23 @@ def test_a_request_that_does_not_fit_into_a_ram_budget_ends_alone(m3, tmp_path, 
     assert ends[short].reason == "length"
     assert "start with a larger ram_budget" in ends[long].error
     engine.cache.check_integrity()
+
+
+def test_what_has_to_stay_in_ram_is_refused_if_it_exceeds_the_budget(m3, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "LEAST_FRAMES", 16)
+    budget = 16 * 2 * 16 * 2 * 32 * 2 * 4
+    engine = tiny_engine(m3, store_dir=str(tmp_path), ram_budget=budget, cache_tokens=1024, prefill_chunk=64)
+    engine.check(random_tokens(300), GREEDY)
+    with pytest.raises(CapacityError, match=r"needs 257 tokens .* stay in RAM, which holds 256"):
+        engine.check(random_tokens(256), SamplingParams(max_tokens=1, prompt_logprobs=0))
+    with pytest.raises(ContextLengthError, match="the cache holds 256 tokens in RAM"):
+        engine.score(random_tokens(257))
+    engine.submit(random_tokens(240), SamplingParams(ignore_eos=True, prompt_logprobs=0))
+    ends = []
+    while engine.busy:
+        ends += [e for e in engine.step() if isinstance(e, FinishEvent)]
+    assert [(end.reason, end.usage.completion_tokens) for end in ends] == [("length", 16)]
+    engine.close()
 
 
 def test_a_block_damaged_under_way_is_computed_again(m3, tmp_path, monkeypatch, caplog):

@@ -67,6 +67,11 @@ class BlockCache:
         """Most tokens that one sequence can have."""
         return self.pool.num_slots * self.block_tokens
 
+    @property
+    def unshared_capacity_tokens(self) -> int:
+        """Most tokens of a sequence without `share`: what is never stored cannot leave the memory."""
+        return self.pool.num_frames * self.block_tokens
+
     def open(self, tokens: Items[int], *, share: bool = True) -> Sequence:
         """A sequence for `tokens`, with everything that is already computed.
 

@@ -34,6 +34,7 @@ class BlockPool:
             raise ArgumentError(f"num_slots is {num_slots}; a cache needs at least one block")
         assert store is not None or num_frames is None, "blocks without a frame need a store"
         self.num_slots = num_slots
+        self.num_frames = num_slots if num_frames is None else num_frames
         self.block_tokens = block_tokens
         lanes = [
             LayerLanes.allocate(

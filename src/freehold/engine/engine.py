@@ -111,7 +111,7 @@ class Engine:
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use; choose another", field="request_id")
-        limit = min(self.context_length, self.cache.capacity_tokens)
+        limit = min(self.context_length, self._capacity(params))
         total = limit if params.max_tokens is None else min(limit, len(prompt) + params.max_tokens)
         now, most = self._clock(), self.config.timeout_seconds
         request = Request(
@@ -163,15 +163,31 @@ class Engine:
                 field="prompt",
             )
         needed = min(self.context_length, len(prompt) + wanted)
-        if needed > self.cache.capacity_tokens:
-            raise CapacityError(
-                f"the request needs {needed} tokens of cache (prompt {len(prompt)}); the cache holds "
-                f"{self.cache.capacity_tokens}. Lower max_tokens, or start with a larger cache_tokens",
-                field="max_tokens",
-            )
+        self._check_capacity(len(prompt), needed, params)
         self._check_room(len(prompt), coming)
         if params.grammar is not None:
             self.grammars.check(params.grammar)
+
+    def _check_capacity(self, prompt_len: int, needed: int, params: SamplingParams) -> None:
+        """Whether a whole request fits into the cache."""
+        if needed > self.cache.capacity_tokens:
+            raise CapacityError(
+                f"the request needs {needed} tokens of cache (prompt {prompt_len}); the cache holds "
+                f"{self.cache.capacity_tokens}. Lower max_tokens, or start with a larger cache_tokens",
+                field="max_tokens",
+            )
+        if needed > self._capacity(params):
+            raise CapacityError(
+                f"the request needs {needed} tokens of cache (prompt {prompt_len}); with prompt_logprobs all of them "
+                f"stay in RAM, which holds {self._capacity(params)}. Leave prompt_logprobs out, or start with a larger "
+                "ram_budget",
+                field="prompt_logprobs",
+            )
+
+    def _capacity(self, params: SamplingParams) -> int:
+        """Most tokens of one request in the cache. Those of a prompt that is not shared are never on the disk."""
+        shared = params.prompt_logprobs is None
+        return self.cache.capacity_tokens if shared else self.cache.unshared_capacity_tokens
 
     def _check_room(self, prompt_len: int, coming: Sequence[int]) -> None:
         """Whether the queue takes another request."""
@@ -355,10 +371,10 @@ class Engine:
             raise RequestError("the engine is answering a request; score a text before or after it")
         self._check_ids("token_ids", token_ids)
         self.sight.check(token_ids, visuals)
-        if len(token_ids) > min(self.context_length, self.cache.capacity_tokens):
+        if len(token_ids) > min(self.context_length, self.cache.unshared_capacity_tokens):
             raise ContextLengthError(
                 f"{len(token_ids)} tokens; the context is {self.context_length} and the cache holds "
-                f"{self.cache.capacity_tokens} tokens"
+                f"{self.cache.unshared_capacity_tokens} tokens in RAM"
             )
         sequence = self.cache.open(token_ids, share=False)
         pieces = []
