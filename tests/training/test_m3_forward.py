@@ -12,6 +12,7 @@ import torch
 import freehold
 from freehold.training import m3_forward
 from freehold.training.bytes_tokenizer import write_bytes_tokenizer
+from freehold.training.looking import NO_SOURCE, looking_loss
 from freehold.training.m3_forward import NO_TARGET, Batch, M3Forward
 from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
 from freehold.training.pretrain import PretrainSettings, Trainer, write_model
@@ -134,6 +135,44 @@ def test_exits_are_the_losses_of_models_that_end_earlier() -> None:
     assert float(whole.exits) == pytest.approx(sum(float(one.language) for one in shorter[:-1]), rel=1e-5)
     assert float(whole.language) == pytest.approx(float(shorter[-1].language), rel=1e-6)
     assert float(shorter[-1].exits) == 0.0
+
+
+def test_looking_elsewhere_costs_the_logarithm_of_the_probability_there() -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k = torch.randn(9, 4, 8, generator=generator), torch.randn(9, 2, 8, generator=generator)
+    sources, documents = torch.full((9,), NO_SOURCE), ((0, 5), (5, 9))
+    sources[[2, 4, 8]] = torch.tensor([2, 1, 5])
+    found = []
+    for place, begin in ((2, 0), (4, 0), (8, 5)):
+        heads = [
+            torch.softmax(k[begin : place + 1, h // 2] @ q[place, h] * 8**-0.5, dim=0)[sources[place] - begin]
+            for h in range(4)
+        ]
+        found.append(-torch.stack(heads).mean().log())
+    loss = looking_loss(q, k, sources, documents)
+    assert float(loss) == pytest.approx(float(torch.stack(found).mean()), rel=1e-5)
+    assert float(looking_loss(q, k, torch.full((9,), NO_SOURCE), documents)) == 0.0
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_looking_teaches_queries_and_keys_of_a_layer_and_what_is_before_them(layer: int) -> None:
+    weights = {name: w.requires_grad_(not is_bias(name)) for name, w in lively().items()}
+    sources = torch.full((2, 150), NO_SOURCE)
+    sources[layer // 2, 100] = 20
+    given = replace(batch(tokens(150)), sources=sources)
+    assert float(M3Forward(CONFIG).losses(weights, given, sparse=True).looking) == 0.0  # it was not asked for
+    losses = M3Forward(CONFIG).losses(weights, given, sparse=True, looking=True)
+    losses.looking.backward()  # type: ignore[no-untyped-call]
+    moved = {n for n, w in weights.items() if w.grad is not None and bool((w.grad != 0).any())}
+    assert {n for n in moved if n >= f"model.layers.{layer}."} - {"model.norm.weight"} == {
+        f"model.layers.{layer}.input_layernorm.weight",
+        *(f"model.layers.{layer}.self_attn.{x}_{kind}.weight" for x in "qk" for kind in ("proj", "norm")),
+    }
+    assert "model.embed_tokens.weight" in moved
+    assert ("model.layers.0.self_attn.v_proj.weight" in moved) == (layer == 2)
+    assert not any(is_index(name) for name in moved)
+    plain = M3Forward(CONFIG).losses(weights, given, sparse=True)
+    assert float(plain.language) == float(losses.language)
 
 
 @pytest.mark.parametrize("sparse", [True, False])

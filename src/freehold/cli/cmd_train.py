@@ -34,13 +34,14 @@ import click
     "--row-tokens", type=click.IntRange(min=32), help="Tokens of a row. Left out: 1024, with --retrieval 512."
 )
 @click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of a step.")
-@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Updates of the weights.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Updates of the weights. Left out: 1000, with --retrieval 2400."
+)
 @click.option(
     "--dense-steps",
     type=click.IntRange(min=0),
-    default=200,
-    show_default=True,
-    help="Steps of the warm-up: attention reads everything, and the index branches learn from all of it.",
+    help="Steps of the warm-up: attention reads everything, and the index branches learn from all of it. Left out: "
+    "200, with --retrieval three quarters of the steps.",
 )
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="At its highest.")
 @click.option("--index-rate", type=float, default=3e-3, show_default=True, help="The same, of the index branches.")
@@ -48,6 +49,11 @@ import click
     "--exit-weight",
     type=float,
     help="Of the loss that each earlier layer would have as the last one. Left out: 0, with --retrieval 0.5.",
+)
+@click.option(
+    "--looking-weight",
+    type=float,
+    help="Of the loss for looking elsewhere than where the answer stands. Left out: 0, with --retrieval 1.",
 )
 @click.option("--save-every", type=click.IntRange(min=1), default=50, show_default=True, help="Steps between savings.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the first weights and the rows.")

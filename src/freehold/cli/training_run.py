@@ -39,16 +39,10 @@ class TrainingRun:
 
     def run(self) -> Progress | None:
         """Trains and writes the model; the last step, or None in a process that does not write."""
-        o = self.options
         with _processes():
             config = self._config()
             rows, origin = self._rows(config)
-            exits = o["exit_weight"]
-            settings = PretrainSettings(
-                exit_weight=(0.5 if o["retrieval"] else 0.0) if exits is None else exits,
-                steps=o["steps"], rows=o["rows"], dense_steps=o["dense_steps"], learning_rate=o["learning_rate"],
-                index_rate=o["index_rate"], save_every=o["save_every"], seed=o["seed"],
-            )  # fmt: skip
+            settings = self._settings()
             trainer = Trainer(config, rows, settings, self.work)
             if trainer.rank:
                 trainer.run()
@@ -58,6 +52,18 @@ class TrainingRun:
             write_model(trainer, self.out, {"texts": origin, "rows": rows.name, "settings": asdict(settings)})
             self._write_tokenizer()
             return self._last()
+
+    def _settings(self) -> PretrainSettings:
+        o = self.options
+        steps = o["steps"] or (2400 if o["retrieval"] else 1000)
+        usual: dict[str, Any] = {"dense_steps": 200, "exit_weight": 0.0, "looking_weight": 0.0}
+        if o["retrieval"]:
+            usual = {"dense_steps": steps * 3 // 4, "exit_weight": 0.5, "looking_weight": 1.0}
+        chosen = {name: value if o[name] is None else o[name] for name, value in usual.items()}
+        return PretrainSettings(
+            steps=steps, rows=o["rows"], learning_rate=o["learning_rate"], index_rate=o["index_rate"],
+            save_every=o["save_every"], seed=o["seed"], **chosen,
+        )  # fmt: skip
 
     def _last(self) -> Progress:
         last = (self.work / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1]

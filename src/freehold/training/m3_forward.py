@@ -15,6 +15,7 @@ from freehold.kernels import Gate
 from freehold.model.compute import Network, ReferenceCompute
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.rope import make_rope
+from freehold.training.looking import looking_loss
 from freehold.training.m3_weights import Weights
 from freehold.training.short_documents import MOST_TOKENS, attend_together, index_kl_together
 
@@ -24,22 +25,37 @@ NO_TARGET = -1
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Documents one after another. token_ids, targets int64 (tokens,): what comes next, or NO_TARGET where nothing is
-    to be learnt. documents: (begin, end) of each, ascending; none sees another."""
+    to be learnt. documents: (begin, end) of each, ascending; none sees another. sources int64 (2, tokens): where each
+    should look in the first layer, and in the last, as `looking_loss` takes it; None if that is not known."""
 
     token_ids: Tensor
     targets: Tensor
     documents: tuple[tuple[int, int], ...]
+    sources: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """language: mean negative log-likelihood of the targets, in nats. exits: the same if the model ended after an
-    earlier layer, the sum over these; 0 if it was not asked for. index: KL(attention || index), the mean over
+    earlier layer, the sum over these; 0 if it was not asked for. looking: `looking_loss` of the first layer and the
+    last, their sum; 0 if it was not asked for, or no source is known. index: KL(attention || index), the mean over
     queries and groups, summed over sparse layers. loads: tokens that each expert got, (num_experts,) for each layer
     that has some, by its number."""
 
     language: Tensor
     exits: Tensor
+    looking: Tensor
+    index: Tensor
+    loads: dict[int, Tensor]
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass gives. exits: what the head reads after each layer (tokens, hidden_size). attention: queries and
+    keys of each layer, (tokens, heads, dim). The rest: see `Losses`."""
+
+    exits: list[Tensor]
+    attention: list[tuple[Tensor, Tensor]]
     index: Tensor
     loads: dict[int, Tensor]
 
@@ -68,39 +84,46 @@ class M3Forward:
         self._rope = make_rope(config.rotary_dim, config.rope_theta, None, config.context_length)
         self._gate = Gate(clamped=True, alpha=config.swiglu_alpha, limit=config.swiglu_limit)
 
-    def losses(self, weights: Weights, batch: Batch, *, sparse: bool, exits: bool = False) -> Losses:
+    def losses(
+        self, weights: Weights, batch: Batch, *, sparse: bool, exits: bool = False, looking: bool = False
+    ) -> Losses:
         """What training minimises, and how the experts were used."""
-        hidden, index, loads = self._layers(weights, batch, sparse)
-        learnt = batch.targets != NO_TARGET
-        read = hidden if exits else hidden[-1:]
+        done = self._layers(weights, batch, sparse)
+        learnt, zero = batch.targets != NO_TARGET, done.index.new_zeros(())
+        read = done.exits if exits else done.exits[-1:]
         each = [F.cross_entropy(self._logits(weights, h[learnt]), batch.targets[learnt]) for h in read]
-        return Losses(each[-1], sum(each[:-1], index.new_zeros(())), index, loads)
+        looks = zero
+        if looking and batch.sources is not None:
+            for sources, layer in zip(batch.sources, (0, -1), strict=True):
+                looks = looks + looking_loss(*done.attention[layer], sources, batch.documents)
+        return Losses(each[-1], sum(each[:-1], zero), looks, done.index, done.loads)
 
     def logits(self, weights: Weights, batch: Batch, *, sparse: bool) -> Tensor:
         """(tokens, vocab_size)."""
-        return self._logits(weights, self._layers(weights, batch, sparse)[0][-1])
+        return self._logits(weights, self._layers(weights, batch, sparse).exits[-1])
 
-    def _layers(self, w: Weights, batch: Batch, sparse: bool) -> tuple[list[Tensor], Tensor, dict[int, Tensor]]:
-        """What the head reads after each layer (tokens, hidden_size), the index loss, the loads."""
+    def _layers(self, w: Weights, batch: Batch, sparse: bool) -> _Pass:
         c = self.config
-        exits = []
         h = F.embedding(batch.token_ids, w["model.embed_tokens.weight"])
         positions = torch.cat([torch.arange(end - begin) for begin, end in batch.documents])
         cos, sin = self._compute.rope_table(positions, self._rope.inv_freq, self._rope.scale)
-        total, loads = h.new_zeros(()), {}
+        done = _Pass([], [], h.new_zeros(()), {})
         for i in range(c.num_layers):
             root = f"model.layers.{i}."
             x = self._norm(h, w[f"{root}input_layernorm.weight"])
-            attended, loss = self._attention(w, f"{root}self_attn.", i, x, cos, sin, batch.documents, sparse)
-            h, total = h + attended, total + loss
+            attended, queries_keys, loss = self._attention(
+                w, f"{root}self_attn.", i, x, cos, sin, batch.documents, sparse
+            )
+            done.attention.append(queries_keys)
+            h, done.index = h + attended, done.index + loss
             x = self._norm(h, w[f"{root}post_attention_layernorm.weight"])
             if c.moe[i]:
-                out, loads[i] = self._experts(w, f"{root}block_sparse_moe.", x)
+                out, done.loads[i] = self._experts(w, f"{root}block_sparse_moe.", x)
             else:
                 out = self._compute.gated_mlp(x, [_network(w, f"{root}mlp.")], self._gate)
             h = h + out
-            exits.append(self._norm(h, w["model.norm.weight"]))
-        return exits, total, loads
+            done.exits.append(self._norm(h, w["model.norm.weight"]))
+        return done
 
     def _logits(self, w: Weights, hidden: Tensor) -> Tensor:
         tied = self.config.tie_embeddings
@@ -124,8 +147,8 @@ class M3Forward:
         sin: Tensor,
         documents: Sequence[tuple[int, int]],
         sparse: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """x (tokens, hidden_size) -> the same, and the index branch's loss (0 for a dense layer)."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """x (tokens, hidden_size) -> the same; queries and keys; the index branch's loss (0 for a dense layer)."""
         c = self.config
         q = self._heads(w, root, "q", x, c.num_q_heads, cos, sin)
         k = self._heads(w, root, "k", x, c.num_kv_heads, cos, sin)
@@ -145,7 +168,7 @@ class M3Forward:
                 order.append(some.flatten())
                 loss = loss + one * (some.numel() / len(x))
         out = torch.cat(pieces)[torch.cat(order).argsort()]
-        return F.linear(out, w[f"{root}o_proj.weight"]), loss
+        return F.linear(out, w[f"{root}o_proj.weight"]), (q, k), loss
 
     def _alone(self, sparse: bool) -> Callable[..., tuple[Tensor, Tensor]]:
         """Takes one document as `_together` takes several."""

@@ -35,7 +35,8 @@ class PretrainSettings:
     """rows: of a step, over all processes. dense_steps: of the warm-up, in which attention is dense. index_rate: the
     learning rate of index branches; both go up over `warmup_steps` and down along a cosine. index_weight: of the
     branches' loss. exit_weight: of the loss that every layer but the last would have as the last one: earlier
-    layers then learn what they can do alone, which a task of several steps may need. balance_rate: by how much a step
+    layers then learn what they can do alone, which a task of several steps may need. looking_weight: of
+    the loss of the first and the last layer for not looking where the rows say. balance_rate: by how much a step
     moves the bias of an expert that got too much or too little. clip: the largest norm of the gradient. save_every:
     steps after which the state is kept."""
 
@@ -48,6 +49,7 @@ class PretrainSettings:
     weight_decay: float = 0.1
     index_weight: float = 1.0
     exit_weight: float = 0.0
+    looking_weight: float = 0.0
     balance_rate: float = 1e-3
     clip: float = 1.0
     save_every: int = 50
@@ -60,7 +62,7 @@ class PretrainSettings:
         for name in ("learning_rate", "index_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be a positive number")
-        for name in ("dense_steps", "weight_decay", "index_weight", "exit_weight", "balance_rate"):
+        for name in ("dense_steps", "weight_decay", "index_weight", "exit_weight", "looking_weight", "balance_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
 
@@ -75,6 +77,7 @@ class Progress:
 
     step: int
     language: float
+    looking: float
     index: float
     gradient: float
     imbalance: float
@@ -180,11 +183,19 @@ class Trainer:
         s = self.settings
         first = self.step * s.rows
         batch = batch_of([self.rows.row(first + i) for i in range(self.rank, s.rows, self.world)])
-        losses = self.forward.losses(self.weights, batch, sparse=self.step >= s.dense_steps, exits=s.exit_weight > 0)
+        losses = self.forward.losses(
+            self.weights, batch, sparse=self.step >= s.dense_steps, exits=s.exit_weight > 0,
+            looking=s.looking_weight > 0,
+        )  # fmt: skip
         self._optimizer.zero_grad()
-        whole = losses.language + s.exit_weight * losses.exits + s.index_weight * losses.index
+        whole = (
+            losses.language
+            + s.exit_weight * losses.exits
+            + s.looking_weight * losses.looking
+            + s.index_weight * losses.index
+        )
         whole.backward()  # type: ignore[no-untyped-call]
-        language, index = self._share(losses)
+        language, looking, index = self._share(losses)
         learnt = [self.weights[name] for name in self._learnt]
         norm = float(torch.nn.utils.clip_grad_norm_([w for w in learnt if w.grad is not None], s.clip))
         for group in self._optimizer.param_groups:
@@ -192,14 +203,14 @@ class Trainer:
         self._optimizer.step()
         imbalance = self._balance(losses.loads)
         self.step += 1
-        return Progress(self.step, language, index, norm, imbalance)
+        return Progress(self.step, language, looking, index, norm, imbalance)
 
-    def _share(self, losses: Losses) -> tuple[float, float]:
-        """Every process has the mean of all gradients, and the sums of all loads; the means of both losses."""
+    def _share(self, losses: Losses) -> tuple[float, float, float]:
+        """Every process has the mean of all gradients, and the sums of all loads; the means of the losses."""
         for name in self._learnt:  # experts without a token have no gradient: AdamW still needs one to have a state
             w = self.weights[name]
             w.grad = torch.zeros_like(w) if w.grad is None else w.grad
-        figures = torch.tensor([float(losses.language.detach()), float(losses.index.detach())], dtype=torch.float64)
+        figures = torch.stack([losses.language, losses.looking, losses.index]).detach().double()
         if self.world > 1:
             whole = torch.cat([self._grad(name).flatten() for name in self._learnt])
             dist.all_reduce(whole)
@@ -210,7 +221,7 @@ class Trainer:
                 dist.all_reduce(load)
             dist.all_reduce(figures)
             figures /= self.world
-        return float(figures[0]), float(figures[1])
+        return float(figures[0]), float(figures[1]), float(figures[2])
 
     def _grad(self, name: str) -> torch.Tensor:
         grad = self.weights[name].grad

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from freehold.core.errors import ArgumentError
+from freehold.training.looking import NO_SOURCE
 from freehold.training.m3_forward import NO_TARGET
 from freehold.training.rows import Row
 
 SHORTEST = 32
 """Tokens of the shortest texts."""
-_TOKENS_A_FACT = 7
-_LONGER = 1500
+_TOKENS_A_FACT, _TOKENS_A_QUESTION = 6, 8
+"""Of the texts with the most facts; of every text."""
+_LONGER = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,15 @@ class RetrievalWords:
 
 
 class RetrievalRows:
-    """Rows of texts: facts in noise, then questions about them. Learnt are the answers, and at the value of each fact
-    whose value it is: the token before. To say that makes an early layer carry the name to the value, where a
-    question can find it.
+    """Rows of texts: facts in noise, then questions about them. Learnt are the answers, which no text has, and at the
+    value of each fact whose value it is: the token before. To say that makes an early layer carry the name to where a
+    question can find it. Where to look is told too: in the first layer from a value to its name, in the last from a
+    question to the value.
 
     The texts of a row are as long as the row, or a half, a quarter, and so on, down to `SHORTEST` tokens. The first
     rows have the shortest alone, and every `_LONGER` rows texts may be twice as long: what is learnt in short ones is
-    soon found in long ones, and long ones alone teach nothing for thousands of steps. A text of n tokens has n // 7
-    facts, and as many questions; any may come again, or what was not asked yet would be a hint.
+    soon found in long ones. A text of n tokens has n // 8 questions, and 2 to n // 6 facts, so that noise is from a
+    fourth of it to nearly all. Any fact may be asked for again.
     """
 
     def __init__(self, words: RetrievalWords, length: int, *, seed: int) -> None:
@@ -88,29 +90,29 @@ class RetrievalRows:
         longest = min(number // _LONGER, len(self._parts) - 1)
         parts = rng.choice(self._parts[len(self._parts) - 1 - longest :])
         starts = [self.length * i // parts for i in range(parts)]
-        texts = [self._text(rng, end - begin) for begin, end in pairwise([*starts, self.length])]
-        return Row(torch.cat([ids for ids, _ in texts]), torch.cat([targets for _, targets in texts]), tuple(starts))
+        texts = [self._text(rng, begin, end - begin) for begin, end in pairwise([*starts, self.length])]
+        ids, targets, first, last = (torch.tensor([x for text in texts for x in text[i]]) for i in range(4))
+        return Row(ids, targets, tuple(starts), torch.stack([first, last]))
 
-    def _text(self, rng: random.Random, length: int) -> tuple[Tensor, Tensor]:
-        """Tokens, and what is to be learnt at each."""
-        words, count = self.words, length // _TOKENS_A_FACT
+    def _text(self, rng: random.Random, begin: int, length: int) -> tuple[list[int], ...]:
+        """Tokens; what is to be learnt at each; where each should look in the first layer, and in the last, in a row
+        where the text stands at `begin`."""
+        words, questions = self.words, length // _TOKENS_A_QUESTION
+        count = rng.randint(2, length // _TOKENS_A_FACT)
         names = rng.sample(range(words.names), count)
         values = [rng.randrange(words.values) for _ in names]
-        facts = [words.fact(n, v) for n, v in zip(names, values, strict=True)]
-        asked = rng.choices(range(count), k=count)
-        tail = [token for i in asked for token in (*words.question(names[i]), words.value_id(values[i]))]
-        room = length - len(tail) - 3 * count
-        cuts = sorted(rng.randrange(room + 1) for _ in facts)
-        noise, tokens, done = words.draw_noise(rng, room), [], 0
-        told = []  # where the values of facts stand
-        for cut, fact in zip(cuts, facts, strict=True):
-            tokens += noise[done:cut] + fact
+        room = length - 2 * questions - 3 * count
+        cuts = sorted(rng.randrange(room + 1) for _ in names)
+        noise, ids, told, done = words.draw_noise(rng, room), [], [], 0
+        for cut, name, value in zip(cuts, names, values, strict=True):
+            ids += noise[done:cut] + words.fact(name, value)
             done = cut
-            told.append(len(tokens) - 1)
-        tokens += noise[done:] + tail
-        ids = torch.tensor(tokens)
-        targets = torch.full_like(ids, NO_TARGET)
-        targets[told] = ids[told].new_tensor([words.first + 2 + name for name in names])
-        answers = torch.arange(length - len(tail) + 1, length, 3)  # the name of each question
-        targets[answers] = ids[answers + 1]
-        return ids, targets
+            told.append(len(ids) - 1)
+        ids += noise[done:]
+        targets, first, last = [NO_TARGET] * length, [NO_SOURCE] * length, [NO_SOURCE] * length
+        for place in told:
+            targets[place], first[place] = ids[place - 1], begin + place - 1
+        for i in rng.choices(range(count), k=questions):
+            ids += words.question(names[i])
+            targets[len(ids) - 1], last[len(ids) - 1] = words.value_id(values[i]), begin + told[i]
+        return ids, targets, first, last

@@ -13,16 +13,20 @@ from torch import Tensor
 
 from freehold.core.errors import ArgumentError
 from freehold.training.corpus import Document
+from freehold.training.looking import NO_SOURCE
 from freehold.training.m3_forward import NO_TARGET, Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """token_ids (length,); targets (length,): the next token, or NO_TARGET; starts: where documents begin, 0 first."""
+    """token_ids (length,); targets (length,): the next token, or NO_TARGET; starts: where documents begin, 0 first.
+    sources (2, length): places in the row where each token should look in the first layer, and in the last, or
+    NO_SOURCE; None if none is known."""
 
     token_ids: Tensor
     targets: Tensor
     starts: tuple[int, ...]
+    sources: Tensor | None = None
 
 
 class Rows(Protocol):
@@ -38,12 +42,15 @@ class Rows(Protocol):
 
 def batch_of(rows: Sequence[Row]) -> Batch:
     """The rows one after another, none of which sees another."""
-    documents, begin = [], 0
+    documents, sources, begin = [], [], 0
     for row in rows:
         edges = [*row.starts, len(row.token_ids)]
         documents += [(begin + a, begin + b) for a, b in pairwise(edges)]
+        if row.sources is not None:
+            sources.append(torch.where(row.sources == NO_SOURCE, NO_SOURCE, row.sources + begin))
         begin += len(row.token_ids)
-    return Batch(torch.cat([r.token_ids for r in rows]), torch.cat([r.targets for r in rows]), tuple(documents))
+    ids, targets = torch.cat([r.token_ids for r in rows]), torch.cat([r.targets for r in rows])
+    return Batch(ids, targets, tuple(documents), torch.cat(sources, dim=1) if len(sources) == len(rows) else None)
 
 
 class TextRows:
