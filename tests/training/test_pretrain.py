@@ -215,9 +215,9 @@ def test_what_the_command_refuses(tmp_path: Path, options: list[str], message: s
 
 @pytest.mark.slow
 def test_the_command_makes_a_model_that_looks_names_up(tmp_path: Path) -> None:
-    """Texts of 32 tokens alone; without the loss for looking, a third of the questions is right at best."""
+    """Texts of 32 tokens alone, a few minutes; longer ones and longer training are in docs/log."""
     out = tmp_path / "model"
-    options = ["--retrieval", "--row-tokens", "32", "--rows", "64", "--steps", "500", "--dense-steps", "400", "--json"]
+    options = ["--retrieval", "--row-tokens", "32", "--rows", "64", "--steps", "400", "--json"]
     done = CliRunner().invoke(main, ["train", str(out), *options])
     assert done.exit_code == 0, done.output
     weights = load_file(out / "model.safetensors")
@@ -225,7 +225,7 @@ def test_the_command_makes_a_model_that_looks_names_up(tmp_path: Path) -> None:
     assert given.sources is not None
     asked = given.sources[1] != NO_SOURCE
     said = M3Forward(RETRIEVAL).logits(weights, given, sparse=True).argmax(dim=1)
-    assert float((said == given.targets)[asked].double().mean()) > 0.95
+    assert float((said == given.targets)[asked].double().mean()) > 0.9
 
 
 COMMAND = [sys.executable, "-c", "from freehold.cli.main import main; main()", "train"]

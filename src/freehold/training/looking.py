@@ -30,4 +30,5 @@ def looking_loss(q: Tensor, k: Tensor, sources: Tensor, documents: Sequence[tupl
     scores = torch.einsum("phgd,thd->phgt", grouped, k) * q.shape[2] ** -0.5
     likely = scores.masked_fill(hidden[:, None, None], -torch.inf).log_softmax(dim=-1).flatten(1, 2)
     there = likely.gather(2, sources[places][:, None, None].expand(-1, q.shape[1], 1))[..., 0]
-    return math.log(q.shape[1]) - there.logsumexp(dim=1).mean()
+    loss: Tensor = math.log(q.shape[1]) - there.logsumexp(dim=1).mean()
+    return loss
