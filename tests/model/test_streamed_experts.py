@@ -207,3 +207,24 @@ def test_waves_have_the_bits_of_one_call(data: st.DataObject, rows: int, count: 
     expected = kernels.experts(x, ids, weights, routed, one, gate=GATE, scale=2.0)
     got = kernels.experts_in_waves(x, ids, weights, coming(), places, one, gate=GATE, scale=2.0)
     assert torch.equal(got, expected)
+
+
+def test_a_changed_model_is_not_computed_with_the_experts_of_before(home: Path, tmp_path: Path) -> None:
+    """The change is where no sample of the tensor is taken, and leaves every size and name as it was."""
+    path = tmp_path / "changed"
+    write_tiny_m3(SPEC, path)
+    with freehold.LLM(path, expert_budget=2**30) as llm:
+        before = llm.logits(TOKENS)
+    file = path / "model.safetensors"
+    with open_checkpoint(path) as checkpoint:
+        begins = [checkpoint.extent(name).offset for name in checkpoint.tensors if ".experts." in name]
+    with file.open("r+b") as weights:
+        for begin in begins:
+            weights.seek(begin)
+            weights.write(torch.full((16,), 9.0).numpy().tobytes())
+    with freehold.LLM(path) as llm:
+        expected = llm.logits(TOKENS)
+    assert not torch.equal(expected, before)
+    with freehold.LLM(path, expert_budget=2**30) as llm:
+        assert torch.equal(llm.logits(TOKENS), expected)
+    assert len(list((home / "experts").glob("*.experts"))) == 1  # the old one gave way

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ from freehold.core.memory import large_empty
 from freehold.kernels import Experts, PackedWeight
 from freehold.kernels.weights import PANEL
 from freehold.loading.checkpoint import Checkpoint
+from freehold.loading.content_digest import content_digest
 from freehold.loading.expert_file import ALIGNMENT, ExpertFile, ExpertWriter
 from freehold.loading.home import experts_dir
 from freehold.model.compute import Compute, NativeCompute
@@ -215,9 +214,10 @@ class ExpertLoading:
         if not isinstance(compute, NativeCompute):
             raise ConfigError(f"expert_budget goes with the native kernels, not with {compute.name!r}")
         self._compute = compute
-        self._identity = f"{checkpoint.digest()} {[os.stat(file).st_size for file in checkpoint.files]}"
-        name = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
-        self._path = experts_dir() / f"{name}.experts"
+        # Every byte counts: a model that was fetched again, or mended, must not be computed with the experts of before.
+        # Its file has the name of the old one, and takes its place.
+        self._identity = content_digest(checkpoint)
+        self._path = experts_dir() / f"{checkpoint.digest()[:16]}.experts"
         self._file = ExpertFile.find(self._path, self._identity)
         self._writer = None if self._file else ExpertWriter(self._path, num_experts, self._identity)
         if self._writer is not None:
