@@ -103,6 +103,21 @@ def _png(width: int, height: int, body: bytes = b"", *, depth: int = 8, colour: 
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
+def _many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes `count` times."""
+    data = _saved(Image.fromarray(_noise(64, 64)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - 1) + data[-2:]
+
+
+def _large_tile(side: int) -> bytes:
+    """A TIFF of 2 x 1 pixels in one tile."""
+    body = zlib.compress(bytes(side * side))
+    values = {256: 2, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: len(body)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + body
+
+
 def _tiff(data: bytes, *, bits: int, channels: int = 1, white: int = 1, form: int = 1, planes: int = 1) -> bytes:
     """A TIFF of one row of 2 pixels. white: 0 where 0 is white, 2 for colours. form: 1 whole numbers, 2 signed ones, 3
     floats. planes: 2 where each channel lies by itself."""
@@ -214,12 +229,28 @@ def test_premultiplied_pixels_lie_on_white(mode: str) -> None:
         (bytes(MAX_IMAGE_BYTES + 1), f"at most {MAX_IMAGE_BYTES}"),
         (_saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit"),
         (_saved(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF"), "32-bit"),
+        (_many_scans(65), "more than 64 scans"),  # each takes the time of an image, and a few bytes
+        (b"\xff\xd8" + b"\xff\xfe\0\2" * 10_000 + _many_scans(1)[2:], "more than 10000 segments"),
+        (_large_tile(2048), "2 x 1 pixels in tiles of 2048 x 2048"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_hostile_files_are_refused_by_name(data: bytes, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         decode_image(data)
+
+
+def test_scans_and_tiles_as_encoders_make_them_are_read() -> None:
+    noise = Image.fromarray(_noise(300, 300))
+    remark = b"\xff\xda\0\2" * 100  # what looks like a scan in a comment, or behind the end, is none
+    for data in (
+        _many_scans(40),
+        _saved(noise, "JPEG", progressive=True, restart_marker_blocks=1, comment=remark) + remark,
+        _saved(noise, "MPO", save_all=True, append_images=[noise] * 80),
+        _saved(noise, "TIFF", compression="jpeg"),
+        _large_tile(1024),
+    ):
+        assert decode_image(data).shape[0] == 3
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

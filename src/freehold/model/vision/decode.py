@@ -4,20 +4,28 @@ with a name, and nothing is unpacked before its size is known."""
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from freehold.core.axes import ceil_div
 from freehold.core.errors import RequestError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_IMAGE_BYTES = 32 << 20
 MAX_IMAGE_PIXELS = 50_000_000
+MAX_JPEG_SCANS = 64
+"""Scans of a progressive JPEG; usual ones have about ten. Each passes over the whole image, however few its bytes."""
+MAX_JPEG_SEGMENTS = 10_000
+TILE_PIXELS, TILE_SHARE = 2**20, 4
+"""What the tiles of a TIFF may cover: so many pixels, or so many times those of the image."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITHOUT_RANGE = ("I", "F")
@@ -25,7 +33,10 @@ _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _SMALL_GREYS = {"L;2": 85, "L;4": 17}
 """How PNG files with fewer bits lie, and what Pillow multiplies their greys with."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_BITS, _PHOTOMETRIC, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 284, 322, 323, 339
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+"""What ends a stretch of coded pixels; escaped bytes, fillers and restarts stand within it."""
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
 
 T = TypeVar("T")
 
@@ -66,6 +77,8 @@ def open_image(data: bytes) -> Image.Image:
             f"the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are taken, make it smaller"
         )
     check_kind(picture)
+    if isinstance(picture, JpegImageFile):
+        _check_scans(data)
     return picture
 
 
@@ -84,8 +97,25 @@ def check_kind(picture: Image.Image) -> None:
         picture.info["transparency"] = transparent * _SMALL_GREYS[raw]  # the pixels are made 8 bits wide, it is not
 
 
+def _check_scans(data: bytes) -> None:
+    """Raises RequestError for a JPEG with more scans than any encoder makes: each would take the time of an image."""
+    scans = at = 0
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = _JPEG_MARKER.search(data, at)
+        if found is None or found[1][0] == _EOI:  # what follows is not decoded
+            return
+        at = found.end()
+        scans += found[1][0] == _SOS
+        if scans > MAX_JPEG_SCANS:
+            raise RequestError(f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it again")
+        if found[1][0] not in (_TEM, _SOI):
+            at += int.from_bytes(data[at : at + 2], "big")
+    raise RequestError(f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments; save it again")
+
+
 def _check_tiff(picture: TiffImageFile) -> None:
     tags = picture.tag_v2
+    _check_tiles(picture)
     bits = _try(lambda: int(max(tags.get(_BITS, (1,)))))  # tags of damaged files may be anything
     formats = _try(lambda: set(tags.get(_SAMPLE_FORMAT, (1,))))
     black, planes = _try(lambda: (tags.get(_PHOTOMETRIC), tags.get(_PLANES)))
@@ -99,6 +129,19 @@ def _check_tiff(picture: TiffImageFile) -> None:
         raise _unread("of 16 bits, of which 0 is white")
     if bits > 8 and planes == 2:
         raise _unread(f"of {bits} bits, each channel by itself")
+
+
+def _check_tiles(picture: TiffImageFile) -> None:
+    """Raises RequestError for tiles that are far larger than the image: they are unpacked whole."""
+    tags, (width, height) = picture.tag_v2, picture.size
+    across, down = _try(lambda: (int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1))))
+    if across < 1 or down < 1:
+        raise _damaged(ValueError(f"its tiles have {across} x {down} pixels"))
+    covered = ceil_div(width, across) * across * ceil_div(height, down) * down
+    if covered > max(TILE_PIXELS, TILE_SHARE * width * height):
+        raise RequestError(
+            f"the TIFF has {width} x {height} pixels in tiles of {across} x {down}; save it without tiles"
+        )
 
 
 def _unread(kind: str) -> RequestError:
