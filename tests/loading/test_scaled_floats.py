@@ -101,6 +101,19 @@ def test_bfloat16_holds_mxfp8_exactly_where_it_says_so(exponent: int) -> None:
     assert exact == (tensor.lossless_dtype == torch.bfloat16) == (exponent >= 3)
 
 
+@given(arrays(np.uint8, (5, 64), elements=CODES), arrays(np.uint8, (3, 2), elements=st.integers(0, 4)))
+def test_small_scales_of_what_bfloat16_holds_are_no_hindrance(
+    codes: NDArray[np.uint8], scales: NDArray[np.uint8]
+) -> None:
+    """Blocks of zeros have the smallest scale; a matrix with one is no larger in memory than others."""
+    for matrix in (codes, codes & 0x80, codes & 0xF8):
+        tensor = scaled("MXFP8", matrix, scales, (2, 32))
+        wide, narrow = tensor.dequantize(), tensor.dequantize(torch.bfloat16)
+        exact = torch.equal(narrow.float().nan_to_num(7.0), wide.nan_to_num(7.0))
+        assert exact == (tensor.lossless_dtype == torch.bfloat16)
+    assert scaled("MXFP8", codes & 0x80, scales, (2, 32)).lossless_dtype == torch.bfloat16
+
+
 def test_others_may_need_float32() -> None:
     ones = np.ones((1, 1), np.float32)
     assert scaled("FP8", np.zeros((1, 1), np.uint8), ones, (1, 1)).lossless_dtype == torch.float32

@@ -22,6 +22,7 @@ from freehold.loading.expert_file import ExpertFile, ExpertWriter
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.quantize.job import quantize
 from support.portable_random import portable_tokens
+from support.quantised_m3 import write_quantised_m3
 from support.tiny_llama import LLAMAS, write_tiny_llama
 from support.tiny_m3 import TinyM3Spec, write_tiny_m3, write_tiny_m3_gguf
 
@@ -207,6 +208,22 @@ def test_waves_have_the_bits_of_one_call(data: st.DataObject, rows: int, count: 
     expected = kernels.experts(x, ids, weights, routed, one, gate=GATE, scale=2.0)
     got = kernels.experts_in_waves(x, ids, weights, coming(), places, one, gate=GATE, scale=2.0)
     assert torch.equal(got, expected)
+
+
+def test_an_expert_with_a_block_of_zeros_is_stored_like_the_others(home: Path, tmp_path: Path) -> None:
+    """Its exponent is the smallest there is, and says nothing about the others' bits."""
+    path = write_quantised_m3(SPEC, tmp_path, "MXFP8") / "packed"
+    with open_checkpoint(path, raw=True) as checkpoint:
+        name = next(name for name in checkpoint.tensors if name.endswith("experts.1.w1.weight"))
+        codes, scale = checkpoint.extent(name), checkpoint.extent(f"{name}_scale_inv")
+    with (path / "model.safetensors").open("r+b") as file:
+        for begin, nbytes in ((codes.offset, 32), (scale.offset, 1)):
+            file.seek(begin)
+            file.write(bytes(nbytes))
+    with freehold.LLM(path) as llm:
+        expected = llm.logits(TOKENS)
+    with freehold.LLM(path, expert_budget=2**30) as llm:
+        assert torch.equal(llm.logits(TOKENS), expected)
 
 
 def test_a_changed_model_is_not_computed_with_the_experts_of_before(home: Path, tmp_path: Path) -> None:

@@ -173,9 +173,19 @@ class ScaledTensor(QuantizedTensor):
     @property
     def lossless_dtype(self) -> torch.dtype:
         """See `QuantizedTensor.lossless_dtype`: MXFP8, unless a scale is so small that values lose their last bits."""
-        smallest = scaled_floats.SMALLEST_BFLOAT16_EXPONENT
-        exact = self.kind == "MXFP8" and (self.scales.numel() == 0 or int(self.scales.min()) >= smallest)
+        exact = self.kind == "MXFP8" and all(map(self._fits_bfloat16, self._doubtful_rows()))
         return torch.bfloat16 if exact else torch.float32
+
+    def _doubtful_rows(self) -> list[int]:
+        """Rows of scales among which are some of MXFP8 so small that not every code has a bfloat16."""
+        small = self.scales.numpy() < scaled_floats.SMALLEST_BFLOAT16_EXPONENT
+        return [int(row) for row in np.flatnonzero(small.any(axis=1))]
+
+    def _fits_bfloat16(self, row: int) -> bool:
+        """Whether bfloat16 holds the values below this row of scales: those of the smallest scale are often zeros."""
+        first, last = row * self.block[0], min((row + 1) * self.block[0], self.shape[0])
+        bits = self.rows(first, last).view(torch.int32)
+        return not bool((bits & 0xFFFF).any())
 
     def codes(self) -> CodedWeight | None:
         """See `QuantizedTensor.codes`: those of NVFP4, whose rows are whole blocks. FP8's have no form of their own."""
