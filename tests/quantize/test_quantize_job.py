@@ -339,15 +339,39 @@ def test_another_task_in_the_same_place(directory: Path, tmp_path: Path) -> None
 def test_places_that_are_taken(directory: Path, gguf_file: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("")
+    (tmp_path / "empty.gguf").mkdir()
     for source, out, message in (
         (directory, tmp_path / "taken", "is there already"),
         (directory, directory, "is the model itself"),
         (gguf_file, gguf_file, "is the model itself"),
         (gguf_file, tmp_path / "name", "end its name in .gguf"),
+        (gguf_file, tmp_path / "empty.gguf", "is a directory"),  # said now, and not when all is computed
+        (directory, tmp_path / "name.gguf", "the model is a directory, and so will this be"),
     ):
         with pytest.raises(ArgumentError, match=message):
             pack(source, out)
     assert (tmp_path / "taken" / "mine").exists()
+
+
+@pytest.mark.parametrize("end", ["", ".gguf"])
+def test_a_path_that_cannot_be(end: str, directory: Path, gguf_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="cannot be written: File name too long"):
+        pack(gguf_file if end else directory, tmp_path / ("n" * 300 + end))
+
+
+def test_a_result_is_not_made_of_two_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was fetched again differs where no sample of the tensor is taken, and has the sizes of before."""
+    monkeypatch.setattr("freehold.quantize.job.SYNC_BYTES", 1)
+    write_tiny_m3(SPEC, tmp_path / "source")
+    with pytest.raises(StopHereError):
+        pack(tmp_path / "source", tmp_path / "out", stop_after=20)
+    with open_checkpoint(tmp_path / "source") as checkpoint:
+        begin = checkpoint.extent("language_model.lm_head.weight").offset
+    with (tmp_path / "source" / "model.safetensors").open("r+b") as file:
+        file.seek(begin)
+        file.write(bytes(4))
+    with pytest.raises(ArgumentError, match="another quantisation was begun here, with another source"):
+        pack(tmp_path / "source", tmp_path / "out")
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
@@ -38,18 +39,14 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
     path: a directory for a model in safetensors, a .gguf file for one in GGUF. One that was interrupted goes on where
     it was. What it holds in memory, besides pages of the source that are mapped, stays below 256 MiB, whatever the
     model's size, unless a single row takes more.
-    Raises ArgumentError if something else is at `path`, LoadError if a tensor cannot be read, the disk refuses, or
-    another process is writing to `path`.
+    Raises ArgumentError if something else is at `path`, its name means another format, or another quantisation was
+    begun there; LoadError if a tensor cannot be read, the disk refuses, or another process is writing to `path`.
     """
     items = plan_items(checkpoint, bits)
-    target: Target
-    if isinstance(checkpoint, GgufCheckpoint):
-        target = GgufTarget(checkpoint, items, bits, path)
-    else:
-        target = DirectoryTarget(checkpoint, items, bits, path)
-    _check_free(target)
     try:
-        with closing(Journal(target.journal, {"version": 1, "source": checkpoint.digest(), "bits": bits})) as journal:
+        target = _target(checkpoint, items, bits, path)
+        task = {"version": 1, "source": _identity(checkpoint), "bits": bits}
+        with closing(Journal(target.journal, task)) as journal:
             files = target.files()
             resumed = _resume(files, journal)
             total, so_far = sum(item.nbytes for item in items), 0
@@ -71,6 +68,26 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
 def partial_of(path: Path) -> Path:
     """The name of a file that is not whole yet."""
     return path.with_name(f"{path.name}.partial")
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """What the source is known by when its quantisation is resumed. The checkpoint's digest takes samples, so times of
+    change stand beside it: a result must not be half of the files before a change and half of those after it."""
+    known = hashlib.sha256(checkpoint.digest().encode())
+    for file in checkpoint.files:
+        known.update(f" {file.stat().st_mtime_ns}".encode())
+    return known.hexdigest()
+
+
+def _target(checkpoint: Checkpoint, items: Sequence[Item], bits: Bits, path: Path) -> Target:
+    """Where it goes. Raises ArgumentError if something else is there, OSError for a path that cannot be."""
+    target: Target
+    if isinstance(checkpoint, GgufCheckpoint):
+        target = GgufTarget(checkpoint, items, bits, path)
+    else:
+        target = DirectoryTarget(checkpoint, items, bits, path)
+    _check_free(target)
+    return target
 
 
 def _check_free(target: Target) -> None:

@@ -67,6 +67,8 @@ class DirectoryTarget(Target):
     def __init__(self, source: Checkpoint, items: Sequence[Item], bits: Bits, path: Path) -> None:
         if source.path.resolve() == path.resolve():
             raise ArgumentError(f"{path}: is the model itself; name another directory")
+        if path.suffix.lower() in (".gguf", ".safetensors"):
+            raise ArgumentError(f"{path}: the model is a directory, and so will this be; leave out {path.suffix}")
         self.source, self.items, self.bits, self.path = source, items, bits, path
         self.journal = path / JOURNAL_NAME
 
@@ -115,6 +117,8 @@ class GgufTarget(Target):
             raise ArgumentError(f"{path}: the model is a GGUF file, and so will this be; end its name in .gguf")
         if any(path.resolve() == file.resolve() for file in source.files):
             raise ArgumentError(f"{path}: is the model itself; name another file")
+        if path.is_dir():
+            raise ArgumentError(f"{path}: is a directory; name another file, or remove it")
         self.source, self.items, self.bits, self.path = source, items, bits, path
         self.journal = path.with_name(f"{path.name}.journal")
 
