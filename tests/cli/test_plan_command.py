@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from freehold.cli.main import main
 from freehold.plan import calibration
@@ -102,12 +103,31 @@ def test_the_line_to_serve_is_one_that_serve_knows(tmp_path: Path) -> None:
     [
         (["nobody"], "no model 'nobody'"),
         (["CONFIG", "--context", "9000"], "context is 9000; the model was made for 8192"),
+        (["CONFIG", "--users", "9" * 400], "it must be at most"),
+        (["CONFIG", "--context", "9" * 400], "it must be at most"),
     ],
 )
 def test_errors_name_the_thing_and_its_value(tiny: str, arguments: list[str], message: str) -> None:
     done = plan(*(tiny if word == "CONFIG" else word for word in arguments))
     assert done.exit_code == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--ram", "--disk-bandwidth"])
+def test_sizes_beyond_any_machine_are_usage_errors(tiny: str, option: str) -> None:
+    done = plan(tiny, option, "9" * 400 + "TB")
+    assert done.exit_code == 2
+    assert "is larger than any memory or disk" in done.stderr
+
+
+def test_a_matrix_without_elements_takes_no_memory(tmp_path: Path) -> None:
+    """Loading refuses it by name; planning says what the files hold."""
+    write_tiny_llama(LLAMAS["plain"], tmp_path / "llama")
+    tensors = load_file(file := tmp_path / "llama" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    whole = plan_json(str(tmp_path / "llama"))["weights"]["memory_bytes"]
+    save_file({**tensors, name: tensors[name][:0].clone()}, file)
+    assert plan_json(str(tmp_path / "llama"))["weights"]["memory_bytes"]["attention"] < whole["attention"]
 
 
 def test_unknown_configurations_are_refused_by_name(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from support.tiny_m3_mmproj import vision_keys, vision_tensors, write_mmproj
 
 VALUES = [
     "text", None, [], [None], [[]], {}, {"a": 1},
-    -1, 0, 1.5, 3, True, 2**31, 2**62, 10**400, 1e300, float("inf"), float("nan"),
+    -1, 0, 1.5, 3, True, 2**31 - 1, 2**31, 2**62, 10**400, 1e308, float("inf"), float("nan"),
 ]  # fmt: skip
 SPEC = TinyM3Spec("hostile", (0, 1), (0, 1), num_experts=4, topk=2, block_tokens=32)
 MORE = tuple(
@@ -116,6 +116,15 @@ def test_m3(m3: Path, tmp_path: Path) -> None:
     only_named_errors(
         lambda values: VisionConfig.from_hf(values, "x"), config_of(m3), "rope_parameters", "image_token_id"
     )
+
+
+def test_m3_with_more_heads_than_memory_holds(m3: Path, tmp_path: Path) -> None:
+    values = config_of(m3)
+    text = values["text_config"]
+    text["num_attention_heads"] = text["num_key_value_heads"] = 2**30
+    text["sparse_attention_config"]["sparse_num_index_heads"] = 2**30
+    with pytest.raises(ConfigError, match="more memory than this machine can give"):
+        plan_in(tmp_path / "plan")(values)
 
 
 def test_m3_as_transformers_saves_it(tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_a_verdict_gives_the_missing_number_and_ways_that_help(task: Task, weigh
         assert fit_of(weights).ways(replace(task, context=int(shorter[1])))[number].fits
     if fewer is not None:
         assert fit_of(weights).ways(replace(task, users=int(fewer[1])))[number].fits
+    more = re.search(r"more memory: ([\d,.]+) GB", said)  # rounded, and typed as it stands there
+    if more is not None:
+        ram = int(float(more[1].replace(",", "")) * GB)
+        assert fit_of(weights).ways(replace(task, ram=ram))[number].fits
 
 
 def test_published_m3_on_two_machines() -> None:

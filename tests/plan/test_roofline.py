@@ -23,7 +23,7 @@ from freehold.engine.llm import LLM
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.lanes import cache_cost
 from freehold.plan.part import part_of
-from freehold.plan.roofline import Demand, Rates, Roofline
+from freehold.plan.roofline import PREFILL_CHUNK, Demand, Rates, Roofline
 from freehold.plan.shapes import m3_tensors
 from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
@@ -91,6 +91,25 @@ def test_a_long_context_costs_the_scan_and_not_the_attention(tmp_path: Path) -> 
     scan, dense = 57 * 67.25 * 2**20, 3 * 2048 * (2**20 - 2048)
     assert long.memory - short.memory == pytest.approx(scan + dense)
     assert long.attention - short.attention == 3 * 4 * 64 * 128 * (2**20 - 2048)
+
+
+def test_the_longest_contexts_are_summed_in_time() -> None:
+    """Chunks of a very long prompt are looked at in groups, whose sum is no more than that of all."""
+    rates, tokens = Rates(1e10, 1e11, 2e11, 1e9), 2**24
+    steps = 0
+
+    class Counted(Roofline):
+        def step(self, streams: int, start: int, rows: int) -> Demand:
+            nonlocal steps
+            steps += 1
+            return super().step(streams, start, rows)
+
+    plain = roofline_of(M3)
+    counted = Counted(plain.subject, plain.weights, plain.cache)
+    seconds, _ = counted.prefill_seconds(tokens, rates)
+    assert steps <= 8192
+    every = sum(plain.step(1, start, PREFILL_CHUNK).seconds(rates)[0] for start in range(0, tokens, PREFILL_CHUNK))
+    assert 0.999 * every <= seconds <= every
 
 
 def test_experts_from_disk_cost_what_is_not_in_memory() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 _SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_MOST = 1e18
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -23,7 +24,10 @@ class Size(click.ParamType[int]):
         match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]B|)", str(value).strip().upper())
         if match is None:
             self.fail(f"{value!r} is not a size, for example 500MB, 20GB, 1.5TB", param, ctx)
-        return int(float(match.group(1)) * _SIZES[match.group(2)])
+        size = float(match.group(1)) * _SIZES[match.group(2)]
+        if size > _MOST:
+            self.fail(f"{str(value)[:40]!r} is larger than any memory or disk", param, ctx)
+        return int(size)
 
 
 class Duration(click.ParamType[float]):

@@ -142,7 +142,7 @@ class MiniMaxM3Config:
             routed_scaling_factor=f.get("expert_weights_scale", float),
             swiglu_alpha=1.702,
             swiglu_limit=7.0,
-            index_dim=f.positive("attention.indexer.key_length"),
+            index_dim=f.positive("attention.indexer.key_length", most=MOST_CHANNELS),
             num_index_heads=f.positive("attention.indexer.head_count"),
             block_tokens=f.positive("attention.indexer.block_size"),
             topk=f.positive("attention.indexer.top_k"),
@@ -207,7 +207,7 @@ def _index_sizes(sparse: Fields, text: Fields, layers: int, release_form: bool) 
     """The index branch, from sparse_attention_config or from transformers' flat keys."""
     if not release_form:
         return {
-            "index_dim": text.positive("index_head_dim"),
+            "index_dim": text.positive("index_head_dim", most=MOST_CHANNELS),
             "num_index_heads": text.positive("index_n_heads"),
             "block_tokens": text.positive("index_block_size"),
             "topk": text.positive("index_topk_blocks"),
@@ -228,7 +228,7 @@ def _index_sizes(sparse: Fields, text: Fields, layers: int, release_form: bool) 
     if disabled is not None and any(s and not d for s, d in zip(flags, disabled, strict=True)):
         raise ConfigError(f"{sparse.where}: an index value branch (sparse_disable_index_value 0) is not supported")
     sizes = {
-        "index_dim": sparse.positive("sparse_index_dim"),
+        "index_dim": sparse.positive("sparse_index_dim", most=MOST_CHANNELS),
         "num_index_heads": sparse.positive("sparse_num_index_heads"),
         "block_tokens": sparse.positive("sparse_block_size"),
         "topk": sparse.positive("sparse_topk_blocks"),
@@ -278,6 +278,8 @@ def _rotary(f: Fields, head_dim: int, where: str) -> dict[str, Any]:
     rope.require("rope_type", ["default"])
     theta = f.get("rope_theta", float, rope.maybe("rope_theta", float))
     factor = f.maybe("partial_rotary_factor", float) or rope.maybe("partial_rotary_factor", float)
+    if factor is not None and not 0 < factor <= 1:
+        raise ConfigError(f"{where}: partial_rotary_factor is {factor}; it must be above 0 and at most 1")
     rotary_dim = f.positive("rotary_dim", None if factor is None else int(head_dim * factor))
     if factor is not None and int(head_dim * factor) != rotary_dim:
         raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from freehold.cache import record_layout
 from freehold.core.axes import ceil_div
 from freehold.core.blocks import LaneSpec, LayerLanes
+from freehold.core.errors import ConfigError
 
 KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,7 +49,13 @@ class LaneBytes:
 
     def and_layer(self, spec: LaneSpec, block_tokens: int, dtype: torch.dtype) -> LaneBytes:
         """With one more layer, as the cache itself lays it out."""
-        lanes = LayerLanes.allocate(spec, 1, block_tokens, dtype)
+        try:
+            lanes = LayerLanes.allocate(spec, 1, block_tokens, dtype)
+        except (OSError, RuntimeError, MemoryError) as error:  # the system's way to refuse, and torch's
+            raise ConfigError(
+                f"one block of {block_tokens} tokens with {spec.num_kv_heads} heads of {spec.head_dim} channels takes"
+                " more memory than this machine can give"
+            ) from error
         keys = half = low = 0
         if lanes.index is not None:
             i = lanes.index

@@ -9,6 +9,7 @@ from typing import Any
 from freehold.core.axes import DEFAULT_BLOCK_TOKENS
 from freehold.core.config import Activations, EngineConfig, KvDtype
 from freehold.core.errors import ArgumentError
+from freehold.loading.quoting import quoted
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.calibration import Calibration
 from freehold.plan.fit import Fit, Task, Way
@@ -23,6 +24,7 @@ from freehold.plan.weights import FORMATS, Format, WeightCost, weight_cost
 SCHEMA = 1
 """Version of the JSON object; it rises when a key changes its meaning or goes away."""
 
+_MOST = 2**63 - 1
 _LADDER = (8192, 32768, 131072)
 
 
@@ -44,8 +46,9 @@ class PlanSettings:
     def __post_init__(self) -> None:
         for name in ("context", "users", "ram", "disk_bandwidth"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name} is {value}; it must be at least 1")
+            if value is not None and not 1 <= value <= _MOST:
+                bound = "at least 1" if value < 1 else f"at most {_MOST}"
+                raise ArgumentError(f"{name} is {quoted(value)}; it must be {bound}")
         if self.weights not in FORMATS:
             raise ArgumentError(f"weights is {self.weights!r}; known are {', '.join(FORMATS)}")
 

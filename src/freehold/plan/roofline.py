@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from freehold.core.axes import ceil_div
 from freehold.core.config import EngineConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.lanes import CacheCost
@@ -19,6 +20,8 @@ from freehold.plan.weights import WeightCost
 Bound = Literal["products", "memory", "disk"]
 
 PREFILL_CHUNK = EngineConfig().prefill_chunk
+_MOST_STEPS = 8192
+"""Of a prompt that are looked at one by one: four million tokens."""
 _OUTSIDE: tuple[Part, ...] = ("embeddings", "head", "routed experts", "vision", "other")
 
 
@@ -79,11 +82,17 @@ class Roofline:
         return self.step(streams, context - 1, 1)
 
     def prefill_seconds(self, context: int, rates: Rates) -> tuple[float, Bound]:
-        """The least time to read a prompt of `context` tokens in chunks, and what most of it is bound by."""
+        """The least time to read a prompt of `context` tokens in chunks, and what most of it is bound by.
+
+        Of very long ones, the first of some chunks in a row stands for the others, which take no less.
+        """
         spent: dict[Bound, float] = {}
-        for start in range(0, context, PREFILL_CHUNK):
+        chunks = ceil_div(context, PREFILL_CHUNK)
+        alike = ceil_div(chunks, _MOST_STEPS)
+        for chunk in range(0, chunks, alike):
+            start = chunk * PREFILL_CHUNK
             seconds, bound = self.step(1, start, min(PREFILL_CHUNK, context - start)).seconds(rates)
-            spent[bound] = spent.get(bound, 0.0) + seconds
+            spent[bound] = spent.get(bound, 0.0) + seconds * min(alike, chunks - chunk)
         return sum(spent.values()), max(spent, key=lambda name: spent[name])
 
     def step(self, streams: int, start: int, rows: int) -> Demand:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from freehold.core.axes import ceil_div
 from freehold.plan.fit import RESERVED_NBYTES, Fit, Task, Way
 from freehold.plan.weights import Format
 
@@ -11,6 +12,12 @@ from freehold.plan.weights import Format
 def gb(nbytes: float) -> str:
     """Bytes as GB (10^9), with as many decimals as are of use."""
     return f"{nbytes / 1e9:,.1f}" if nbytes >= 1e10 else f"{nbytes / 1e9:,.3f}"
+
+
+def _least_gb(nbytes: int) -> str:
+    """As `gb`, rounded up: who gives that much memory has enough."""
+    step = 10**8 if nbytes >= 10**10 else 10**6
+    return gb(ceil_div(nbytes, step) * step)
 
 
 def verdict(fits: Mapping[Format, Fit], chosen: Format, task: Task) -> str:
@@ -63,11 +70,11 @@ def _ways_out(fits: Mapping[Format, Fit], chosen: Format, task: Task, way: Way) 
             found.append(f"smaller weights: with --weights {other}, {fitting.name} takes {gb(fitting.need)} GB")
             break
     if way.streamed is False and leanest.streamed:
-        found.append(f"experts from disk: {gb(leanest.need)} GB at the least")
+        found.append(f"experts from disk: {_least_gb(leanest.need)} GB at the least")
     context, users = fit.most_context(task, way), fit.most_users(task, way)
     if 0 < context < task.context:
         found.append(f"a shorter context: --context {context}")
     if 0 < users < task.users:
         found.append(f"fewer users: --users {users}")
-    found.append(f"more memory: {gb(way.need)} GB at the least")
+    found.append(f"more memory: {_least_gb(way.need)} GB at the least")
     return f"Ways out: {'; '.join(found)}."

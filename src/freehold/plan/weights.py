@@ -104,7 +104,7 @@ def _in_memory(kind: Kind, weights: Format) -> int:
     shape = kind.info.shape
     if kind.form == "scales":
         return 0  # counted with its codes
-    if len(shape) < 2:
+    if len(shape) < 2 or not kind.info.numel:
         return 4 * kind.info.numel
     if kind.part == "router":
         bits = 32.0
