@@ -148,6 +148,14 @@ def test_name_that_is_not_unicode(tmp_path: Path) -> None:
     corrupt(raw_header(json.dumps({"\ud800": entry("U8", [0], 0, 0)}).encode()), "not valid Unicode", tmp_path)
 
 
+def test_name_without_end(tmp_path: Path) -> None:
+    """Names are compared with lists of modules, component by component."""
+    longest = json.dumps({"n." * 512: entry("U8", [0], 0, 0)}).encode()
+    open_checkpoint(write_directory(tmp_path, {"model.safetensors": raw_header(longest)})).close()
+    longer = json.dumps({"n." * 512 + "n": entry("U8", [0], 0, 0)}).encode()
+    corrupt(raw_header(longer), "its name has 1025 bytes; at most 1024 are read", tmp_path)
+
+
 def test_name_twice(tmp_path: Path) -> None:
     one = json.dumps(entry("U8", [1], 0, 1))
     corrupt(raw_header(f'{{"x": {one}, "x": {one}}}'.encode()) + b"1", "'x' appears twice", tmp_path)

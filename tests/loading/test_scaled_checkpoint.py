@@ -285,6 +285,10 @@ REFUSED = {
     "cache": (NVFP4 | {"kv_cache_quant_algo": "FP8"}, "kv_cache_quant_algo is 'FP8'"),
     "names": (MXFP8 | {"ignored_layers": "lm_head"}, "ignored_layers is 'lm_head'; it must list"),
     "pattern": (MXFP8 | {"ignored_layers": ["re:("]}, r"pattern 're:\(' .* no regular expression"),
+    "nested repetition": (MXFP8 | {"ignored_layers": ["re:(a+)+b"]}, "repeats a group"),
+    "much repetition": (MXFP8 | {"ignored_layers": ["re:.*.*.*.*b"]}, "more than 3 times"),
+    "many patterns": (MXFP8 | {"ignored_layers": ["*"] * 1001}, "1001 patterns of ignored modules; at most 1000"),
+    "deep names": (MXFP8 | {"ignored_layers": [".".join("a" * 33)]}, "33 components; at most 32"),
 }
 
 
@@ -303,6 +307,8 @@ def test_other_quantisations_are_refused_by_name(tmp_path: Path, fault: str) -> 
         ("*.gate", {"model.layers.3.gate", "model.layers.30.gate"}),
         ("model.layers.3*", {"model.layers.3.gate", "model.layers.30.gate", "model.layers.3.gate_proj"}),
         ("re:.*gate_", {"model.layers.3.gate_proj"}),
+        (r"re:(model\.)?layers\.\d+\.gate$", {"model.layers.3.gate", "model.layers.30.gate"}),
+        ("*layers*gate", {"model.layers.3.gate", "model.layers.30.gate"}),
         ("gate_", set()),
     ],
 )

@@ -44,6 +44,11 @@ _MODELOPT = ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8")
 _IGNORED_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
 # activation_scheme and config_groups' input_activations concern activations; config_groups repeats, for other readers,
 # what quant_algo and quantized_layers say. producer is a remark.
+MAX_IGNORED_PARTS = 32
+"""Most components of a name in a list of ignored modules; M3's have nine."""
+MAX_PATTERNS = 1000
+_MAX_REPEATS = 3
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 _HARMLESS_KEYS = frozenset({"activation_scheme", "config_groups", "producer", "quant_method"})
 
 
@@ -59,7 +64,7 @@ class Quantization:
     default: WeightFormat | None
     layers: Mapping[str, WeightFormat]
     ignored: frozenset[str]
-    ignored_patterns: tuple[str, ...]
+    ignored_patterns: tuple[re.Pattern[str], ...]
 
     def format_of(self, module: str) -> WeightFormat | None:
         """The format of a module's weight, or None if it is not to be quantised. A name in `layers` counts first."""
@@ -68,8 +73,9 @@ class Quantization:
             found = self.layers.get(".".join(parts[:end]))
             if found is not None:
                 return found
-        runs = (".".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1))
-        if any(run in self.ignored for run in runs) or any(_matches(p, module) for p in self.ignored_patterns):
+        lengths = range(1, min(len(parts), MAX_IGNORED_PARTS) + 1)
+        runs = (".".join(parts[a : a + length]) for length in lengths for a in range(len(parts) - length + 1))
+        if any(run in self.ignored for run in runs) or any(p.match(module) for p in self.ignored_patterns):
             return None
         return self.default
 
@@ -173,7 +179,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> N
         raise ConfigError(f"{where}: unknown keys {unknown}; they may change what the stored weights mean")
 
 
-def _ignored(values: Mapping[str, Any], where: str) -> tuple[frozenset[str], tuple[str, ...]]:
+def _ignored(values: Mapping[str, Any], where: str) -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
     """Names, and patterns."""
     found: list[str] = []
     for key in _IGNORED_KEYS:
@@ -181,20 +187,35 @@ def _ignored(values: Mapping[str, Any], where: str) -> tuple[frozenset[str], tup
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{where}: {key} is {quoted(names)}; it must list names of modules")
         found += names
-    return frozenset(name for name in found if not _is_pattern(name)), tuple(filter(_is_pattern, found))
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Whether a pattern with `*` or `?` fits the whole path, or all of it up to a dot; `re:` begins a regular
-    expression for the path's beginning."""
-    if pattern.startswith("re:"):
-        try:
-            return re.match(pattern[3:], module) is not None
-        except re.error as error:
+    patterns, names = list(filter(_is_pattern, found)), [name for name in found if not _is_pattern(name)]
+    if len(patterns) > MAX_PATTERNS:
+        raise ConfigError(f"{where}: has {len(patterns)} patterns of ignored modules; at most {MAX_PATTERNS} are read")
+    for name in names:
+        if name.count(".") >= MAX_IGNORED_PARTS:
             raise ConfigError(
-                f"the pattern {quoted(pattern)} of ignored modules is no regular expression: {error}"
-            ) from error
-    return fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(module, f"{pattern}.*")
+                f"{where}: the ignored module {quoted(name)} has {name.count('.') + 1} components; at most"
+                f" {MAX_IGNORED_PARTS} are read"
+            )
+    return frozenset(names), tuple(compiled for pattern in patterns for compiled in _compiled(pattern, where))
+
+
+def _compiled(pattern: str, where: str) -> list[re.Pattern[str]]:
+    """A pattern with `*` or `?` fits the whole path, or all of it up to a dot; `re:` begins a regular expression for
+    the path's beginning. Raises ConfigError for one that may take longer than anyone waits: nested repetitions do."""
+    if not pattern.startswith("re:"):
+        return [re.compile(fnmatch.translate(form)) for form in (pattern, f"{pattern}.*")]
+    written = pattern[3:]
+    if _REPEATED_GROUP.search(written) or sum(map(written.count, "*+{")) > _MAX_REPEATS:
+        raise ConfigError(
+            f"{where}: the pattern {quoted(pattern)} of ignored modules repeats a group, or more than {_MAX_REPEATS}"
+            " times; such patterns may take very long, and are not read"
+        )
+    try:
+        return [re.compile(written)]
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"{where}: the pattern {quoted(pattern)} of ignored modules is no regular expression: {error}"
+        ) from error
 
 
 def _is_pattern(name: str) -> bool:

@@ -19,6 +19,9 @@ from freehold.loading.quoting import quoted
 MAX_HEADER_BYTES = 16 * 2**20
 """Longest header that is parsed: about 130,000 tensors. MiniMax-M3 in a single file would need 3 MiB."""
 
+MAX_NAME_BYTES = 1024
+"""Longest name of a tensor, as in GGUF."""
+
 MAX_AXES = 16
 """Most axes of a tensor."""
 
@@ -97,9 +100,11 @@ def _entry(file: MappedFile, name: str, entry: Any) -> tuple[TensorInfo, int, in
     """The checked entry of one tensor: what it is, and the half-open range of its bytes in the data."""
     where = f"{file.path}: tensor {quoted(name)}"
     try:
-        name.encode()
+        nbytes = len(name.encode())
     except UnicodeEncodeError as error:
         raise CorruptFileError(f"{where}: its name is not valid Unicode") from error
+    if nbytes > MAX_NAME_BYTES:
+        raise CorruptFileError(f"{where}: its name has {nbytes} bytes; at most {MAX_NAME_BYTES} are read")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFileError(f"{where}: must have dtype, shape and data_offsets alone, and is {quoted(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
