@@ -155,6 +155,19 @@ def test_codes_and_scales_stand_for_the_dequantised_weight(tmp_path: Path, kind:
         assert torch.equal(kernels.pack_codes(codes).rows(torch.arange(7)), codes.floats())
 
 
+@pytest.mark.parametrize("kind", sorted(Kind[name] for name in CODED), ids=lambda kind: kind.name)
+def test_scales_that_are_no_numbers_are_passed_on_without_a_warning(tmp_path: Path, kind: Kind) -> None:
+    block, block_nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(kind).integers(0, 256, (64, 512 // block * block_nbytes), dtype=np.uint8)
+    blocks.reshape(-1, block_nbytes)[:, -2:] = blocks.reshape(-1, block_nbytes)[:, :2] = (0, 0x7C)  # infinite halves
+    with open_checkpoint(write(tmp_path / "m.gguf", kind, (64, 512), blocks)) as checkpoint:
+        stored = checkpoint.quantized("x")
+        assert stored is not None
+        codes = stored.codes()
+        assert codes is not None
+        assert torch.equal(codes.floats().nan_to_num(7.0), stored.dequantize().nan_to_num(7.0))
+
+
 def test_kinds_that_are_no_scaled_codes_are_expanded(tmp_path: Path) -> None:
     block, block_nbytes = gguf.GGML_QUANT_SIZES[Kind.IQ2_XS]
     blocks = np.zeros((3, 512 // block * block_nbytes), np.uint8)

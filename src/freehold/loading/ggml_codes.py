@@ -31,7 +31,8 @@ def ggml_codes(kind: str, shape: tuple[int, ...], data: torch.Tensor) -> CodedWe
     step = max(1, _CHUNK_ELEMENTS // columns)
     for first in range(0, rows, step):
         part = data[first : first + step]
-        split, scale, offset = layout.split(part.reshape(-1, block_nbytes).numpy())
+        with np.errstate(all="ignore"):  # scales that are infinite or not a number are the file's, and are passed on
+            split, scale, offset = layout.split(part.reshape(-1, block_nbytes).numpy())
         codes[first : first + step] = split.reshape(len(part), columns)
         scales.append(scale.reshape(len(part), -1))
         if offset is not None:
