@@ -109,6 +109,13 @@ def test_half_a_patch_embedding(tmp_path: Path, parts: tuple[dict[str, Any], Arr
         open_mmproj(write_mmproj(tmp_path / "m.gguf", keys, tensors))
 
 
+def test_halves_of_a_patch_embedding_that_differ(tmp_path: Path, parts: tuple[dict[str, Any], Arrays]) -> None:
+    keys, tensors = parts
+    tensors["v.patch_embd.weight.1"] = tensors["v.patch_embd.weight.1"][:16]
+    with pytest.raises(TensorMismatchError, match=r"v\.patch_embd\.weight\.1: is \(16, .* must be \(32, "):
+        open_mmproj(write_mmproj(tmp_path / "m.gguf", keys, tensors))
+
+
 def test_tensors_of_no_tower_are_refused_when_it_loads(tmp_path: Path, parts: tuple[dict[str, Any], Arrays]) -> None:
     keys, tensors = parts
     tensors["v.blk.0.ls1.weight"] = np.ones(4, np.float32)

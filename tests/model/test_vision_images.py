@@ -312,6 +312,8 @@ def test_data_urls_are_read(url: str) -> None:
         ("data:image/png;base64," + base64.b64encode(bytes(11)).decode(), RequestError),
         (bytes(11), RequestError),
         ("data:," + "x" * 3000, RequestError),
+        ("data:,\ud800", RequestError),
+        ("data:image/png;base64,\ud800", RequestError),
     ],
 )
 def test_other_sources_are_refused(source: Any, error: type[RequestError]) -> None:
@@ -328,7 +330,7 @@ def test_network_addresses_are_refused_for_local_callers_too() -> None:
 def test_paths_are_read_for_local_callers(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"hi")
     assert read_source(str(tmp_path / "x"), local=True, limit=2) == b"hi"
-    for wrong in (tmp_path / "y", tmp_path):
+    for wrong in (tmp_path / "y", tmp_path, "x\0y", "\ud800", "x" * 5000):
         with pytest.raises(RequestError, match="cannot be read"):
             read_source(wrong, local=True, limit=2)
     with pytest.raises(RequestError, match="at most 1"):

@@ -119,6 +119,10 @@ def _stored_names(checkpoint: Checkpoint) -> dict[str, str]:
         for name in _PATCH_FRAMES
         if name not in missing and len(checkpoint.tensors[name].shape) != 4
     ]
+    if not missing and not misshapen:
+        first, second = (checkpoint.tensors[name].shape for name in _PATCH_FRAMES)
+        if second != first:  # together they are one weight of the release
+            misshapen.append(f"{_PATCH_FRAMES[1]}: is {second}, must be {first} like {_PATCH_FRAMES[0]}")
     names: dict[str, str] = {}
     for stored in checkpoint.tensors:
         if stored == _PATCH_FRAMES[1]:

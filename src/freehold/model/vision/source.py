@@ -49,7 +49,10 @@ def _from_data_url(url: str, limit: int) -> bytes:
     if len(body) > 2 * limit + 1024:  # even with line ends in it, that is too much
         raise RequestError(f"the data URL has {len(url)} characters; at most {limit} bytes are taken")
     if not head["kind"].lower().endswith(";base64"):
-        return unquote_to_bytes(body)
+        try:
+            return unquote_to_bytes(body)
+        except UnicodeEncodeError:
+            raise RequestError("the data URL is no valid text: it holds half a character") from None
     try:
         return base64.b64decode(body.translate(_ASCII_SPACE), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -60,8 +63,9 @@ def _from_file(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(limit + 1)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # the latter of paths that no file can have
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RequestError(f"{_shown(str(path))} cannot be read: {reason}") from None
 
 
 def _shown(text: str) -> str:
