@@ -130,6 +130,7 @@ def test_a_gguf_file_means_its_blocks(gguf_file: Path, tmp_path: Path, bits: Bit
     ours = {"GGUF.kv_count", "GGUF.tensor_count", "GGUF.version", "general.file_type"}
     for name in before.fields.keys() - ours:
         assert before.fields[name].contents() == after.fields[name].contents(), name
+    assert after.fields["general.quantization_version"].contents() == gguf.GGML_QUANT_VERSION
     for one, other in zip(before.tensors, after.tensors, strict=True):
         assert (one.name, list(one.shape)) == (other.name, list(other.shape))
 

@@ -129,6 +129,9 @@ class GgufTarget(Target):
         if gguf.Keys.General.FILE_TYPE in entries:
             file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if self.bits == 8 else gguf.LlamaFileType.MOSTLY_Q4_1
             entries[gguf.Keys.General.FILE_TYPE] = struct.pack("<II", gguf.GGUFValueType.UINT32, file_type)
+        if gguf.Keys.General.QUANTIZATION_VERSION not in entries:  # the format demands it beside quantised tensors
+            version = struct.pack("<II", gguf.GGUFValueType.UINT32, gguf.GGML_QUANT_VERSION)
+            entries[gguf.Keys.General.QUANTIZATION_VERSION] = version
         parts = [struct.pack("<4sIQQ", b"GGUF", _GGUF_VERSION, len(self.items), len(entries))]
         parts += [_gguf_text(key) + raw for key, raw in entries.items()]
         offset, alignment = 0, self.source.alignment
