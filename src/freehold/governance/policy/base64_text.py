@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 
 _LEAST_CHARS = 20
-_PIECES = re.compile(r"[A-Za-z0-9+/_-]+")
+_LEAST_GROUP = 8
+_PIECE = re.compile(r"[A-Za-z0-9+/_-]+")
+_FIRST_PIECE = re.compile(rf"[A-Za-z0-9+/_-]{{{_LEAST_GROUP},}}")
 # Between the lines or groups of one text.
 _GAP = re.compile(r"\s{1,8}")
-_LEAST_GROUP = 8
 # Of a text that is written so, some signs are capitals and some are not. Most other long words are all alike.
 _CAPITAL, _OTHER = re.compile("[A-Z]"), re.compile("[a-z0-9]")
 # Noise has no stretch of readable signs as long as this.
@@ -34,7 +35,8 @@ def _runs(text: str) -> Iterator[str]:
     """Runs of base64's signs; lines or groups of one text as one, with the shorter one that ends them."""
     pieces: list[str] = []
     end = 0
-    for match in _PIECES.finditer(text):
+    match = _FIRST_PIECE.search(text)
+    while match:
         piece = match[0]
         if pieces and not (_GAP.fullmatch(text, end, match.start()) and _goes_on(pieces, piece)):
             yield from _whole(pieces)
@@ -42,6 +44,8 @@ def _runs(text: str) -> Iterator[str]:
         if pieces or len(piece) >= _LEAST_GROUP:
             pieces.append(piece)
             end = match.end()
+        # Most words are shorter than what may begin a run: they are passed over without a look at each.
+        match = (_PIECE if pieces else _FIRST_PIECE).search(text, match.end())
     yield from _whole(pieces)
 
 
