@@ -65,6 +65,19 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == list(range(1, 10))
 
 
+def test_where_to_look_is_learnt_if_it_has_a_weight(tmp_path: Path) -> None:
+    found = []
+    for weight in (0.0, 1.0):
+        told: list[float] = []
+        settings = replace(SETTINGS, steps=2, looking_weight=weight)
+        trainer = Trainer(CONFIG, rows(), settings, tmp_path / str(weight))
+        trainer.run(lambda done, told=told: told.append(done.looking))  # type: ignore[misc]
+        found.append((told, trainer.weights["model.layers.1.self_attn.q_proj.weight"]))
+    assert found[0][0] == [0.0, 0.0]
+    assert min(found[1][0]) > 1.0
+    assert not torch.equal(found[0][1], found[1][1])
+
+
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     Trainer(CONFIG, rows(), SETTINGS, tmp_path)
     for other in (rows(1), RetrievalRows(RETRIEVAL_WORDS, 97, seed=0)):
@@ -185,6 +198,8 @@ def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["train", str(out), *OPTIONS, "--steps", "4", "--save-every", "2", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 4
+    settings = json.loads((out / "card.json").read_text())["settings"]
+    assert (settings["exit_weight"], settings["looking_weight"]) == (0.5, 1.0)
     again = CliRunner().invoke(
         main,
         ["generate", "--model", str(out), "--prompt", "<set><name-3><value-7> and <get><name-3>", "--max-tokens", "2"],
