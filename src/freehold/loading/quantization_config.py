@@ -42,13 +42,13 @@ FP8 = WeightFormat("FP8", None, ("F32", "BF16"))
 _ALGORITHMS = {"MXFP8": MXFP8, "NVFP4": NVFP4, "W4A16_NVFP4": NVFP4, "FP8": FP8}
 _MODELOPT = ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8")
 _IGNORED_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
-# activation_scheme and config_groups' input_activations concern activations; config_groups repeats, for other readers,
-# what quant_algo and quantized_layers say. producer is a remark.
 MAX_IGNORED_PARTS = 32
 """Most components of a name in a list of ignored modules; M3's have nine."""
 MAX_PATTERNS = 1000
 _MAX_REPEATS = 3
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
+# activation_scheme and config_groups' input_activations concern activations; config_groups repeats, for other readers,
+# what quant_algo and quantized_layers say. producer is a remark.
 _HARMLESS_KEYS = frozenset({"activation_scheme", "config_groups", "producer", "quant_method"})
 
 
