@@ -96,7 +96,7 @@ def test_a_message_and_its_counts(connect):
     assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (prompt - 3, 3, 3)
     assert usage.cache_creation_input_tokens == 0
     assert answer._request_id is not None
-    assert backend.streams[0].client == "key api-key user me"
+    assert backend.streams[0].client == ("key api-key", "user me")
 
 
 def test_the_stream_helper_ends_with_the_same_message(connect):

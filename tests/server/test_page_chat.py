@@ -370,4 +370,4 @@ def test_the_key_is_asked_for_once_and_not_kept_longer_than_the_tab(visit, runni
         assert page.locator("#key-dialog").is_hidden()
         assert page.evaluate("JSON.stringify(localStorage)").count("sesame") == 0
         assert page.evaluate("sessionStorage.length") == 1
-    assert backend.streams[0].client == "key api-key"
+    assert backend.streams[0].client == ("key api-key", "")

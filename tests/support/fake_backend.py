@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from freehold.core.clients import Client
 from freehold.core.conversation import Conversation
 from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
 from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
@@ -47,7 +48,7 @@ class FakeStream:
     params: SamplingParams
     script: Script
     cached_tokens: int = 0
-    client: str = ""
+    client: Client = ()
     priority: int = 0
     cancel_calls: int = 0
     ended: bool = False
@@ -186,7 +187,7 @@ class FakeBackend:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
-        client: str,
+        client: Client,
         priority: int,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),

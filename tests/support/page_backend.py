@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from freehold.core.clients import Client
 from freehold.core.events import Event, FinishEvent, TokenEvent
 from freehold.core.logprobs import TokenLogprobs
 from freehold.core.provenance import BlockReads, Provenance
@@ -50,7 +51,7 @@ class PageBackend(FakeBackend):
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
-        client: str,
+        client: Client,
         priority: int,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),

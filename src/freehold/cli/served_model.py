@@ -11,6 +11,7 @@ from freehold.engine.chat import Chat, prepare_chat
 from freehold.engine.driver import EngineDriver, RequestStream
 
 if TYPE_CHECKING:
+    from freehold.core.clients import Client
     from freehold.core.conversation import Conversation
     from freehold.core.sampling import SamplingParams
     from freehold.core.visuals import Placed
@@ -86,7 +87,7 @@ class ServedModel:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
-        client: str,
+        client: Client,
         priority: int,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from freehold.core.clients import Client
 from freehold.core.errors import FreeholdError
 from freehold.core.events import Event, FinishEvent, Usage
 from freehold.core.sampling import SamplingParams
@@ -31,7 +32,7 @@ class _Arrival:
     request_id: str
     prompt: list[int]
     params: SamplingParams
-    client: str
+    client: Client
     priority: int
     provenance: bool
     visuals: tuple[Placed, ...]
@@ -103,7 +104,7 @@ class EngineDriver:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
-        client: str = "",
+        client: Client = (),
         priority: int = 0,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),

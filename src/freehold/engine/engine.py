@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from freehold.cache import BlockCache
+from freehold.core.clients import Client, client_of
 from freehold.core.config import EngineConfig
 from freehold.core.errors import (
     BusyError,
@@ -88,15 +89,17 @@ class Engine:
         params: SamplingParams,
         *,
         request_id: str | None = None,
-        client: str = "",
+        client: str | Client = (),
         priority: int = 0,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),
     ) -> str:
         """Queues a request and returns its id.
 
-        client: any name; the engine's time is shared between clients. priority: lower is served sooner, and a more
-        important request may take the room of a less important one.
+        client: a name, or several from the outermost to the innermost, as a key and its user; the engine's time is
+        shared between the outermost, and what each gets between those inside of it.
+
+        priority: lower is served sooner, and a more important request may take the room of a less important one.
 
         provenance: the last event says which blocks the sparse layers read for each token.
 
@@ -117,7 +120,7 @@ class Engine:
         request = Request(
             request_id=request_id,
             number=next(self._numbers),
-            client=client,
+            client=client_of(client),
             priority=priority,
             submitted=now,
             deadline=math.inf if most is None else now + most,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.cache import Sequence
+from freehold.core.clients import Client
 from freehold.core.events import Miss, Usage
 from freehold.core.provenance import BlockReads
 from freehold.core.sampling import SamplingParams
@@ -28,7 +29,7 @@ class Request:
 
     request_id: str
     number: int
-    client: str
+    client: Client
     priority: int
     submitted: float
     deadline: float

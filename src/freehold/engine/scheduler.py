@@ -42,7 +42,7 @@ class _Prompt:
     leader: Request
     priority: int
     number: int
-    served: int
+    served: tuple[int, ...]
     remaining: int
 
 
@@ -166,7 +166,7 @@ class Scheduler:
         for request in heapq.nsmallest(
             1 + _LOOK_PAST,
             self.waiting,
-            key=lambda r: (r.priority, 0 if by_age else self._served[r.client], r.number),
+            key=lambda r: (r.priority, () if by_age else self._served[r.client], r.number),
         ):
             if self._fits(request, [r for r in self.running if r.priority <= request.priority]):
                 for other in overtaken:
@@ -216,7 +216,7 @@ class Scheduler:
             return {}
         self._num_shares += 1
         by_age = self._num_shares % _OLDEST_EVERY == 0
-        fair = min(prompts, key=lambda p: (p.priority, 0 if by_age else p.served, p.number))
+        fair = min(prompts, key=lambda p: (p.priority, () if by_age else p.served, p.number))
         shortest_first = sorted(prompts, key=lambda p: (p.priority, p.remaining, p.number))
         depth = max(len(p.leader.tokens) - p.leader.num_uncomputed for p in prompts)
         left = self.pace.prompt_tokens(depth) if decoding else self.config.prefill_chunk

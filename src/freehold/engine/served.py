@@ -3,41 +3,65 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+
+from freehold.core.clients import Client
 
 
 class Served:
-    """Tokens computed for each client.
+    """Tokens computed for each client, and for whatever it belongs to.
 
-    A client that comes, or comes back, starts no lower than the least served of those present: being away earns no
-    claim. One that leaves and returns keeps what it had above that.
+    `served[client]` orders clients: first by what the outermost name had, then by what the next one had. So a key gets
+    no more by naming many users, and its users share what it gets.
+    A client that comes, or comes back, starts no lower than the least served of those present beside it: being away
+    earns no claim. One that leaves and returns keeps what it had above that.
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[str, int] = {}
-        self._requests: Counter[str] = Counter()
+        self._tokens: dict[Client, int] = {}
+        self._requests: Counter[Client] = Counter()
 
-    def __getitem__(self, client: str) -> int:
-        return self._tokens[client]
+    def __getitem__(self, client: Client) -> tuple[int, ...]:
+        return tuple(self._tokens[name] for name in _names(client))
 
-    def charge(self, client: str, tokens: int) -> None:
+    def charge(self, client: Client, tokens: int) -> None:
         """`tokens` were computed for a client that is present."""
-        self._tokens[client] += tokens
+        for name in _names(client):
+            self._tokens[name] += tokens
 
-    def enter(self, client: str) -> None:
+    def enter(self, client: Client) -> None:
         """The client has one request more."""
-        if not self._requests[client]:
-            self._tokens[client] = max(self._tokens.get(client, 0), self._least())
-        self._requests[client] += 1
+        for name in _names(client):
+            if not self._requests[name]:
+                self._tokens[name] = max(self._tokens.get(name, 0), self._least().get(name[:-1], 0))
+            self._requests[name] += 1
 
-    def leave(self, client: str) -> None:
+    def leave(self, client: Client) -> None:
         """The client has one request fewer."""
-        self._requests[client] -= 1
-        if self._requests[client]:
+        gone = False
+        for name in _names(client):
+            self._requests[name] -= 1
+            if not self._requests[name]:
+                del self._requests[name]
+                gone = True
+        if not gone:
             return
-        del self._requests[client]
-        # Of those away, only who had more than everyone present is worth remembering.
+        # Of those away, only who had more than everyone present beside them is worth remembering.
         least = self._least()
-        self._tokens = {c: n for c, n in self._tokens.items() if c in self._requests or (self._requests and n > least)}
+        self._tokens = {
+            name: tokens
+            for name, tokens in self._tokens.items()
+            if name in self._requests or tokens > least.get(name[:-1], tokens)
+        }
 
-    def _least(self) -> int:
-        return min((self._tokens[client] for client, count in self._requests.items() if count), default=0)
+    def _least(self) -> dict[Client, int]:
+        """The least that one of those present had, by what they belong to."""
+        least: dict[Client, int] = {}
+        for name, count in self._requests.items():
+            if count:
+                least[name[:-1]] = min(self._tokens[name], least.get(name[:-1], self._tokens[name]))
+        return least
+
+
+def _names(client: Client) -> Iterator[Client]:
+    return (client[:end] for end in range(1, len(client) + 1))

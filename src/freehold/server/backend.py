@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from freehold.core.clients import Client
 from freehold.core.conversation import Conversation
 from freehold.core.events import Event
 from freehold.core.sampling import SamplingParams
@@ -128,14 +129,14 @@ class Backend(Protocol):
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
-        client: str,
+        client: Client,
         priority: int,
         provenance: bool = False,
         visuals: Sequence[Placed] = (),
     ) -> Stream:
         """Queue a request and return at once. Called on the event loop's thread, with the loop running.
 
-        client: whom the request is for; the backend shares its time fairly between clients.
+        client: whom the request is for; the backend shares its time fairly between clients, see `Client`.
         priority: lower is sooner. provenance: the last event says which blocks the answer was made from.
         visuals: of the prompt, see ChatPrompt.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from freehold.core.clients import Client
 from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from freehold.server.operation.wire import RunningChoice, RunningRequest
 
@@ -37,7 +38,7 @@ class Entry:
 
     request_id: str
     route: str
-    client: str
+    client: Client
     choices: list[_Choice]
     remove: Callable[[str], None]
     on_cancel: Callable[[], None] = _nothing
@@ -69,7 +70,7 @@ class Entry:
         return RunningRequest(
             id=self.request_id,
             route=self.route,
-            client=self.client,
+            client=" ".join(filter(None, self.client)),
             seconds=round(time.monotonic() - self.began, 3),
             choices=[
                 RunningChoice(
@@ -89,7 +90,7 @@ class Board:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
-    def open(self, request_id: str, route: str, client: str, prompt_lens: list[int]) -> Entry:
+    def open(self, request_id: str, route: str, client: Client, prompt_lens: list[int]) -> Entry:
         """A request begins; prompt_lens: tokens of the prompt of each choice."""
         entry = Entry(request_id, route, client, [_Choice(length) for length in prompt_lens], self._remove)
         self._entries[request_id] = entry

@@ -10,6 +10,7 @@ from typing import Literal
 
 from starlette.types import Receive
 
+from freehold.core.clients import Client
 from freehold.core.events import Event, FinishEvent, PrefillEvent, Usage
 from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Placed
@@ -34,7 +35,7 @@ class Ask:
 
     prompt_ids: Sequence[int]
     params: SamplingParams
-    client: str
+    client: Client
     priority: int
     provenance: bool = False
     visuals: Sequence[Placed] = ()

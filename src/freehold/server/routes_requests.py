@@ -10,7 +10,7 @@ from freehold.server.openai.wire import ErrorBody
 from freehold.server.operation.principal import ADMIN, principal_of
 from freehold.server.operation.wire import RunningRequests
 from freehold.server.refusals import refuse
-from freehold.server.service import Service, client_name
+from freehold.server.service import Service, client_names
 
 
 def request_routes(service: Service) -> APIRouter:
@@ -19,8 +19,8 @@ def request_routes(service: Service) -> APIRouter:
 
     def visible(http: Request, entry: Entry) -> bool:
         holder = principal_of(http.scope)
-        mine = client_name(http, None)
-        return holder is None or ADMIN in holder.scopes or f"{entry.client} ".startswith(f"{mine} ")
+        mine, _ = client_names(http, None)
+        return holder is None or ADMIN in holder.scopes or entry.client[0] == mine
 
     @router.get("/v1/requests")
     async def list_requests(http: Request) -> RunningRequests:

@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from freehold.core.clients import Client
 from freehold.core.conversation import Conversation
 from freehold.core.errors import ModelNotFoundError
 from freehold.core.events import Usage
@@ -83,7 +84,7 @@ class Service:
         What an answer was is remembered before its last event is sent, so that the client's next request finds it.
         """
         prompt = self.chat_prompt(http, conversation)
-        client, priority = client_name(http, conversation.user), request_priority(http, conversation.priority)
+        client, priority = client_names(http, conversation.user), request_priority(http, conversation.priority)
         asks = tuple(
             Ask(
                 prompt.ids,
@@ -149,13 +150,12 @@ def http_request_id(http: Request) -> str:
     return str(http.scope["state"]["http_request_id"])
 
 
-def client_name(http: Request, user: str | None) -> str:
-    """Whom a request is for: the key that it carries and the user that it names, or else the host it comes from."""
+def client_names(http: Request, user: str | None) -> Client:
+    """Whom a request is for: the key that it carries, or else the host it comes from, and the user that it names."""
     holder = principal_of(http.scope)
     key = f"key {holder.name}" if holder and holder.key_id else ""
-    if user:
-        return f"{key} user {user}".strip()
-    return key or f"host {http.client.host if http.client else 'unknown'}"
+    owner = key or f"host {http.client.host if http.client else 'unknown'}"
+    return owner, f"user {user}" if user else ""
 
 
 def request_priority(http: Request, asked: int | None) -> int:

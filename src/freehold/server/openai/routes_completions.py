@@ -19,7 +19,7 @@ from freehold.server.generation import Ask, Progress, total_usage
 from freehold.server.json_body import decode_json
 from freehold.server.openai.logprobs import TextOffsets, text_logprobs
 from freehold.server.openai.wire import CompletionRequest, TextChoice, TextCompletion, TextLogprobs
-from freehold.server.service import Service, client_name, request_priority, usage_body
+from freehold.server.service import Service, client_names, request_priority, usage_body
 from freehold.server.wire import parse_request
 
 
@@ -45,7 +45,7 @@ def _prepare(service: Service, body: bytes, http: Request) -> tuple[CompletionRe
     service.check_model(request.model)
     defaults = service.backend.sampling_defaults
     params = [request.sampling(choice, defaults) for choice in range(request.num_choices)]
-    client, priority = client_name(http, request.user), request_priority(http, request.priority)
+    client, priority = client_names(http, request.user), request_priority(http, request.priority)
     asks = []
     for prompt in request.prompt:
         prompt_ids = service.encode(prompt, request) if isinstance(prompt, str) else prompt
