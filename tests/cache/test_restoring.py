@@ -8,6 +8,7 @@ import torch
 
 from freehold.cache import BlockCache, BlockPool, Sequence
 from freehold.core.blocks import Span, Spans
+from freehold.core.events import MISS_TOKENS
 from support.cached_blocks import BLOCK, LAYOUT, OWNERS, SPECS, SteppedStore, identity_of, read_blocks, write_tokens
 
 OWNER, SLOTS = OWNERS[0], 4
@@ -62,6 +63,23 @@ def test_of_blocks_that_go_on_alike_the_newest_is_copied(tmp_path: Path) -> None
     cache.close_store()
 
 
+def test_of_stored_blocks_the_one_that_shares_most_is_closest(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    alike = [1] * (BLOCK - 2)
+    for tail in ([2, 3], [4, 5], [4, 6], [7, 7]):
+        serve(cache, [*alike, *tail, 9])
+    disk = cache.pool.disk
+    assert disk is not None
+    for wanted, expected in (([4, 6], BLOCK), ([4, 8], BLOCK - 1), ([8, 8], BLOCK - 2)):
+        record, length = disk.closest(cache.tree.root.key, [*alike, *wanted])
+        assert length == expected
+        assert record is not None
+        assert record.tokens[:length] == (*alike, *wanted)[:length]
+    assert disk.closest(cache.tree.root.key, [8]) == (None, 0)
+    assert disk.closest(cache.tree.root.key, [1]) != (None, 0)
+    cache.close_store()
+
+
 def test_a_miss_names_the_first_token_that_differs(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     serve(cache, blocks(1, 2))
@@ -69,7 +87,8 @@ def test_a_miss_names_the_first_token_that_differs(tmp_path: Path) -> None:
     sequence = cache.open(prompt)
     miss = cache.miss(sequence)
     assert miss is not None
-    assert (miss.position, miss.expected, miss.got) == (BLOCK + 5, 2, 7)
+    assert (miss.position, miss.got) == (BLOCK + 5, (7, 8))
+    assert miss.expected == (2,) * min(MISS_TOKENS, BLOCK - 5)
     assert cache.miss(cache.open([*[1] * BLOCK, 2, 2])) is None  # found to its end
     assert cache.miss(cache.open([5, 5])) is not None
     cache.clear()

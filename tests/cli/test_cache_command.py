@@ -65,6 +65,12 @@ def run_json(*arguments: str) -> dict[str, Any]:
     return said
 
 
+def sessions() -> list[dict[str, Any]]:
+    identities = run_json("list")["identities"]
+    found: list[dict[str, Any]] = next(item for item in identities if item["identity"] == IDENTITY.short)["sessions"]
+    return found
+
+
 def left(directory: Path) -> set[bytes]:
     with open_store(directory) as store:
         return set(stored_keys(store))
@@ -186,6 +192,37 @@ def test_prune_by_age_spares_pinned_blocks_and_beginnings_in_use(blocks: Path) -
     assert run_json("prune", "--older-than", "9d", "--yes")["removed_blocks"] == 2
     assert left(blocks) == {*keys_of(1, 5), *keys_of(7)}
     assert sum(path.stat().st_blocks * 512 for path in blocks.rglob("segment-*")) < 5 * RECORD_BYTES
+
+
+def test_a_pinned_session_outlives_newer_ones(blocks: Path) -> None:
+    old = keys_of(1, 2, 3)[2].hex()
+    said = run_json("pin", old[:12])
+    assert (said["tokens"], said["pinned"]) == (12, True)
+    assert f"{old[:16]}         12 tokens" in run("list").stdout
+    run_json("unpin", keys_of(7)[0].hex()[:12])
+    assert run_json("prune", "--max-bytes", str(3 * RECORD_BYTES), "--yes")["removed_blocks"] == 3
+    assert left(blocks) == set(keys_of(1, 2, 3))
+
+
+def test_what_follows_a_pin_is_not_pinned(blocks: Path) -> None:
+    run_json("pin", keys_of(1, 2, 3)[2].hex())
+    with open_store(blocks) as store:
+        put_chain(store, 1, 2, 3, 4)
+    (session,) = (s for s in sessions() if s["tokens"] == 16)
+    assert (session["pinned"], session["pinned_tokens"]) == (True, 12)
+    assert "pinned up to 12 tokens" in run("list").stdout
+    run_json("unpin", session["key"][:10])
+    assert not any(s["pinned_tokens"] for s in sessions() if s["tokens"] > 4)
+
+
+def test_pins_say_what_they_do_not_find(blocks: Path) -> None:
+    for session, problem in (("ffff0000ff", "there is none"), ("", "match; give more of the name")):
+        done = run("pin", session)
+        assert done.exit_code != 0
+        assert problem in done.output
+    with open_store(blocks):
+        assert "is in use by process" in run("pin", keys_of(7)[0].hex()).output
+    assert "does not exist" in run("pin", "ab", "--dir", str(blocks / "none")).output
 
 
 def test_prune_of_one_identity_leaves_the_others(blocks: Path) -> None:

@@ -335,16 +335,22 @@ def miss_of(engine, tokens: list[int]) -> Miss | None:
     return usage[0].miss
 
 
-def test_a_prompt_says_where_it_leaves_what_is_cached(caplog):
+def test_a_prompt_says_where_it_leaves_what_is_cached():
     engine, tokens = counting_engine(), random_tokens(100, seed=1)
     assert miss_of(engine, tokens) is None  # nothing was kept to compare with
     assert miss_of(engine, tokens) is None  # found to its end
     changed = [*tokens[:70], tokens[70] % 300 + 1, *tokens[71:]]
-    with caplog.at_level("DEBUG", logger="freehold.engine"):
-        assert miss_of(engine, changed) == Miss(70, 4, expected=tokens[70], got=changed[70])
-    assert "position=70" in caplog.text
+    spelt = engine.tokenizer.token_bytes
+    miss = miss_of(engine, changed)
+    assert miss is not None
+    assert (miss.position, miss.block) == (70, 4)
+    assert (miss.expected, miss.got) == (tuple(tokens[70:78]), tuple(changed[70:78]))
+    assert miss.expected_text == b"".join(map(spelt, tokens[70:78])).decode(errors="replace")
+    assert miss.got_text == b"".join(map(spelt, changed[70:78])).decode(errors="replace")
     first = [tokens[0] % 300 + 1, *tokens[1:]]
-    assert miss_of(engine, first) == Miss(0, 0, expected=tokens[0], got=first[0])
+    miss = miss_of(engine, first)
+    assert miss is not None
+    assert (miss.position, miss.block, miss.expected[0], miss.got[0]) == (0, 0, tokens[0], first[0])
 
 
 def test_text_added_at_the_end_is_no_miss():

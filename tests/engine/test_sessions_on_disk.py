@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from freehold.cache import record_layout, taken_bytes
+from freehold.core.config import EngineConfig
 from freehold.core.errors import CapacityError, ConfigError, ContextLengthError, StoreLockedError
 from freehold.core.events import FinishEvent
 from freehold.core.sampling import SamplingParams
@@ -203,6 +204,8 @@ def test_two_engines_cannot_share_a_store(m3, tmp_path):
 
 
 def test_a_budget_needs_a_store_and_sparse_layers(m3, tmp_path):
+    with pytest.raises(ConfigError, match="store_dir is ' '; name a directory"):
+        EngineConfig(store_dir=" ")
     with pytest.raises(ConfigError, match="store_dir"):
         tiny_engine(m3, ram_budget=1 << 30)
     with pytest.raises(ConfigError, match="at least"):

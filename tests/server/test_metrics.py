@@ -6,13 +6,14 @@ import io
 import json
 import logging
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from freehold.core.events import FinishEvent, PrefillEvent, TokenEvent, Usage
+from freehold.core.events import FinishEvent, Miss, PrefillEvent, TokenEvent, Usage
 from freehold.server.app import create_app
 from freehold.server.operation.keys import Keys
 from freehold.server.operation.logs import JsonFormatter, TextFormatter, log_config
@@ -162,11 +163,14 @@ def test_a_client_that_leaves_is_charged_and_logged(running, until):
     assert operation.limits.spent(who) < 900
 
 
+SECRET = Script([b"SE", b"CRET"])
+
+
 @pytest.fixture
 def lines(ask):
     """What a server writes, as text, while requests are made."""
 
-    def run(formatter, *requests, **options):
+    def run(formatter, *requests, script=SECRET, log_miss_text=False, api_key="key", **options):
         handler = logging.StreamHandler(io.StringIO())
         handler.setFormatter(formatter)
         logger = logging.getLogger("freehold")
@@ -175,7 +179,9 @@ def lines(ask):
         logging.getLogger("freehold.access").propagate = True
         logging.getLogger("freehold.access").setLevel(logging.INFO)
         try:
-            asker = ask(create_app(FakeBackend(Script([b"SE", b"CRET"])), **options))
+            backend = FakeBackend(script)
+            operation = replace(Operation.of(backend, keys=Keys(api_key=api_key)), log_miss_text=log_miss_text)
+            asker = ask(create_app(backend, operation=operation, **options))
             for request in requests:
                 request(asker)
         finally:
@@ -202,6 +208,29 @@ def test_a_line_of_json_for_each_request(lines):
     assert (second["route"], second["finish_reason"]) == ("/v1/models", None)
     assert "PRIVATE" not in text
     assert "CRET" not in text
+
+
+MISSED = Script([b"x"], miss=Miss(70, 4, (1,), (2,), expected_text="PRI VATE\nforged: line", got_text="NEW"))
+
+
+def test_the_line_says_where_a_prompt_left_what_is_kept(lines):
+    text = lines(JsonFormatter(), lambda asker: asker.complete(prompt="abc"), script=MISSED, api_key=None)
+    line = json.loads(text)
+    assert (line["miss_token"], line["miss_block"]) == (70, 4)
+    assert "VATE" not in text
+    text = lines(JsonFormatter(), lambda asker: asker.complete(prompt="abc"), api_key=None)
+    assert "miss_token" not in json.loads(text)
+
+
+def test_the_words_of_a_miss_are_in_the_line_if_asked_for(lines):
+    def complete(asker):
+        asker.complete(prompt="abc")
+
+    line = json.loads(lines(JsonFormatter(), complete, script=MISSED, log_miss_text=True, api_key=None))
+    assert (line["miss_expected"], line["miss_got"]) == ("PRI VATE\nforged: line", "NEW")
+    text = lines(TextFormatter(), complete, script=MISSED, log_miss_text=True, api_key=None)
+    assert text.count("\n") == 1  # what a prompt says cannot look like another line
+    assert 'miss_expected="PRI VATE\\nforged: line" miss_got=NEW' in text
 
 
 def test_the_line_names_the_key_and_not_its_value(lines):

@@ -12,7 +12,7 @@ from typing import Any
 from freehold.core.clients import Client
 from freehold.core.conversation import Conversation
 from freehold.core.errors import BusyError, ContextLengthError, RequestError, TemplateError
-from freehold.core.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent, Usage
+from freehold.core.events import Event, FinishEvent, FinishReason, Miss, PrefillEvent, TokenEvent, Usage
 from freehold.core.sampling import SamplingParams
 from freehold.core.visuals import Placed
 from freehold.model.answers.parser import AnswerParser
@@ -27,7 +27,7 @@ class Script:
     tokens: the bytes of each token of the answer. A character may be spread over several.
     prefill: seconds before the first token, spent in `prefill_steps` steps; delay: seconds before each token.
     reason, error: how it ends after the last token. crash: raised by the iterator instead of an end.
-    stop_text: the stop text that ends it. refusal: see FinishEvent.
+    stop_text: the stop text that ends it. refusal: see FinishEvent. miss: see Usage.
     """
 
     tokens: Sequence[bytes] = (b"Hello", b", ", b"world")
@@ -39,6 +39,7 @@ class Script:
     crash: Exception | None = None
     stop_text: str | None = None
     refusal: str | None = None
+    miss: Miss | None = None
 
 
 @dataclass
@@ -84,7 +85,7 @@ class FakeStream:
         if self.script.crash is not None:
             raise self.script.crash
         self.ended = reason != "cancelled"
-        usage = Usage(total, self.cached_tokens, count)
+        usage = Usage(total, self.cached_tokens, count, miss=self.script.miss)
         text, stop_text = decoder.decode(b"", final=True), self.script.stop_text if reason == "stop" else None
         yield FinishEvent(
             self.request_id, reason, usage, text, self.script.error, stop_text=stop_text, refusal=self.script.refusal

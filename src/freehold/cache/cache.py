@@ -13,7 +13,7 @@ from freehold.cache.prefix import Node, PrefixTree
 from freehold.cache.sequence import Sequence
 from freehold.core.axes import ceil_div
 from freehold.core.errors import CapacityError, LostBlocksError, StoreError
-from freehold.core.events import Miss
+from freehold.core.events import MISS_TOKENS, Miss
 
 _log = logging.getLogger("freehold.cache")
 
@@ -189,7 +189,9 @@ class BlockCache:
         position = sequence.num_shared * self.block_tokens + length
         if child is None or length == len(child.tokens) or position >= len(sequence.tokens) - 1:
             return None
-        return Miss(position, sequence.num_shared, expected=child.tokens[length], got=sequence.tokens[position])
+        expected = tuple(child.tokens[length : length + MISS_TOKENS])
+        got = tuple(sequence.tokens[position : position + MISS_TOKENS])
+        return Miss(position, sequence.num_shared, expected, got)
 
     def kept_slots(self, tokens: Items[int]) -> list[int]:
         """Slots of the kept blocks that `tokens` begins with, in order. Changes nothing."""

@@ -65,6 +65,14 @@ class Catalog:
             depths[entry.record.key] = depths[entry.record.parent] + 1
         return depths
 
+    def pinned_depths(self) -> dict[bytes, int]:
+        """For each key that the root leads to, how many blocks of its chain are pinned: those up to the last mark."""
+        depths, pinned = self.depths(), {ROOT: 0}
+        for entry in self._below(ROOT):
+            key = entry.record.key
+            pinned[key] = depths[key] if entry.pinned else pinned[entry.record.parent]
+        return pinned
+
     def chain(self, key: bytes) -> list[Record]:
         """The records from the root to `key`; empty if one of them is not stored."""
         records = []

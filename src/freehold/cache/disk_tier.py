@@ -12,7 +12,7 @@ import torch
 from freehold.cache.layout import RecordLayout
 from freehold.cache.paging import KvPager
 from freehold.cache.prefix import block_hash
-from freehold.cache.record import Record
+from freehold.cache.record import TOKEN_BYTES, Record, pack_tokens
 from freehold.cache.store import BlockStore
 from freehold.core.blocks import LaneSpec, LayerLanes
 from freehold.core.errors import LostBlocksError
@@ -122,12 +122,11 @@ class DiskTier:
 
     def closest(self, parent: bytes, tokens: Items[int]) -> tuple[Record | None, int]:
         """The stored block after `parent` that shares the most leading tokens with `tokens`, and how many."""
-        best, most = None, 0
+        best, most, packed = None, 0, pack_tokens(tuple(tokens))
         for record in self.store.children(parent):
-            pairs = enumerate(zip(tokens, record.tokens, strict=False))
-            length = next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(tokens), len(record.tokens)))
-            if length > most:
-                best, most = record, length
+            # There may be many, most of which differ early.
+            while most < len(tokens) and record.token_bytes.startswith(packed[: (most + 1) * TOKEN_BYTES]):
+                best, most = record, most + 1
         return best, most
 
     def restore(self, records: Items[Record], slots: Items[int]) -> set[bytes]:

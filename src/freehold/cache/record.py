@@ -15,6 +15,7 @@ from freehold.cache.prefix import ROOT
 _MAGIC = b"FHBLOCK1"
 _FIXED = struct.Struct("<8s32s32s32sqII")  # magic, stamp, key, parent, created, num_tokens, num_parts
 KEY_BYTES = 32
+TOKEN_BYTES = 8
 _ROOT_FIELD = ROOT.ljust(KEY_BYTES, b"\0")
 
 
@@ -56,7 +57,7 @@ class Record:
     @property
     def tokens(self) -> tuple[int, ...]:
         """The block's token ids."""
-        return struct.unpack(f"<{len(self.token_bytes) // 8}q", self.token_bytes)
+        return struct.unpack(f"<{len(self.token_bytes) // TOKEN_BYTES}q", self.token_bytes)
 
     def checksum_of(self, part_index: int) -> bytes:
         """The checksum of one part."""
@@ -66,7 +67,7 @@ class Record:
 def pack_header(record: Record, stamp: bytes) -> bytes:
     """The record's header, without padding; the slot is not in it. Its last 16 bytes are a checksum of the others."""
     parent = _ROOT_FIELD if record.parent == ROOT else record.parent
-    counts = len(record.token_bytes) // 8, len(record.checksums) // CHECKSUM_BYTES
+    counts = len(record.token_bytes) // TOKEN_BYTES, len(record.checksums) // CHECKSUM_BYTES
     fixed = _FIXED.pack(_MAGIC, stamp, record.key, parent, record.created, *counts)
     body = fixed + record.token_bytes + record.checksums
     return body + checksum(body)
@@ -84,7 +85,7 @@ def unpack_header(page: bytes, slot: int, layout: RecordLayout, stamp: bytes) ->
     magic, found_stamp, key, parent, created, num_tokens, num_parts = _FIXED.unpack_from(body)
     if magic != _MAGIC or found_stamp != stamp or (num_tokens, num_parts) != (layout.block_tokens, len(layout.parts)):
         raise ValueError("the header is of another identity or layout")
-    tokens_end = _FIXED.size + 8 * num_tokens
+    tokens_end = _FIXED.size + TOKEN_BYTES * num_tokens
     token_bytes = body[_FIXED.size : tokens_end]
     parent = ROOT if parent == _ROOT_FIELD else parent
     if hashlib.sha256(parent + token_bytes).digest() != key:

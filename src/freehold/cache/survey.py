@@ -16,12 +16,13 @@ from freehold.core.errors import StoreError
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A chain of blocks, named by its last one. key: hexadecimal. last_use: seconds since 1970."""
+    """A chain of blocks, named by its last one. key: hexadecimal. last_use: seconds since 1970. pinned_tokens: so many
+    at its beginning are pinned."""
 
     key: str
     tokens: int
     last_use: float
-    pinned: bool
+    pinned_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,13 @@ def open_shelves(directory: Path, damage: DamageLog) -> Iterator[list[Shelf]]:
 
 def survey(shelf: Shelf) -> ShelfSurvey:
     """Counts a shelf."""
-    depths = shelf.catalog.depths()
+    depths, pinned = shelf.catalog.depths(), shelf.catalog.pinned_depths()
     sessions = [
         Session(
             key=leaf.record.key.hex(),
             tokens=depths[leaf.record.key] * shelf.layout.block_tokens,
             last_use=leaf.used / 1e9,
-            pinned=bool(leaf.pinned),
+            pinned_tokens=pinned[leaf.record.key] * shelf.layout.block_tokens,
         )
         for leaf in shelf.catalog.leaves()
     ]

@@ -1,10 +1,10 @@
-"""`freehold cache`: look at the stored blocks, check them, remove them, carry them to another machine."""
+"""`freehold cache`: look at the stored blocks, check, pin and remove them, carry them to another machine."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from freehold.core.errors import StoreError
 from freehold.core.printable import printable
 
 if TYPE_CHECKING:
+    from freehold.cache.shelf import Shelf
     from freehold.cache.survey import ShelfSurvey
 
 Command = Callable[..., Any]
@@ -39,7 +40,7 @@ def _place(directory: Path | None) -> Path:
 
 @click.group()
 def cache() -> None:
-    """Look at, check, prune, export and import stored blocks."""
+    """Look at, check, pin, prune, export and import stored blocks."""
 
 
 @cache.command("list")
@@ -65,7 +66,9 @@ def list_blocks(directory: Path | None, as_json: bool) -> None:
         words = ", ".join(printable(f"{name} {value}") for name, value in item.description.items())
         click.echo(f"{item.identity}  {item.blocks} blocks  {shown_size(item.nbytes)}  {words}")
         for session in item.sessions:
-            pinned = "  pinned" if session.pinned else ""
+            pinned = "  pinned" if session.pinned_tokens else ""
+            if 0 < session.pinned_tokens < session.tokens:
+                pinned += f" up to {session.pinned_tokens} tokens"
             click.echo(f"  {session.key[:16]}  {session.tokens:>9} tokens  {_shown_time(session.last_use)}{pinned}")
 
 
@@ -77,7 +80,13 @@ def _as_json(item: ShelfSurvey) -> dict[str, Any]:
         "blocks": item.blocks,
         "bytes": item.nbytes,
         "sessions": [
-            {"key": s.key, "tokens": s.tokens, "last_use": _shown_time(s.last_use), "pinned": s.pinned}
+            {
+                "key": s.key,
+                "tokens": s.tokens,
+                "last_use": _shown_time(s.last_use),
+                "pinned": s.pinned_tokens > 0,
+                "pinned_tokens": s.pinned_tokens,
+            }
             for s in item.sessions
         ],
     }
@@ -163,6 +172,55 @@ def prune(
         click.echo(json.dumps({**said, "blocks": kept_blocks, "bytes": kept_bytes}))
     else:
         click.echo(f"Removed {pruning.blocks} blocks, {shown_size(pruning.nbytes)}.")
+
+
+@cache.command()
+@click.argument("session")
+@_options
+@click.option("--identity", help="Whose session, where several have one of that name.")
+def pin(session: str, directory: Path | None, as_json: bool, identity: str | None) -> None:
+    """Evict SESSION only when nothing else is left to evict.
+
+    SESSION is the beginning of its name in `freehold cache list`. No server may be using the store. When the session
+    goes on, what is new in it is not pinned.
+    """
+    _set_pin(session, directory, as_json, identity, pinned=True)
+
+
+@cache.command()
+@click.argument("session")
+@_options
+@click.option("--identity", help="Whose session, where several have one of that name.")
+def unpin(session: str, directory: Path | None, as_json: bool, identity: str | None) -> None:
+    """Take all pins off SESSION, those in its beginning too."""
+    _set_pin(session, directory, as_json, identity, pinned=False)
+
+
+def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str | None, *, pinned: bool) -> None:
+    import sqlite3
+
+    from freehold.cache.pinning import set_pin
+
+    place = _place(directory)
+
+    def choose(shelves: Sequence[Shelf]) -> tuple[Shelf, bytes]:
+        found = [
+            (shelf, leaf.record.key)
+            for shelf in shelves
+            if shelf.identity.short.startswith(identity or "")
+            for leaf in shelf.catalog.leaves()
+            if leaf.record.key.hex().startswith(session)
+        ]
+        chosen: tuple[Shelf, bytes] = _only(found, "session", session, place)
+        return chosen
+
+    try:
+        tokens = set_pin(place, choose, pinned=pinned)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{place} cannot be written: {error}") from error
+    said = {"directory": str(place), "session": session, "tokens": tokens, "pinned": pinned}
+    done = "Pinned" if pinned else "No longer pinned:"
+    click.echo(json.dumps(said) if as_json else f"{done} session {session}, {tokens} tokens.")
 
 
 @cache.command("export")

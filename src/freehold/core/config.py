@@ -138,6 +138,8 @@ class EngineConfig:
             raise ConfigError("impl is 'reference', which rounds no activations; leave activations out")
         if self.ram_budget is not None and self.store_dir is None:
             raise ConfigError(f"ram_budget is {self.ram_budget} without a store_dir; blocks beyond it need a place")
+        if self.store_dir is not None and not self.store_dir.strip():
+            raise ConfigError(f"store_dir is {self.store_dir!r}; name a directory, or leave it out")
         if self.store_dir is not None and self.impl == "reference":
             raise ConfigError("impl is 'reference', which keeps no block store; leave store_dir out")
         if self.impl not in ("auto", "native", "reference"):

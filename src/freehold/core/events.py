@@ -10,19 +10,25 @@ from freehold.core.provenance import Provenance
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
+MISS_TOKENS = 8
+"""How much of both texts a `Miss` shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """Why a prompt was not found further in the cache: at `position`, in block number `block`, it goes on with token
-    `got`, where the kept text closest to it has `expected`.
+    """Why a prompt was not found further in the cache: from `position`, in block number `block`, it goes on with the
+    tokens `got`, where the kept text closest to it has `expected`; both at most `MISS_TOKENS`, their first ones differ.
 
-    For the operator: `expected` may come from another client's prompt.
+    expected_text, got_text: the same as text, "[picture]" for each token that stands for one.
+    For the operator: what is expected may come from another client's prompt.
     """
 
     position: int
     block: int
-    expected: int
-    got: int
+    expected: tuple[int, ...]
+    got: tuple[int, ...]
+    expected_text: str = ""
+    got_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

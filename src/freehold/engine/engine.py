@@ -30,6 +30,7 @@ from freehold.core.typed import is_kind
 from freehold.core.visuals import Overlay, Placed
 from freehold.engine.logprobs import token_logprobs
 from freehold.engine.memory import make_pool
+from freehold.engine.miss_text import with_texts
 from freehold.engine.request import Request
 from freehold.engine.runner import Runner
 from freehold.engine.sampler import Sampler
@@ -347,6 +348,8 @@ class Engine:
         del self._requests[request.request_id]
         reads = None if request.reads is None else Provenance(self.cache.block_tokens, tuple(request.reads))
         stop_text = request.stops.matched if reason == "stop" else None
+        if request.miss is not None:
+            request.miss = with_texts(request.miss, self.tokenizer)
         usage = request.usage(self._clock())
         return FinishEvent(request.request_id, reason, usage, text, error or refusal, reads, stop_text, refusal)
 

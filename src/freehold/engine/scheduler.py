@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ from freehold.core.config import EngineConfig
 from freehold.engine.pace import Pace
 from freehold.engine.request import Request
 from freehold.engine.served import Served
-
-_log = logging.getLogger("freehold.engine")
 
 _MOST_OVERTAKEN = 16
 """So many requests may start before one whose turn it was, but for which there is no room yet."""
@@ -204,8 +201,6 @@ class Scheduler:
         request.found(request.sequence.num_computed)
         if request.times_paused == 0 and request.shares:
             request.miss = self.cache.miss(request.sequence)
-            if request.miss is not None:
-                _log.debug("request %s leaves the cached text: %s", request.request_id, request.miss)
 
     # --- sharing a step -------------------------------------------------------------------------------------
 

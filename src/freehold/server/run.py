@@ -205,6 +205,10 @@ def serve(
         max_connections=options.max_connections, header_seconds=options.header_seconds, metrics=metrics, context=tls
     )
     sealed = None if seal is None else lambda: SealState.model_validate(seal())
+    limits = Limits() if limits is None else limits
+    operation = Operation(
+        metrics, keys, limits, lifecycle, seal=sealed, recorder=recorder, log_miss_text=options.log_miss_text
+    )
     app = create_app(
         backend,
         aliases=aliases,
@@ -212,9 +216,7 @@ def serve(
         keepalive_seconds=options.keepalive_seconds,
         body_seconds=options.body_seconds,
         cors_origins=options.cors_origin,
-        operation=Operation(
-            metrics, keys, limits if limits is not None else Limits(), lifecycle, recorder=recorder, seal=sealed
-        ),
+        operation=operation,
     )
     config = server_config(app, log_level=options.log_level, drain_seconds=1, door=door, options=options)
     allow_open_files(options.max_connections)

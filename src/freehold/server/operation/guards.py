@@ -22,10 +22,12 @@ import binascii
 import ipaddress
 import uuid
 from functools import partial
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from freehold.core.events import Miss
 from freehold.server.errors import describe_exception, internal_error_body, log_failure
 from freehold.server.operation.keys import KeyExpiredError, Keys
 from freehold.server.operation.logs import log_request
@@ -166,8 +168,16 @@ class WatchGuard:
                 "cached_tokens": observation.cached_tokens if generated else None,
                 "completion_tokens": observation.completion_tokens if generated else None,
                 "finish_reason": observation.finish_reason,
+                **_miss_fields(observation.miss, with_text=self._operation.log_miss_text),
             }
         )
+
+
+def _miss_fields(miss: Miss | None, *, with_text: bool) -> dict[str, Any]:
+    if miss is None:
+        return {}
+    place = {"miss_token": miss.position, "miss_block": miss.block}
+    return {**place, "miss_expected": miss.expected_text, "miss_got": miss.got_text} if with_text else place
 
 
 def _rounded(seconds: float | None) -> float | None:

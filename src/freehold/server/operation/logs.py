@@ -1,15 +1,18 @@
-"""What the server writes to standard error: text for people or JSON for programs; never a word of a prompt."""
+"""What the server writes to standard error: text for people or JSON for programs; never a word of a prompt,
+unless `log_miss_text` asks for some."""
 
 from __future__ import annotations
 
 import json
 import logging
 import logging.config
+import re
 import sys
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
 ACCESS_LOGGER = "freehold.access"
+_PLAIN = re.compile(r"[!#-<>-~]+")
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
@@ -66,6 +69,8 @@ class TextFormatter(logging.Formatter):
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):  # or what a prompt says could look like other lines
+        return json.dumps(value, ensure_ascii=True)
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

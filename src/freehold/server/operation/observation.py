@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from freehold.core.events import Event, FinishEvent, PrefillEvent, TokenEvent, Usage
+from freehold.core.events import Event, FinishEvent, Miss, PrefillEvent, TokenEvent, Usage
 from freehold.server.operation.metrics import Metrics
 
 CURRENT: ContextVar[Observation | None] = ContextVar("freehold_observation", default=None)
@@ -121,6 +121,12 @@ class Observation:
         for stream in self._streams.values():
             found.setdefault(stream.prompt, stream.usage.cached_tokens if stream.usage else 0)
         return sum(found.values())
+
+    @property
+    def miss(self) -> Miss | None:
+        """Where the first prompt left what was kept, if it did."""
+        first = next(iter(self._streams.values()), None)
+        return None if first is None or first.usage is None else first.usage.miss
 
     @property
     def finish_reason(self) -> str | None:

@@ -19,7 +19,7 @@ class Operation:
     """One of each, shared by the guards, the routes and the process around them.
 
     recorder: is told of each request's end; None: nobody keeps records. seal: how the process is sealed; None: it is
-    not.
+    not. log_miss_text: see `ServerOptions`.
     """
 
     metrics: Metrics
@@ -28,6 +28,7 @@ class Operation:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     seal: Callable[[], SealState] | None = None
     recorder: Recorder | None = None
+    log_miss_text: bool = False
 
     @classmethod
     def of(cls, backend: Backend, *, keys: Keys | None = None, limits: Limits | None = None) -> Operation:

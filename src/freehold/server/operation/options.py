@@ -35,6 +35,7 @@ class ServerOptions:
     log_format: text for people, or one JSON object a line.
     log_level: least important messages that are written.
     access_log: one line for each request.
+    log_miss_text: where a prompt leaves what is kept, that line also has the words on both sides, a few of each.
     """
 
     tls_cert: Path | None = None
@@ -52,6 +53,7 @@ class ServerOptions:
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     access_log: bool = True
+    log_miss_text: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -62,6 +64,8 @@ class ServerOptions:
                 raise ConfigError(f"{field.name} is {value}; it must be above 0 and finite")
             if field.name.startswith("max_") and value < 1:
                 raise ConfigError(f"{field.name} is {value}; it must be at least 1")
+        if self.log_miss_text and not self.access_log:
+            raise ConfigError("log_miss_text belongs to the lines of the access log; take off access_log: no")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key belong together; give both, or none")
         if self.root_path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
