@@ -24,6 +24,7 @@ from freehold.core.visuals import Frames, Placed, content_keys
 from freehold.engine.chat import prepare_chat
 from freehold.engine.request import Request
 from freehold.engine.sight import Sight
+from freehold.loading.quoting import quoted
 from freehold.model import chat_visuals
 from freehold.model.vision.budget import LIMITS
 from support.engine_runs import logits_of_steps
@@ -285,7 +286,13 @@ def _refused(llm: freehold.LLM, content: Any, role: str = "user") -> str:
         ({"type": "image", "image": "data:image/png;base64,!!"}, "base64"),
         ({"type": "image", "rows": [["", 1]], "digest": "00"}, "must have its data"),
         ({"type": "video", "video": []}, "between 1 and"),
-        ({"type": "video", "video": [_image(1)], "fps": 0}, "'fps'"),
+        *(
+            (
+                {"type": "video", "video": [_image(1)] * 2, "fps": fps},
+                f"'fps' is {quoted(fps)}; it must be a number from",
+            )
+            for fps in (0, -1, 5e-324, 1e-300, 9e-7, 1e300, 10**400, float("nan"), float("inf"), True, "2")
+        ),
         ({"type": "video", "video": [_image(1), _image(2, 10, 10)]}, "one size"),
         ({"type": "image", "image": _image(1, 2, 600)}, "200 times"),
     ],
@@ -294,6 +301,13 @@ def test_what_cannot_be_seen_is_refused_by_name(shared: freehold.LLM, part: dict
     message = _refused(shared, [text_part("See:"), part])
     assert said in message
     assert "messages[0].content[1]" in message
+
+
+@pytest.mark.parametrize("fps", [1e-6, 1, 2.5, 1e6])
+def test_the_least_and_the_most_frames_a_second_are_taken(shared: freehold.LLM, fps: float) -> None:
+    part = {"type": "video", "video": [_image(number) for number in range(4)], "fps": fps}
+    ids, _ = shared.prompt([{"role": "user", "content": [part]}])
+    assert f"{2 / fps:.1f} seconds" in shared.tokenizer.decode(ids)
 
 
 def test_an_assistant_shows_nothing(shared: freehold.LLM) -> None:

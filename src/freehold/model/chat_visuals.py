@@ -18,6 +18,7 @@ from torch import Tensor
 
 from freehold.core.errors import ConfigError, RequestError, TemplateError, UnsupportedFieldError
 from freehold.core.visuals import Frames, Placed, VisualKind
+from freehold.loading.quoting import quoted
 from freehold.model.m3_tokens import END_OF_IMAGE, IMAGE, START_OF_IMAGE, VIDEO, special_id
 from freehold.model.tokenizer import Tokenizer
 from freehold.model.vision.budget import Budget
@@ -40,6 +41,10 @@ _OWN_KEYS = ("digest", "rows")
 
 MAX_VISUALS = 512
 """Most images and videos of one conversation."""
+
+FPS_RANGE = (1e-6, 1e6)
+"""Frames a second of a list of images: from one in twelve days on. A time that is written into the prompt has then at
+most nine digits before its point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +166,9 @@ def _video(source: Any, fps: Any, config: VisionConfig, budget: Budget, local: b
         return read_video(read_source(source, local=local, limit=MAX_VIDEO_BYTES), config, budget)
     times = None
     if fps is not None:
-        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
-            raise RequestError(f"'fps' is {fps!r}; it must be a number above 0")
+        low, high = FPS_RANGE
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not low <= fps <= high:
+            raise RequestError(f"'fps' is {quoted(fps)}; it must be a number from {low:g} to {high:g}")
         times = [number / fps for number in range(len(source))]
     frames = (_counted(read_pixels(frame, local=local), budget) for frame in source)
     return video_frames(frames, len(source), times, config, budget)
