@@ -354,6 +354,62 @@ def test_places_that_are_taken(directory: Path, gguf_file: Path, tmp_path: Path)
     assert (tmp_path / "taken" / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["mine", "mine\n", '{"version": 1}\n', '{"version": 1, "source": "mine', "[1]\n", "\n\n"]
+)
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_a_file_with_the_journals_name_stays(
+    form: str, text: str, directory: Path, gguf_file: Path, tmp_path: Path
+) -> None:
+    source, out = (directory, tmp_path / "out") if form == "directory" else (gguf_file, tmp_path / "out.gguf")
+    journal = out / JOURNAL_NAME if form == "directory" else tmp_path / "out.gguf.journal"
+    journal.parent.mkdir(exist_ok=True)
+    journal.write_text(text)
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=rf"{journal}: .*is no such journal; move it, or name another place"):
+            pack(source, out)
+    assert [path.read_text() for path in journal.parent.iterdir()] == [text]
+
+
+def test_a_pipe_with_the_journals_name_is_not_waited_for(gguf_file: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.gguf.journal")
+    with pytest.raises(ArgumentError, match=r"out\.gguf\.journal: .*is no such journal"):
+        pack(gguf_file, tmp_path / "out.gguf")
+
+
+def test_a_file_with_the_partial_ones_name_stays(gguf_file: Path, tmp_path: Path) -> None:
+    """Also where a quantisation was begun, and the file was put there later."""
+    out, partial = tmp_path / "out.gguf", tmp_path / "out.gguf.partial"
+    partial.write_text("mine")
+    with pytest.raises(ArgumentError, match=rf"{partial}: is there already; name another place, or remove it"):
+        pack(gguf_file, out)
+    assert list(tmp_path.iterdir()) == [partial]
+    partial.unlink()
+    with pytest.raises(StopHereError):
+        pack(gguf_file, out, stop_after=3)
+    written = partial.read_bytes()
+    for name in (partial, out):
+        name.write_text("mine")
+        with pytest.raises(ArgumentError, match=rf"{name}: would be written over, and is not what .* left; move it"):
+            pack(gguf_file, out)
+        assert name.read_text() == "mine"
+        partial.write_bytes(written)
+    out.unlink()
+    pack(gguf_file, out)
+    pack(gguf_file, tmp_path / "whole.gguf")
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0, 30])
+def test_a_first_line_that_was_cut_is_written_anew(kept: int, gguf_file: Path, tmp_path: Path) -> None:
+    out, journal = tmp_path / "out.gguf", tmp_path / "out.gguf.journal"
+    with pytest.raises(StopHereError):
+        pack(gguf_file, out, stop_after=1)
+    os.truncate(journal, kept)
+    pack(gguf_file, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf"]
+
+
 @pytest.mark.parametrize("end", ["", ".gguf"])
 def test_a_path_that_cannot_be(end: str, directory: Path, gguf_file: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="cannot be written: File name too long"):

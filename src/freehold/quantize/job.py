@@ -48,6 +48,7 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
         task = {"version": 1, "source": _identity(checkpoint), "bits": bits}
         with closing(Journal(target.journal, task)) as journal:
             files = target.files()
+            _check_own(files, journal)
             resumed = _resume(files, journal)
             total, so_far = sum(item.nbytes for item in items), 0
             for file, there in zip(files, _split(files, resumed), strict=True):
@@ -95,8 +96,35 @@ def _check_free(target: Target) -> None:
         return
     if target.path.is_dir() and not any(target.path.iterdir()):
         return
-    if target.path.exists():
-        raise ArgumentError(f"{target.path}: is there already; name another place, or remove it")
+    for path in (target.path, partial_of(target.path)):
+        if path.exists():
+            raise ArgumentError(f"{path}: is there already; name another place, or remove it")
+
+
+def _check_own(files: Sequence[File], journal: Journal) -> None:
+    """Raises ArgumentError for a file that would be written over, and is none that this quantisation has left."""
+    for file, noted in zip(files, _split(files, len(journal.done)), strict=True):
+        # Files get their final names when all tensors are noted.
+        if file.path.exists() and noted < len(file.items):
+            raise _foreign(file.path)
+        partial = partial_of(file.path)
+        if partial.exists() and not _may_be_ours(partial, file.header):
+            raise _foreign(partial)
+
+
+def _may_be_ours(partial: Path, header: bytes) -> bool:
+    """Whether it begins as it was written. A power cut may leave less of it, or zeros."""
+    if not partial.is_file():
+        return False
+    with partial.open("rb") as file:
+        begin = file.read(len(header))
+    return header.startswith(begin) or not any(begin)
+
+
+def _foreign(path: Path) -> ArgumentError:
+    return ArgumentError(
+        f"{path}: would be written over, and is not what this quantisation left; move it, or name another place"
+    )
 
 
 def _resume(files: Sequence[File], journal: Journal) -> int:

@@ -34,10 +34,13 @@ class Journal:
     def __init__(self, path: Path, task: dict[str, Any]) -> None:
         """task: what is made from what.
 
-        Raises ArgumentError if another task was begun there, LoadError if another process is at work there.
+        Raises ArgumentError if another task was begun there, or the file is no journal, LoadError if another process is
+        at work there.
         """
         self.path = path
         self.done: list[Done] = []
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise _foreign(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -51,11 +54,15 @@ class Journal:
 
     def _read(self, task: dict[str, Any]) -> list[int]:
         """Fills `done`. Where the first line ends, and that of each tensor; a journal without a first line gets one."""
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line's end was cut short
-        begun = _parsed(lines[0]) if lines else None
-        if begun is None:
+        *lines, torn = self.path.read_bytes().split(b"\n")  # what follows the last line's end was cut short
+        if not lines:
+            if not _encoded(task).startswith(torn):
+                raise _foreign(self.path)
             os.ftruncate(self._file, 0)
             return [self._append(_encoded(task))]
+        begun = _parsed(lines[0])
+        if begun is None or not begun.keys() >= task.keys():
+            raise _foreign(self.path)
         if begun != task:
             differing = sorted(key for key in begun.keys() | task.keys() if begun.get(key) != task.get(key))
             raise ArgumentError(
@@ -95,6 +102,12 @@ class Journal:
     def close(self) -> None:
         """Another process may go on with it."""
         os.close(self._file)
+
+
+def _foreign(path: Path) -> ArgumentError:
+    return ArgumentError(
+        f"{path}: would be the journal of this quantisation, and is no such journal; move it, or name another place"
+    )
 
 
 def _encoded(line: dict[str, Any]) -> bytes:
