@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+import freehold
 from freehold.cli.main import main
+from freehold.core.errors import TensorMismatchError
 from freehold.plan import calibration
 from freehold.plan.calibration import Calibration, this_identity
 from support import published_m3
+from support.quantised_m3 import write_quantised_m3
 from support.tiny_llama import LLAMAS, write_tiny_llama
-from support.tiny_m3 import SHAPES, release_config
+from support.tiny_m3 import SHAPES, release_config, write_tiny_m3
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +140,76 @@ def test_unknown_configurations_are_refused_by_name(tmp_path: Path) -> None:
     done = plan(str(path))
     assert done.exit_code == 1
     assert "model type 'mamba' is not supported" in done.stderr
+
+
+def spoil(directory: Path, spoiled: str) -> tuple[str, str]:
+    """Makes a checkpoint one that does not load; what is said about it."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in reversed(tensors) if name.endswith("self_attn.o_proj.weight"))
+    if spoiled == "vision":
+        name = next(name for name in tensors if name.startswith("vision_tower.") and "out_proj.weight" in name)
+    if spoiled == "shape":
+        tensors[name] = tensors[name][:-1].contiguous()
+    elif spoiled == "type":
+        tensors[name] = tensors[name].to(torch.int32)
+    elif spoiled == "more":
+        tensors[name.replace("o_proj", "x_proj")] = tensors[name].clone()
+    else:
+        del tensors[name]
+    save_file(tensors, file)
+    titles = {"shape": "wrong shape (1)", "type": "wrong type (1)", "more": "unexpected (1)"}
+    return titles.get(spoiled, "missing (1)"), name.replace("o_proj", "x_proj") if spoiled == "more" else name
+
+
+@pytest.mark.parametrize("spoiled", ["missing", "shape", "type", "more", "vision"])
+@pytest.mark.parametrize("family", ["llama", "m3"])
+def test_a_checkpoint_that_does_not_load(tmp_path: Path, family: str, spoiled: str) -> None:
+    """Whatever loading says about names, shapes and types, the plan says before."""
+    path = tmp_path / "model"
+    if family == "llama":
+        write_tiny_llama(LLAMAS["plain"], path)
+        spoiled = "missing" if spoiled == "vision" else spoiled
+    else:
+        write_tiny_m3(SHAPES["release_selection"], path)
+    assert plan_json(str(path))["model"]["refusals"] == []
+    title, name = spoil(path, spoiled)
+    with pytest.raises(TensorMismatchError) as caught:
+        freehold.LLM(path)
+    made = plan_json(str(path))
+    assert made["model"]["refusals"] == [str(caught.value)]
+    assert not any(way["runs_in_this_version"] for way in made["ways"])
+    said = plan(str(path))
+    assert said.exit_code == 0, said.output
+    text = " ".join(said.output.split())
+    assert "does not load, because" in text
+    assert title in text
+    assert name in text
+    assert "to serve" not in text
+    assert not [line for line in said.output.splitlines() if line.endswith("yes │")]
+
+
+def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write_tiny_llama(LLAMAS["plain"], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    parts = dict.fromkeys(tensors, "model-00001-of-00002.safetensors")
+    parts["model.norm.weight"] = "model-00002-of-00002.safetensors"
+    del tensors["model.norm.weight"]
+    (tmp_path / "model.safetensors").unlink()
+    save_file(tensors, tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    done = plan(str(tmp_path))
+    assert done.exit_code == 1
+    assert "1 of the 2 files that model.safetensors.index.json names are missing" in done.output
+    assert "model-00002-of-00002.safetensors" in done.output
+
+
+def test_scales_that_do_not_fit_their_weights(tmp_path: Path) -> None:
+    path = write_quantised_m3(SHAPES["release_selection"], tmp_path, "MXFP8") / "packed"
+    assert plan_json(str(path))["model"]["refusals"] == []
+    tensors = load_file(path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("_scale_inv"))
+    tensors[name] = tensors[name][:-1].contiguous()
+    save_file(tensors, path / "model.safetensors")
+    (refusal,) = plan_json(str(path))["model"]["refusals"]
+    assert name.removesuffix("_scale_inv") in refusal

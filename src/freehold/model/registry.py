@@ -19,6 +19,7 @@ from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_mmproj import Mmproj
 from freehold.model.tokenizer import Tokenizer
 from freehold.model.vision.encoder import VisionEncoder
+from freehold.model.weights import check_weights
 
 Family = Literal["llama", "m3"]
 
@@ -52,12 +53,31 @@ def load_model(
     return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense, expert_budget=expert_budget)
 
 
+def check_loads(checkpoint: Checkpoint) -> None:
+    """Whether `load_model` and `load_vision` would find the tensors that they need; no weight is read.
+
+    Raises ConfigError or TensorMismatchError as they do.
+    """
+    model = _empty(checkpoint)
+    wanted, ignored = model.sources(checkpoint)
+    check_weights(checkpoint, wanted, ignored=ignored)
+    vision = VisionEncoder.empty(checkpoint, ReferenceCompute()) if isinstance(model, MiniMaxM3) else None
+    if vision is not None:
+        wanted, ignored = vision.sources()
+        check_weights(checkpoint, wanted, ignored=ignored)
+
+
 def matrix_names(checkpoint: Checkpoint) -> frozenset[str]:
     """The tensors that the model takes as matrices to multiply with, which may be codes. Raises as `load_model`."""
+    sources, _ = _empty(checkpoint).sources(checkpoint)
+    return frozenset(source.name for source in sources if source.matrix)
+
+
+def _empty(checkpoint: Checkpoint) -> Llama | MiniMaxM3:
+    """The text model without its weights."""
     family = family_of(checkpoint.config, checkpoint.format, str(checkpoint.path))
     kind = Llama if family == "llama" else MiniMaxM3
-    sources, _ = kind.empty(checkpoint, ReferenceCompute()).sources(checkpoint)
-    return frozenset(source.name for source in sources if source.matrix)
+    return kind.empty(checkpoint, ReferenceCompute())
 
 
 def family_of(config: Mapping[str, Any], checkpoint_format: CheckpointFormat, where: str) -> Family:

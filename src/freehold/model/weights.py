@@ -77,8 +77,7 @@ def load_weights(
     Raises TensorMismatchError that lists all missing, unexpected, misshapen and mistyped tensors. `ignored`
     says which unused tensors are known and harmless.
     """
-    infos = checkpoint.tensors
-    _check(str(checkpoint.path), infos, sources, ignored)
+    check_weights(checkpoint, sources, ignored=ignored)
     for source, following in zip(sources, [*sources[1:], None], strict=True):
         if source.read:
             source.take(_read(checkpoint, source))
@@ -103,7 +102,11 @@ def _read(checkpoint: TensorSource, source: Source) -> torch.Tensor | CodedWeigh
     return tensor if source.adapt is None else source.adapt(tensor)
 
 
-def _check(where: str, infos: Mapping[str, TensorInfo], sources: list[Source], ignored: Callable[[str], bool]) -> None:
+def check_weights(
+    checkpoint: TensorSource, sources: list[Source], *, ignored: Callable[[str], bool] = lambda name: False
+) -> None:
+    """What `load_weights` asks of names, shapes and types; no tensor is read. Raises as it does."""
+    infos = checkpoint.tensors
     missing, misshapen, mistyped = [], [], []
     for source in {s.name: s for s in sources}.values():
         info = infos.get(source.name)
@@ -118,4 +121,6 @@ def _check(where: str, infos: Mapping[str, TensorInfo], sources: list[Source], i
     used = {s.name for s in sources}
     unexpected = sorted(name for name in infos if name not in used and not ignored(name))
     if missing or misshapen or mistyped or unexpected:
-        raise TensorMismatchError(where, missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped)
+        raise TensorMismatchError(
+            str(checkpoint.path), missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped
+        )

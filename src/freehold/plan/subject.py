@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from freehold.core.blocks import LaneSpec
-from freehold.core.errors import ConfigError
+from freehold.core.errors import ConfigError, LoadError
 from freehold.loading.block_config import find_blocks, is_block_config
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open_checkpoint
 from freehold.loading.json_object import read_json_object
@@ -21,7 +21,7 @@ from freehold.loading.quoting import quoted
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
 from freehold.model.llama import LlamaConfig
 from freehold.model.minimax_m3_config import MiniMaxM3Config
-from freehold.model.registry import family_of
+from freehold.model.registry import check_loads, family_of
 from freehold.plan.part import Part, part_of
 from freehold.plan.shapes import llama_tensors, m3_tensors
 
@@ -153,7 +153,6 @@ def _has_weights(directory: Path) -> bool:
 
 def _from_files(checkpoint: Checkpoint) -> Subject:
     where, names = str(checkpoint.path), checkpoint.tensors
-    refusals: tuple[str, ...] = ()
     config: LlamaConfig | MiniMaxM3Config
     if checkpoint.format == "gguf":
         known = family_of(checkpoint.config, "gguf", where)
@@ -162,14 +161,24 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
         else:
             config = MiniMaxM3Config.from_gguf(checkpoint.config, where)
     else:
-        config, refusals = _read_config(checkpoint.config, f"{where}/config.json")
+        config, _ = _read_config(checkpoint.config, f"{where}/config.json")
     quantization: Any = checkpoint.config.get("quantization_config")
     if checkpoint.format == "safetensors" and is_block_config(quantization):
         names = {**names, **find_blocks(quantization, names, f"{where}/config.json: quantization_config")}
     tensors = tuple(
         StoredTensor(name, _kind(name, info, checkpoint.extent(name).nbytes, names)) for name, info in names.items()
     )
-    return Subject(checkpoint.path, "files", config, tensors, refusals)
+    return Subject(checkpoint.path, "files", config, tensors, _refusals(checkpoint.path))
+
+
+def _refusals(path: Path) -> tuple[str, ...]:
+    """Why the files do not load, by what loading asks of them before it reads a weight; empty if they do."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            check_loads(checkpoint)
+    except (LoadError, ConfigError) as error:
+        return (str(error),)
+    return ()
 
 
 def _from_config(path: Path) -> Subject:

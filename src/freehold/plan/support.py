@@ -6,9 +6,14 @@ from freehold.plan.subject import Subject
 from freehold.plan.weights import KEPT, NOT_LOADED, Format
 
 
+def does_not_load(subject: Subject) -> tuple[str, ...]:
+    """Why the files do not load, whatever they are computed from; empty if they do."""
+    return tuple(f"does not load, because {refusal}" for refusal in subject.refusals)
+
+
 def why_not(subject: Subject, weights: Format) -> tuple[str, ...]:
     """Why this version does not run the model with such weights; empty if it does."""
-    found = [f"these files are not loaded: {refusal}" for refusal in subject.refusals]
+    found = list(does_not_load(subject))
     stored = {
         kind.form
         for kind in subject.kinds

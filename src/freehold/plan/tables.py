@@ -5,6 +5,7 @@ from __future__ import annotations
 from freehold.bench.report import Report
 from freehold.plan.part import PARTS
 from freehold.plan.plan import Plan, Row, start_line
+from freehold.plan.support import does_not_load
 from freehold.plan.verdict import gb
 from freehold.plan.weights import FORMAT_NOTE
 
@@ -88,7 +89,7 @@ def _ways(plan: Plan) -> Report:
         head=(),
         columns=_COLUMNS,
         rows=[_cells(row) for row in plan.rows],
-        notes=(plan.verdicts[-1], note, *_about(plan)),
+        notes=(*does_not_load(plan.subject), plan.verdicts[-1], note, *_about(plan)),
     )  # fmt: skip
 
 
@@ -125,7 +126,8 @@ def _about(plan: Plan) -> list[str]:
     if any(row.way.paged for row in plan.rows):
         found.append("K/V paged: from a rate at which every chosen block is read to one at which none is")
     reasons = dict.fromkeys(reason for row in plan.rows for reason in row.why_not)
-    found += [f"here: no, because in this version {reason}" for reason in reasons]
+    said = does_not_load(plan.subject)
+    found += [f"here: no, because in this version {reason}" for reason in reasons if reason not in said]
     runs = [row for row in plan.rows if row.way.fits and not row.why_not and plan.subject.origin == "files"]
     if runs:
         best = max(runs, key=lambda row: row.task.context)  # of one context the first, which is the fastest

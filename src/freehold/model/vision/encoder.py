@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from freehold.model.vision.processor_file import check_processor
 from freehold.model.vision.projector import Projector
 from freehold.model.vision.rope import axis_tables
 from freehold.model.vision.tower import Tower
-from freehold.model.weights import load_weights
+from freehold.model.weights import Source, load_weights
 
 
 class VisionEncoder(nn.Module):
@@ -62,6 +62,15 @@ class VisionEncoder(nn.Module):
         for images to be prepared in another way;
         TensorMismatchError if some are missing, unknown, misshapen or mistyped.
         """
+        encoder = VisionEncoder.empty(checkpoint, compute)
+        if encoder is not None:
+            wanted, ignored = encoder.sources()
+            load_weights(checkpoint, wanted, ignored=ignored)
+        return encoder
+
+    @staticmethod
+    def empty(checkpoint: Checkpoint, compute: Compute) -> VisionEncoder | None:
+        """The encoder without its weights; None if the checkpoint holds none. Raises ConfigError."""
         if checkpoint.format != "safetensors" or not any(name.startswith(PARTS) for name in checkpoint.tensors):
             return None
         where = f"{checkpoint.path}/config.json"
@@ -69,9 +78,11 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"{where}: 'vision_config' is missing, but the checkpoint holds the weights of a tower")
         config = VisionConfig.from_hf(checkpoint.config, where)
         check_processor(checkpoint.path, config)
-        encoder = VisionEncoder(config, compute)
-        load_weights(checkpoint, sources(encoder), ignored=lambda name: not name.startswith(PARTS))
-        return encoder
+        return VisionEncoder(config, compute)
+
+    def sources(self) -> tuple[list[Source], Callable[[str], bool]]:
+        """Every weight and where it comes from; and which other names are not its own."""
+        return sources(self), lambda name: not name.startswith(PARTS)
 
     @staticmethod
     def from_mmproj(mmproj: Mmproj, compute: Compute, tokens: Mapping[str, int], width: int) -> VisionEncoder:
