@@ -141,6 +141,105 @@ def test_a_file_that_was_cut_short(model: Path, home: Path) -> None:
         freehold.LLM(model, expert_budget=2**30)
 
 
+FORM = ("regions", 1, "form")
+EDITS: list[tuple[tuple[str | int, ...], Any]] = [
+    (("num_experts",), 5),
+    (("num_experts",), 0),
+    (("num_experts",), "6"),
+    (("num_experts",), None),
+    (("nbytes",), 4096),
+    (("nbytes",), -1),
+    (("nbytes",), 1.5),
+    (("regions",), {}),
+    (("regions",), []),
+    (("regions", 1), 7),
+    (("regions", 1, "layer"), 0),
+    (("regions", 1, "layer"), "1"),
+    (("regions", 1, "layer"), 9),
+    (("regions", 1, "part"), "middle"),
+    (("regions", 1, "part"), []),
+    (("regions", 1, "offset"), 0),
+    (("regions", 1, "offset"), 1 << 70),
+    (("regions", 1, "nbytes"), 4095),
+    (("regions", 1, "nbytes"), 0),
+    (("regions", 1, "colour"), "red"),
+    (("regions", 1, "form"), None),
+    ((*FORM, "kind"), "int5"),
+    ((*FORM, "kind"), ["int4"]),
+    ((*FORM, "in_features"), 8),
+    ((*FORM, "in_features"), -8),
+    ((*FORM, "out_features"), 1 << 40),
+    ((*FORM, "out_features"), True),
+    ((*FORM, "groups"), 5),
+    ((*FORM, "groups"), -1),
+    ((*FORM, "offsets"), 1),
+    ((*FORM, "table"), [1.0] * 15),
+    ((*FORM, "table"), 3),
+]
+
+
+def spoil(home: Path, place: tuple[Any, ...], **change: Any) -> Path:
+    """Changes one value in the listing, or leaves it out; the listing."""
+    (path,) = (home / "experts").glob("*.json")
+    values = json.loads(path.read_text())
+    inner = values
+    for step in place[:-1]:
+        inner = inner[step]
+    if change:
+        inner[place[-1]] = change["to"]
+    else:
+        del inner[place[-1]]
+    path.write_text(json.dumps(values))
+    return path
+
+
+def check_refused(model: Path, listing: Path, *names: str) -> None:
+    """The file, a field and the way out are named; and then it works again."""
+    with pytest.raises(CorruptFileError) as caught:
+        freehold.LLM(model, expert_budget=2**30)
+    said = str(caught.value)
+    assert said.startswith(f"{listing}: ")
+    assert said.endswith("; remove it, and the experts are written anew")
+    assert any(name in said for name in names), said
+    listing.unlink()
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+
+
+@pytest.mark.parametrize(("place", "value"), EDITS, ids=str)
+def test_a_listing_that_was_changed_by_hand(model: Path, home: Path, place: tuple[Any, ...], value: Any) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    listing = spoil(home, place, to=value)
+    # Of two numbers that contradict each other, one is named.
+    check_refused(model, listing, f"{place[-1]!r} is", "regions[1] is", "'regions' hold", "'nbytes' is", "'offset' is")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *((name,) for name in ("num_experts", "nbytes", "regions")),
+        *(("regions", 1, name) for name in ("layer", "part", "form", "offset", "nbytes")),
+        *((*FORM, name) for name in ("kind", "in_features", "out_features", "groups", "offsets", "table")),
+    ],
+    ids=str,
+)
+def test_a_listing_that_lacks_a_field(model: Path, home: Path, place: tuple[Any, ...]) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    check_refused(model, spoil(home, place), f"{place[-1]!r} is missing")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 2, "version": 2}', "[" * 10**5, "\xff"])
+def test_a_listing_that_is_no_object(model: Path, home: Path, text: str) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        pass
+    (path,) = (home / "experts").glob("*.experts")
+    expert_file.listing(path).write_text(text, encoding="latin-1")
+    with pytest.raises(CorruptFileError, match=rf"{expert_file.listing(path)}: .*; remove it, and the experts"):
+        freehold.LLM(model, expert_budget=2**30)
+
+
 def test_a_read_that_fails_ends_the_answer_and_nothing_else(
     model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,14 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from freehold.core.axes import ceil_div
 from freehold.core.errors import CorruptFileError, LoadError
 from freehold.loading.claim import claimed, is_at
+from freehold.loading.json_object import read_json_object
+from freehold.loading.quoting import quoted
+
+_Value = TypeVar("_Value")
 
 ALIGNMENT = 4096
 _VERSION = 2
+_MOST = 2**63 - 1
+WAY_OUT = "remove it, and the experts are written anew"
+"""What to do about a file or a listing that is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,61 @@ class Region:
     form: dict[str, Any]
     offset: int
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing. where: the file, and the object's place in it."""
+
+    values: dict[str, Any]
+    where: str
+
+    def fail(self, name: str, wanted: str) -> CorruptFileError:
+        """What is wrong with a field."""
+        said = f"is {quoted(self.values[name])}" if name in self.values else "is missing"
+        return CorruptFileError(f"{self.where}: {name!r} {said}; it must be {wanted}; {WAY_OUT}")
+
+    def get(self, name: str, kind: type[_Value], wanted: str) -> _Value:
+        """The field's value, of just this type. Raises CorruptFileError."""
+        value = self.values.get(name)
+        if type(value) is not kind:
+            raise self.fail(name, wanted)
+        return value
+
+    def number(self, name: str, least: int = 0, most: int = _MOST, step: int = 1) -> int:
+        """A whole number from `least` to `most`, a multiple of `step`. Raises CorruptFileError."""
+        wanted = f"a whole number from {least} to {most}" if least < most else str(least)
+        wanted += f", a multiple of {step}" if step > 1 and least < most else ""
+        value = self.get(name, int, wanted)
+        if not least <= value <= most or value % step:
+            raise self.fail(name, wanted)
+        return value
+
+
+def _read_listing(listed: Listed) -> tuple[int, int, dict[tuple[int, str], Region]]:
+    """Experts of a layer, bytes of the file, and regions that lie within it."""
+    num_experts, nbytes = listed.number("num_experts", 1), listed.number("nbytes", ALIGNMENT, step=ALIGNMENT)
+    regions: dict[tuple[int, str], Region] = {}
+    end = 0
+    for number, values in enumerate(listed.get("regions", list, "a list")):
+        where = f"{listed.where}: regions[{number}]"
+        if not isinstance(values, dict):
+            raise CorruptFileError(f"{where} is {quoted(values)}; it must be an object; {WAY_OUT}")
+        fields = Listed(values, where)
+        unknown = sorted(values.keys() - Region.__dataclass_fields__.keys())
+        if unknown:
+            raise fields.fail(unknown[0], "left out")
+        layer, part = fields.number("layer"), fields.get("part", str, "a name")
+        form = fields.get("form", dict, "an object")
+        if (layer, part) in regions:
+            raise fields.fail("part", f"another one than that of an earlier region of layer {layer}")
+        size = fields.number("nbytes", ALIGNMENT, nbytes // num_experts, ALIGNMENT)
+        # They lie one behind the other, as they were written: none may reach into another one.
+        regions[layer, part] = Region(layer, part, form, fields.number("offset", end, end, ALIGNMENT), size)
+        end += size * num_experts
+    if end != nbytes:
+        raise listed.fail("nbytes", f"{end}, where its regions end")
+    return num_experts, nbytes, regions
 
 
 class ExpertWriter:
@@ -127,26 +189,22 @@ class ExpertFile:
     def find(path: Path, identity: str) -> ExpertFile | None:
         """The file at `path` if it is whole and made from `identity`; None otherwise.
 
-        Raises CorruptFileError if the listing is there and says what cannot be.
+        Raises CorruptFileError if the listing is there and says what cannot be, LoadError if it cannot be read.
         """
-        try:
-            values = json.loads(listing(path).read_bytes())
-            if values["version"] != _VERSION or values["identity"] != identity:
-                return None
-            regions = [Region(**region) for region in values["regions"]]
-            num_experts, nbytes = int(values["num_experts"]), int(values["nbytes"])
-            size = path.stat().st_size
-        except FileNotFoundError:
+        if not (listing(path).exists() and path.exists()):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                f"{listing(path)}: {error!r}; remove it, and the experts are written anew"
-            ) from error
+        try:
+            values = read_json_object(listing(path))
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{error}; {WAY_OUT}") from error
+        if values.get("version") != _VERSION or values.get("identity") != identity:
+            return None
+        num_experts, nbytes, regions = _read_listing(Listed(values, str(listing(path))))
+        with _refused(path):
+            size = path.stat().st_size
         if size != nbytes:
-            raise CorruptFileError(
-                f"{path}: has {size} bytes, and was written with {nbytes}; remove it, and the experts are written anew"
-            )
-        return ExpertFile(path, {(r.layer, r.part): r for r in regions}, num_experts)
+            raise CorruptFileError(f"{path}: has {size} bytes, and was written with {nbytes}; {WAY_OUT}")
+        return ExpertFile(path, regions, num_experts)
 
     def read(self, layer: int, part: str, expert: int, into: memoryview) -> None:
         """Fills `into`, which begins at a multiple of 4096 and has the region's nbytes. Raises LoadError."""

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from freehold.core.axes import ceil_div
-from freehold.core.errors import ConfigError
+from freehold.core.errors import ConfigError, CorruptFileError
 from freehold.core.memory import large_empty
 from freehold.kernels import Experts, PackedWeight
-from freehold.kernels.weights import PANEL
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.content_digest import content_digest
-from freehold.loading.expert_file import ALIGNMENT, ExpertFile, ExpertWriter
+from freehold.loading.expert_file import ALIGNMENT, WAY_OUT, ExpertFile, ExpertWriter, listing
 from freehold.loading.home import experts_dir
+from freehold.loading.quoting import quoted
 from freehold.model.compute import Compute, NativeCompute
+from freehold.model.expert_form import bytes_of, check_form, form_of, weight_in
 from freehold.model.weights import ExpertMatrix, Source
 
 _log = logging.getLogger("freehold.model")
@@ -44,52 +44,6 @@ class StreamStats:
     misses: int = 0
     nbytes: int = 0
     waited: float = 0.0
-
-
-def form_of(weight: PackedWeight) -> dict[str, Any]:
-    """What is needed to find a weight's tensors in its bytes again."""
-    groups = 0 if weight.scales is None else int(weight.scales.shape[1])
-    return {
-        "kind": weight.kind,
-        "in_features": weight.in_features,
-        "out_features": weight.out_features,
-        "groups": groups,
-        "offsets": weight.offsets is not None,
-        "table": list(weight.table),
-    }
-
-
-def bytes_of(weight: PackedWeight) -> list[memoryview]:
-    """A weight's tensors as bytes, in the order in which `weight_in` expects them."""
-    tensors = [t for t in (weight.data, weight.scales, weight.offsets) if t is not None]
-    return [memoryview(t.contiguous().view(torch.uint8).numpy()) for t in tensors]  # type: ignore[arg-type]
-
-
-def weight_in(memory: torch.Tensor, form: dict[str, Any], *, coded_inputs: bool = False) -> PackedWeight:
-    """A weight whose bytes are in `memory`, uint8, now or later. coded_inputs: see `PackedWeight`."""
-    kind, inputs, outputs, groups = form["kind"], form["in_features"], form["out_features"], form["groups"]
-    panels = ceil_div(outputs, PANEL)
-    dtype, columns = {
-        "float32": (torch.float32, inputs),
-        "bfloat16": (torch.bfloat16, inputs),
-        "float16": (torch.float16, inputs),
-        "int8": (torch.int32, inputs // 4),
-        "int4": (torch.int32, inputs // 8),
-    }[kind]
-    at = 0
-
-    def take(dtype: torch.dtype, columns: int) -> torch.Tensor:
-        nonlocal at
-        nbytes = panels * columns * PANEL * dtype.itemsize
-        found = memory[at : at + nbytes].view(dtype).view(panels, columns, PANEL)
-        at += nbytes
-        return found
-
-    data = take(dtype, columns)
-    scales = take(torch.float32, groups) if groups else None
-    offsets = take(torch.float32, groups) if form["offsets"] else None
-    table = tuple(form["table"])
-    return PackedWeight(kind, data, inputs, outputs, scales, offsets, table, coded_inputs=coded_inputs)
 
 
 class ExpertCache:
@@ -203,6 +157,28 @@ class StreamedExperts:
         return self._cache.waves(self._layer, torch.unique(ids).tolist(), self.networks)
 
 
+def check_listing(file: ExpertFile, sources: Sequence[Source]) -> None:
+    """Raises CorruptFileError unless the file holds just the experts that the sources name, in their shapes."""
+    where = str(listing(file.path))
+    matrices = [(s.expert, s.shape[-2:]) for s in sources if s.expert is not None]
+    shapes = {(expert.layer, expert.part): shape for expert, shape in matrices}
+    num_experts = 1 + max(expert.expert for expert, _ in matrices)
+    if file.num_experts != num_experts:
+        raise CorruptFileError(
+            f"{where}: 'num_experts' is {file.num_experts}; it must be {num_experts}, as the model has them; {WAY_OUT}"
+        )
+    for said, keys in (
+        ("hold no", shapes.keys() - file.regions.keys()),
+        ("hold a", file.regions.keys() - shapes.keys()),
+    ):
+        for layer, part in sorted(keys):
+            raise CorruptFileError(
+                f"{where}: its 'regions' {said} {quoted(part)} of layer {layer}, in contrast to the model; {WAY_OUT}"
+            )
+    for key, region in file.regions.items():
+        check_form(region, shapes[key], where)
+
+
 class ExpertLoading:
     """How a model's experts get into their file: on the first load, while the checkpoint is read, and never again.
 
@@ -232,7 +208,12 @@ class ExpertLoading:
             self._writer.abandon()
 
     def divert(self, sources: Sequence[Source]) -> list[Source]:
-        """The sources, of which experts go into the file, or are left alone if they are there."""
+        """The sources, of which experts go into the file, or are left alone if they are there.
+
+        Raises CorruptFileError for a file whose listing says something else than the model.
+        """
+        if self._file is not None:
+            check_listing(self._file, sources)
         found = []
         for source in sources:
             if source.expert is None:
