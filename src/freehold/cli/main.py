@@ -17,7 +17,9 @@ DEBUG_VARIABLE = "FREEHOLD_DEBUG"
 COMMANDS: dict[str, LazyCommand] = {
     "audit": LazyCommand("freehold.cli.cmd_audit", "audit", "Prove that nothing leaves and that records are whole."),
     "bench": LazyCommand("freehold.bench.main", "command", "Measure Freehold beside its rivals."),
-    "cache": LazyCommand("freehold.cli.cmd_cache", "cache", "Look at, check, pin, prune, export and import stored blocks."),
+    "cache": LazyCommand(
+        "freehold.cli.cmd_cache", "cache", "Look at, check, pin, prune, export and import stored blocks."
+    ),
     "chat": LazyCommand("freehold.cli.cmd_chat", "chat", "Talk with a model in the terminal."),
     "disclose": LazyCommand(
         "freehold.cli.cmd_disclose",
