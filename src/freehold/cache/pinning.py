@@ -12,8 +12,11 @@ from freehold.cache.store_lock import StoreLock
 from freehold.core.errors import StoreError
 
 
-def set_pin(directory: Path, choose: Callable[[Sequence[Shelf]], tuple[Shelf, bytes]], *, pinned: bool) -> int:
-    """Pins a session in a store's directory that no process uses, or takes all pins off it; returns its tokens.
+def set_pin(
+    directory: Path, choose: Callable[[Sequence[Shelf]], tuple[Shelf, bytes]], *, pinned: bool
+) -> tuple[bytes, int]:
+    """Pins a session in a store's directory that no process uses, or takes all pins off it; returns the key of
+    its last block, and its tokens.
 
     choose: says which, by the key of its last block, of the shelves there are. Taking off also reaches pins in the
     session's beginning, so another session that begins like it may lose what it shares of them.
@@ -36,7 +39,7 @@ def set_pin(directory: Path, choose: Callable[[Sequence[Shelf]], tuple[Shelf, by
                 if entry is not None and bool(entry.pinned) != pinned:
                     shelf.mark(record.key, pinned=pinned)
         bury(shelf)
-        return len(chain) * shelf.layout.block_tokens
+        return key, len(chain) * shelf.layout.block_tokens
     finally:
         shelves.close()
         lock.close()

@@ -202,6 +202,8 @@ def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str 
     from freehold.cache.pinning import set_pin
 
     place = _place(directory)
+    if not session:  # as from a variable that is not set
+        raise click.UsageError("SESSION is empty; give the beginning of a name that `freehold cache list` shows")
 
     def choose(shelves: Sequence[Shelf]) -> tuple[Shelf, bytes]:
         found = [
@@ -209,18 +211,18 @@ def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str 
             for shelf in shelves
             if shelf.identity.short.startswith(identity or "")
             for leaf in shelf.catalog.leaves()
-            if leaf.record.key.hex().startswith(session)
+            if leaf.record.key.hex().startswith(session.lower())
         ]
         chosen: tuple[Shelf, bytes] = _only(found, "session", session, place)
         return chosen
 
     try:
-        tokens = set_pin(place, choose, pinned=pinned)
+        key, tokens = set_pin(place, choose, pinned=pinned)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{place} cannot be written: {error}") from error
-    said = {"directory": str(place), "session": session, "tokens": tokens, "pinned": pinned}
+    said = {"directory": str(place), "session": key.hex(), "tokens": tokens, "pinned": pinned}
     done = "Pinned" if pinned else "No longer pinned:"
-    click.echo(json.dumps(said) if as_json else f"{done} session {session}, {tokens} tokens.")
+    click.echo(json.dumps(said) if as_json else f"{done} session {key.hex()[:16]}, {tokens} tokens.")
 
 
 @cache.command("export")
