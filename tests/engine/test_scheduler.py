@@ -49,6 +49,15 @@ def test_many_prompts_of_one_client_do_not_hold_up_another():
     assert [r for r in order if r != one] == many  # and within a client, first come first served
 
 
+@pytest.mark.parametrize("outer", [(), ("key",)])
+def test_who_has_fewer_names_goes_first_no_more_often(outer):
+    engine = counting_engine(max_running=1, prefill_chunk=512)
+    many = [ask(engine, 200, seed=s, client=outer) for s in range(24)]
+    few = [ask(engine, 200, seed=30 + s, client=(*outer, "user")) for s in range(4)]
+    order = finished(engine)
+    assert max(order.index(request) for request in few) < order.index(many[8])
+
+
 def test_clients_take_turns_by_what_they_had():
     engine = counting_engine(max_running=1, prefill_chunk=512)
     big = [ask(engine, 400, seed=s, client="big") for s in range(8)]

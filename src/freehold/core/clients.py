@@ -8,5 +8,8 @@ Time is shared between the outermost first, then between those inside of each.""
 
 
 def client_of(name: str | Client) -> Client:
-    """A client, given as its only name or as all of them."""
-    return (name,) if isinstance(name, str) else name
+    """A client, given as its only name or as all of them.
+
+    It ends with an empty name: so none is the beginning of another, which would be served before all inside of it.
+    """
+    return (name, "") if isinstance(name, str) else (*name, "")
