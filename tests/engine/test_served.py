@@ -97,3 +97,15 @@ def test_what_belongs_to_who_left_is_forgotten_with_him():
     for user in range(100):
         served.leave(("passer-by", str(user)))
     assert set(served._tokens) == {("stays",), ("stays", ""), ("passer-by",)}
+
+
+def test_who_is_away_is_not_remembered_without_end():
+    served = Served()
+    served.enter(("key", "waits"))
+    for user in range(3000):
+        served.enter(("key", str(user)))
+        served.charge(("key", str(user)), 1 + user)
+        served.leave(("key", str(user)))
+    assert len(served._tokens) < 1100
+    served.enter(("key", "2999"))
+    assert served[("key", "2999")][1] == 3000  # of those away, who had most are remembered

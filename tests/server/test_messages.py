@@ -99,6 +99,16 @@ def test_a_message_and_its_counts(connect):
     assert backend.streams[0].client == ("key api-key", "user me")
 
 
+def test_a_user_s_name_of_any_length_is_kept_short(connect):
+    backend = FakeBackend(Script([b"x"]))
+    client = connect(backend)
+    for end in "aab":
+        client.messages.create(model="fake/model", max_tokens=2, messages=HI, metadata={"user_id": "u" * 100_000 + end})
+    first, second, other = (stream.client[1] for stream in backend.streams)
+    assert first == second != other
+    assert len(first) < 300
+
+
 def test_the_stream_helper_ends_with_the_same_message(connect):
     text = "<think>\nhm, well\n</think>\n\nSunny." + call("weather", '{"city": "Oslo"}')
     client = connect(reasoning_backend(text, text, cached_tokens=2))

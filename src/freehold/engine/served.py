@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from freehold.core.clients import Client
+
+_MOST_AWAY = 1000
+"""So many of those away are remembered, of each key's users and of the outermost: who had most."""
 
 
 class Served:
@@ -46,13 +49,17 @@ class Served:
                 gone = True
         if not gone:
             return
-        # Of those away, only who had more than everyone present beside them is worth remembering.
-        least = self._least()
-        self._tokens = {
-            name: tokens
-            for name, tokens in self._tokens.items()
-            if name in self._requests or tokens > least.get(name[:-1], tokens)
-        }
+        # Of those away, only who had more than the least served of those present beside them is worth remembering.
+        least, away = self._least(), defaultdict[Client, list[Client]](list)
+        for name, tokens in list(self._tokens.items()):
+            if name not in self._requests:
+                if tokens > least.get(name[:-1], tokens):
+                    away[name[:-1]].append(name)
+                else:
+                    del self._tokens[name]
+        for names in away.values():  # while somebody waits for long, any number may come and go
+            for name in sorted(names, key=self._tokens.__getitem__)[:-_MOST_AWAY]:
+                del self._tokens[name]
 
     def _least(self) -> dict[Client, int]:
         """The least that one of those present had, by what they belong to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from freehold.server.refusals import refuse
 
 _CLIENT_CLOSED_REQUEST = 499
 _MOST_NAME = 200
+_MOST_USER = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,15 @@ def client_names(http: Request, user: str | None) -> Client:
     holder = principal_of(http.scope)
     key = f"key {holder.name}" if holder and holder.key_id else ""
     owner = key or f"host {http.client.host if http.client else 'unknown'}"
-    return owner, f"user {user}" if user else ""
+    return owner, f"user {_short(user)}" if user else ""
+
+
+def _short(user: str) -> str:
+    """The user's name; of one as long as a body may be, its beginning and a digest, which is kept in its place."""
+    if len(user) <= _MOST_USER:
+        return user
+    digest = hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{user[: _MOST_USER - 1 - len(digest)]} {digest}"
 
 
 def request_priority(http: Request, asked: int | None) -> int:
