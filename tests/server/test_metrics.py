@@ -233,6 +233,17 @@ def test_the_words_of_a_miss_are_in_the_line_if_asked_for(lines):
     assert 'miss_expected="PRI VATE\\nforged: line" miss_got=NEW' in text
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_no_terminal_obeys_the_words_of_a_miss(lines, formatter):
+    said = "a\x1b[2J\x9b2J\x7f\x85\u2028\u202e\U0001f600"
+    script = Script([b"x"], miss=Miss(70, 4, (1,), (2,), expected_text=said, got_text="NEW"))
+    text = lines(formatter, lambda asker: asker.complete(prompt="abc"), script=script, log_miss_text=True, api_key=None)
+    assert text.isascii()
+    assert text.removesuffix("\n").isprintable()
+    if isinstance(formatter, JsonFormatter):
+        assert json.loads(text)["miss_expected"] == said
+
+
 def test_the_line_names_the_key_and_not_its_value(lines):
     text = lines(
         TextFormatter(), lambda asker: asker.get("/v1/models", headers={"x-api-key": "s3cret"}), api_key="s3cret"

@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
             from freehold.server.errors import describe_exception
 
             entry["exception"] = describe_exception(record.exc_info[1])
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry, ensure_ascii=True)  # no terminal obeys it, and no encoding of standard error tears it
 
 
 class TextFormatter(logging.Formatter):
