@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freehold.core.errors import ConfigError
 from freehold.server.app import create_app
 from freehold.server.operation.guards import OPEN_PATHS
 from freehold.server.operation.key_file import add_key, revoke_key
@@ -137,6 +138,12 @@ def test_the_given_key_has_every_scope_beside_the_file(ask, file):
     add_key(file, "a", now=NOW)
     asker = ask(app_with(file, api_key="word"), Authorization="Bearer word")
     assert {asker.get(path).status_code for path in ("/v1/models", "/metrics")} == {200}
+
+
+def test_no_key_of_the_file_has_the_name_of_the_given_one(file):
+    with pytest.raises(ConfigError, match="give this one another"):
+        add_key(file, "api-key", now=NOW)
+    assert not file.exists()
 
 
 def test_a_changed_file_counts_within_a_second(ask, file):

@@ -32,6 +32,8 @@ from freehold.server.operation.principal import SCOPES, Allowance, Principal
 KEY_PREFIX = "fh-"
 FORMAT_VERSION = 1
 BUDGET_PERIODS = ("day", "month")
+STATIC_KEY_NAME = "api-key"
+"""The name of the one key that is given to the process itself, with every scope."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _KEY = re.compile(r"fh-([0-9a-f]{16})-[A-Za-z0-9_-]{43}")
@@ -177,7 +179,10 @@ def _record(entry: dict[str, Any]) -> KeyRecord:
 
 
 def add_key(path: Path, name: str, *, now: datetime, **fields: Any) -> str:
-    """Make a key, keep its record in the file, return the key itself. Raises ConfigError for a name in use."""
+    """Make a key, keep its record in the file, return the key itself. Raises ConfigError for a name in use, or that of
+    the server's own key: who has one name sees one another's requests."""
+    if name == STATIC_KEY_NAME:
+        raise ConfigError(f"{name!r} is the name of the key that a server is given itself; give this one another")
     with _locked(path):
         records = read_keys(path)
         if any(record.name == name and record.state(now) == "active" for record in records):

@@ -12,16 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from freehold.core.errors import ConfigError
-from freehold.server.operation.key_file import KeyRecord, hash_key, id_of_key, read_keys
+from freehold.server.operation.key_file import STATIC_KEY_NAME, KeyRecord, hash_key, id_of_key, read_keys
 from freehold.server.operation.principal import SCOPES, Principal
 
 logger = logging.getLogger("freehold.server")
 
 _CHECK_SECONDS = 1.0
 _NO_RECORD = KeyRecord("0" * 16, "none", "0" * 32, "", "2000-01-01")
-
-STATIC_KEY_NAME = "api-key"
-"""The name of the one key that is given to the process itself, with every scope."""
 
 Fingerprint = tuple[int, int, int] | None
 
