@@ -316,3 +316,11 @@ def test_import_of_a_damaged_file_adds_nothing(blocks: Path, tmp_path: Path) -> 
     assert left(blocks) == set()
     missing = run("import", str(tmp_path / "none"))
     assert (missing.exit_code, "error: " in missing.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("option", ["--session", "--identity"])
+def test_an_export_of_an_empty_name_is_refused(blocks: Path, tmp_path: Path, option: str) -> None:
+    done = run("export", str(tmp_path / "out.fhb"), option, "")
+    assert done.exit_code == 2
+    assert f"{option} is empty" in done.output
+    assert not (tmp_path / "out.fhb").exists()

@@ -202,8 +202,7 @@ def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str 
     from freehold.cache.pinning import set_pin
 
     place = _place(directory)
-    if not session:  # as from a variable that is not set
-        raise click.UsageError("SESSION is empty; give the beginning of a name that `freehold cache list` shows")
+    _check_name("SESSION", session)
 
     def choose(shelves: Sequence[Shelf]) -> tuple[Shelf, bytes]:
         found = [
@@ -241,11 +240,13 @@ def export_blocks(file: Path, directory: Path | None, as_json: bool, identity: s
     from freehold.cache.survey import open_shelves
 
     place = _place(directory)
+    _check_name("--session", session)
+    _check_name("--identity", identity)
     with open_shelves(place, DamageLog()) as shelves:
         shelf = _only([s for s in shelves if s.identity.short.startswith(identity or "")], "identity", identity, place)
         leaves = [leaf.record.key for leaf in shelf.catalog.leaves()]
         if session is not None:
-            found = [key for key in leaves if key.hex().startswith(session)]
+            found = [key for key in leaves if key.hex().startswith(session.lower())]
             leaves = [_only(found, "session", session, place)]
         records = chains_of(shelf, leaves)
         try:
@@ -254,6 +255,11 @@ def export_blocks(file: Path, directory: Path | None, as_json: bool, identity: s
             raise StoreError(f"{file} cannot be written: {error}") from error
         said = {"file": str(file), "identity": shelf.identity.short, "blocks": len(records), "bytes": nbytes}
     click.echo(json.dumps(said) if as_json else f"Wrote {len(records)} blocks, {shown_size(nbytes)}, to {file}.")
+
+
+def _check_name(what: str, name: str | None) -> None:
+    if name == "":  # as from a variable that is not set
+        raise click.UsageError(f"{what} is empty; give the beginning of a name that `freehold cache list` shows")
 
 
 def _only(found: list[Any], noun: str, name: str | None, place: Path) -> Any:
