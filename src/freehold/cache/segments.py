@@ -71,6 +71,12 @@ class Segments:
         segment, start = self.where(slot)
         _transfer(os.preadv, self._descriptor(segment, os.O_RDONLY), views, start + offset)
 
+    def announce(self, slot: int, offset: int, nbytes: int) -> None:
+        """Tells the system that these bytes will be read soon. Raises OSError if there is no such file."""
+        segment, start = self.where(slot)
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._descriptor(segment, os.O_RDONLY), start + offset, nbytes, os.POSIX_FADV_WILLNEED)
+
     def write(self, slot: int, offset: int, views: Sequence[memoryview]) -> None:
         """Writes the buffers into the record from `offset`; durable after `sync`."""
         segment, start = self.where(slot)

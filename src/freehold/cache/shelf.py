@@ -91,6 +91,11 @@ class Shelf:
 
     # The disk.
 
+    def announce(self, record: Record, place: PartPlace) -> None:
+        """Has the disk begin to read a part that `read` will ask for. May do nothing; raises nothing."""
+        with contextlib.suppress(OSError):
+            self.segments.announce(record.slot, place.offset, place.nbytes)
+
     def read(self, record: Record, place: PartPlace, views: Sequence[memoryview]) -> str | None:
         """Fills the buffers with a part. None if its checksum is right, otherwise what is wrong.
 

@@ -12,6 +12,7 @@ from freehold.cache.shelf import Shelf
 from freehold.core.errors import DamagedBlockError, LostBlockError, StoreError
 
 _LITTLE_BYTES = 1 << 20  # fewer are not worth the threads
+_AHEAD = 32  # parts of which the disk knows in each thread: with one at a time it is idle most of the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,11 @@ class StoreReader:
 
     def _read_in_turn(self, targets: Sequence[ReadTarget]) -> dict[bytes, LostBlockError]:
         lost: dict[bytes, LostBlockError] = {}
-        for target in targets:
+        for coming in targets[1:_AHEAD]:
+            self._shelf.announce(coming.record, coming.place)
+        for number, target in enumerate(targets):
+            for coming in targets[number + _AHEAD : number + _AHEAD + 1]:
+                self._shelf.announce(coming.record, coming.place)
             try:
                 problem = self._shelf.read(target.record, target.place, target.views)
             except OSError as error:
