@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.index_branch import IndexSizes
 from freehold.model.index_sidecar import open_index
 from freehold.training.corpus import Window
+from freehold.training.frozen import WindowReader
 from support.portable_random import portable_tokens
 from support.running import running_server
 from support.tiny_index import write_tiny_index
@@ -175,3 +177,43 @@ def test_a_server_decides_how_it_reads(option: list[str]) -> None:
     done = CliRunner().invoke(main, ["eval", "m", "--url", "http://127.0.0.1:9/v1", *option])
     assert done.exit_code == 1
     assert f"{option[0]} and --url exclude each other" in done.stderr
+
+
+def test_windows_that_were_read_are_not_read_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = open_index(write_tiny_index(tmp_path / "index", base, IndexSizes(2, 16, 16, 3), SPEC.hidden_size, [0, 1]))
+    seen: list[str] = []
+
+    def look(windows: list[Window]) -> list[Reading]:
+        with open_checkpoint(base) as checkpoint:
+            return read(checkpoint, index, windows, ["index"], lambda *_: None, work=tmp_path / "work")
+
+    losses = WindowReader.losses
+
+    def counted(self: WindowReader, token_ids: Any, observer: Any = None) -> Any:
+        seen.append("read")
+        return losses(self, token_ids, observer)
+
+    monkeypatch.setattr(WindowReader, "losses", counted)
+    look(WINDOWS[:1])
+    assert len(seen) == 2  # dense, and with the index
+    fresh = look(WINDOWS)
+    assert len(seen) == 4
+    files = sorted((tmp_path / "work").iterdir())
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    again = look(WINDOWS)
+    assert len(seen) == 5  # of four files one was half a file
+    for one, other in zip(fresh, again, strict=True):
+        assert torch.equal(one.losses, other.losses)
+
+
+def test_what_another_index_gave_is_read_again(base: Path, tmp_path: Path) -> None:
+    found = []
+    for topk in (3, 5):
+        directory = write_tiny_index(
+            tmp_path / f"index-{topk}", base, IndexSizes(2, 16, 16, topk), SPEC.hidden_size, [0, 1]
+        )
+        with open_checkpoint(base) as checkpoint:
+            found += read(
+                checkpoint, open_index(directory), WINDOWS, ["index"], lambda *_: None, work=tmp_path / "work"
+            )[1:]
+    assert not torch.equal(found[0].losses, found[1].losses)

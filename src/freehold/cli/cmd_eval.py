@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 )
 @click.option("--recall", "with_recall", is_flag=True, help="Also say how well each sparse layer and group chooses.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which windows.")
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep what each window gives in this directory; what is there is not read again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate(
     model: str,
@@ -55,6 +60,7 @@ def evaluate(
     ways: tuple[str, ...],
     with_recall: bool,
     seed: int,
+    work: Path | None,
     as_json: bool,
 ) -> None:
     """How well a model predicts held-out text.
@@ -70,8 +76,8 @@ def evaluate(
     from freehold.evaluation.perplexity import read_endpoint
     from freehold.training.corpus import documents_at_hand, documents_in
 
-    if url is not None and (ways or with_recall or index != "auto"):
-        given = "--way" if ways else "--recall" if with_recall else "--index"
+    if url is not None and (ways or with_recall or index != "auto" or work is not None):
+        given = "--way" if ways else "--recall" if with_recall else "--index" if index != "auto" else "--work"
         raise ArgumentError(f"{given} and --url exclude each other: the server decides how its model reads")
     documents = documents_in(texts) if texts else [d for d in documents_at_hand() if d.held_out]
     recalls: list[GroupRecall] = []
@@ -81,7 +87,7 @@ def evaluate(
             readings = [read_endpoint(endpoint, documents, window_tokens, windows, seed, progress)]
         else:
             readings, recalls = _read(
-                model, index, documents, windows, window_tokens, ways, with_recall, seed, progress
+                model, index, documents, windows, window_tokens, ways, with_recall, seed, work, progress
             )
     dense = readings[0]
     result: dict[str, Any] = {
@@ -103,6 +109,7 @@ def _read(
     ways: Sequence[str],
     with_recall: bool,
     seed: int,
+    work: Path | None,
     progress: Progress,
 ) -> tuple[list[Reading], list[GroupRecall]]:
     """What a model that runs here makes of the windows."""
@@ -118,7 +125,7 @@ def _read(
         sidecar = index_for(checkpoint, index)
         standard = ["index", "first and recent"] if is_sparse(checkpoint, sidecar) else ["dense"]
         wanted: Any = [way.replace("-", " ") for way in ways] or standard
-        readings = read(checkpoint, sidecar, held, wanted, progress)
+        readings = read(checkpoint, sidecar, held, wanted, progress, work=work)
         return readings, recall(checkpoint, sidecar, held, progress) if with_recall else []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from freehold.core.errors import ArgumentError
 from freehold.evaluation.answers import Endpoint
 from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, recalls_of
+from freehold.evaluation.kept_losses import KeptLosses
 from freehold.evaluation.oracle import FirstAndRecentBlockAttention, OracleBlockAttention
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import Model
@@ -72,25 +75,38 @@ def read(
     windows: Sequence[Window],
     ways: Sequence[Way],
     progress: Progress,
+    *,
+    work: Path | None = None,
 ) -> list[Reading]:
     """Reads all windows in each of the ways; "dense" is always the first.
 
     A model that was trained sparse has its own branch; its sparse layers then run densely for "dense".
+    work: a directory where the losses of each window are kept, and taken from if they are there already.
     Raises ArgumentError for ways that need an index.
     """
     if not is_sparse(checkpoint, index) and set(ways) != {"dense"}:
         raise ArgumentError(f"ways are {', '.join(ways)}; without an index there is only dense")
-    found = []
     others = [way for way in ways if way != "dense"]
     wanted: list[Way] = ["dense", *others]
-    for way in wanted:
-        reader = WindowReader(_model(checkpoint, index, way), len(windows[0].token_ids))
-        losses = []
-        for number, window in enumerate(windows, 1):
-            losses.append(reader.losses(window.token_ids))
-            progress(way, number, len(windows))
-        found.append(Reading(way, torch.stack(losses)))
-    return found
+    return [_read(checkpoint, index, windows, way, progress, work) for way in wanted]
+
+
+def _read(
+    checkpoint: Checkpoint,
+    index: IndexSidecar | None,
+    windows: Sequence[Window],
+    way: Way,
+    progress: Progress,
+    work: Path | None,
+) -> Reading:
+    branch = "" if index is None or way == "dense" else index.checkpoint.digest()
+    kept = KeptLosses(work, f"{checkpoint.digest()} {branch}")
+    reader = cache(lambda: WindowReader(_model(checkpoint, index, way), len(windows[0].token_ids)))
+    losses = []
+    for number, window in enumerate(windows, 1):
+        losses.append(kept.of(way, window, lambda token_ids: reader().losses(token_ids)))
+        progress(way, number, len(windows))
+    return Reading(way, torch.stack(losses))
 
 
 def read_endpoint(

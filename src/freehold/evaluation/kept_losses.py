@@ -1,0 +1,46 @@
+"""The losses of windows that were read before, so that an evaluation that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from freehold import __version__
+from freehold.training.corpus import Window
+from freehold.training.whole_file import save_whole
+
+
+class KeptLosses:
+    """A file for each window and way in a directory; None: nothing is kept.
+
+    subject: digests of the model and its index branch. What another model or version of Freehold read is not taken.
+    """
+
+    def __init__(self, directory: Path | None, subject: str) -> None:
+        self._directory, self._subject = directory, f"freehold losses 1\0{__version__}\0{subject}\0"
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def of(self, way: str, window: Window, read: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """The window's losses, (tokens - 1,) float32: those that are kept, or what `read` finds for its tokens."""
+        if self._directory is None:
+            return read(window.token_ids)
+        said = hashlib.sha256(f"{self._subject}{way}\0".encode())
+        said.update(struct.pack(f"<{len(window.token_ids)}q", *window.token_ids))
+        path = self._directory / f"{said.hexdigest()[:32]}.safetensors"
+        try:
+            losses = load_file(path)["losses"]
+            if losses.dtype == torch.float32 and losses.shape == (len(window.token_ids) - 1,):
+                return losses
+        except (OSError, SafetensorError, KeyError):
+            pass  # not read yet, or half a file
+        losses = read(window.token_ids)
+        save_whole({"losses": losses.contiguous()}, path)
+        return losses
