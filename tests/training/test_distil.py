@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from freehold.attention import index_kl_loss, select_blocks
 from freehold.core.errors import ArgumentError
 from freehold.model.index_branch import IndexSizes
 from freehold.training.distil import DistilSettings, Lesson, Student, train
@@ -36,9 +37,8 @@ def student(**settings) -> Student:
         torch.randn(GROUPS * DIM, HIDDEN, generator=generator) * 0.2,
         torch.randn(DIM, HIDDEN, generator=generator) * 0.2,
     )
-    return Student(
-        first, DistilSettings(**{"steps": 60, "queries": 32, "save_every": 10, "learning_rate": 2e-2, **settings})
-    )
+    wanted = DistilSettings(**{"steps": 60, "queries": 32, "save_every": 10, "learning_rate": 2e-2, **settings})
+    return Student(first, wanted, IndexSizes(GROUPS, DIM, 16, 2))
 
 
 def test_a_branch_learns_where_attention_goes():
@@ -56,6 +56,42 @@ def test_a_branch_learns_where_attention_goes():
 def test_enough_blocks_hold_everything():
     recall = recall_of(student().q, student().k, lesson(0), torch.arange(LENGTH), IndexSizes(GROUPS, DIM, 16, 8))
     assert (recall.mass, recall.oracle, recall.blocks) == pytest.approx((1, 1, 1))
+
+
+def test_the_sparse_phase_is_taught_by_the_blocks_that_the_branch_chooses(monkeypatch):
+    calls = []
+
+    def watched(*arguments, **options):
+        calls.append((arguments, options["block_ids"]))
+        return index_kl_loss(*arguments, **options)
+
+    monkeypatch.setattr("freehold.training.distil.index_kl_loss", watched)
+    made = train(student(steps=3, sparse_steps=2, queries=LENGTH - 32), lesson, 1, LENGTH, layer=0)
+    assert len(made.losses) == 5
+    assert [block_ids for _, block_ids in calls[:3]] == [None] * 3
+    for (_, _, index_q, index_k), block_ids in calls[3:]:  # queries 32 to the last
+        own = select_blocks(
+            index_q.detach(), index_k.detach(), query_start=32, block_tokens=16, topk=2, local_blocks=1, init_blocks=0,
+            impl="reference",
+        )  # fmt: skip
+        assert torch.equal(block_ids, own)
+
+
+@pytest.mark.parametrize("stop", [59, 65])
+def test_a_kill_in_either_phase_changes_no_bit(tmp_path: Path, stop: int):
+    settings = {"sparse_steps": 20}
+    whole = train(student(**settings), lesson, 8, LENGTH, layer=3)
+
+    def kill(step: int, loss: float) -> None:
+        if step == stop:
+            raise Killed
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(Killed):
+        train(student(**settings), lesson, 8, LENGTH, layer=3, state=state, progress=kill)
+    again = train(student(**settings), lesson, 8, LENGTH, layer=3, state=state)
+    assert again.losses == whole.losses
+    assert torch.equal(again.q, whole.q)
 
 
 class Killed(Exception):  # noqa: N818

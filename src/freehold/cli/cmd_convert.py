@@ -60,6 +60,13 @@ class Layers(click.ParamType[tuple[int, ...]]):
     help="Where training begins: the layer's own projections as one key, their means, or anywhere.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Updates of each layer.")
+@click.option(
+    "--sparse-steps",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Updates after those, over the blocks that the branch chooses instead of over every key.",
+)
 @click.option("--queries", type=click.IntRange(min=1), default=128, show_default=True, help="Queries of an update.")
 @click.option("--learning-rate", type=float, default=7e-3, show_default=True, help="At its highest.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides windows, queries and random beginnings.")
@@ -76,6 +83,7 @@ def convert(
     texts: tuple[Path, ...],
     work: Path | None,
     steps: int,
+    sparse_steps: int,
     queries: int,
     learning_rate: float,
     seed: int,
@@ -96,7 +104,9 @@ def convert(
     from freehold.training.curves import write_curves
     from freehold.training.distil import DistilSettings
 
-    distil = DistilSettings(steps=steps, queries=queries, learning_rate=learning_rate, seed=seed)
+    distil = DistilSettings(
+        steps=steps, sparse_steps=sparse_steps, queries=queries, learning_rate=learning_rate, seed=seed
+    )
     settings = ConvertSettings(distil=distil, **options)
     documents, origin = texts_of(texts)
     place = work or out.with_name(f"{out.name}.work")

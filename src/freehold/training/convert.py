@@ -159,6 +159,8 @@ class _Conversion:
             "windows": len(self.windows),
             "window_tokens": s.window_tokens,
             "distil": asdict(s.distil),
+            # Over every key, a branch learns the same whatever it will choose.
+            **({"block_tokens": s.block_tokens, "topk": s.topk} if s.distil.sparse_steps else {}),
         }
 
     def run(self) -> Converted:
@@ -198,13 +200,13 @@ class _Conversion:
             lessons.attention(), lessons.sample(_SAMPLE_ROWS), num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
             init=self.settings.init, generator=generator,
         )  # fmt: skip
-        total = settings.steps * c.num_layers
+        total = settings.all_steps * c.num_layers
 
         def report(step: int, _loss: float) -> None:
-            self.progress("steps", layer * settings.steps + step, total)
+            self.progress("steps", layer * settings.all_steps + step, total)
 
         return train(
-            Student(first, settings), lessons.of, len(self.windows), self.settings.window_tokens,
+            Student(first, settings, self.sizes), lessons.of, len(self.windows), self.settings.window_tokens,
             layer=layer, state=state, progress=report,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Training the index branch of one layer against the attention of a frozen model (paper Eq. 9 to 12, warm-up form)."""
+"""Training the index branch of one layer against the attention of a frozen model (paper Eq. 9 to 12)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from freehold.attention import index_kl_loss
+from freehold.attention.impl.reference import block_scores, top_blocks
 from freehold.core.errors import ArgumentError
 from freehold.model.compute import ReferenceCompute
+from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
 from freehold.training.schedule import rate_of
 from freehold.training.whole_file import save_whole
@@ -26,10 +28,12 @@ _LAST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DistilSettings:
-    """steps: updates of each layer, each on `queries` random positions of one window. learning_rate: after
-    `warmup_steps`, then along a cosine. save_every: steps after which the state is kept."""
+    """steps: updates of each layer over every key that a query sees, each on `queries` random positions of one window.
+    sparse_steps: updates after those, over the blocks that the branch then chooses. learning_rate: after
+    `warmup_steps`, then along a cosine to the end of both. save_every: steps after which the state is kept."""
 
     steps: int = 400
+    sparse_steps: int = 0
     queries: int = 128
     learning_rate: float = 7e-3
     warmup_steps: int = 20
@@ -40,12 +44,19 @@ class DistilSettings:
         for name in ("steps", "queries", "warmup_steps", "save_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.sparse_steps < 0:
+            raise ArgumentError(f"sparse_steps is {self.sparse_steps}; it must not be negative")
         if not self.learning_rate > 0:
             raise ArgumentError(f"learning_rate is {self.learning_rate}; it must be above 0")
 
+    @property
+    def all_steps(self) -> int:
+        """Of both kinds."""
+        return self.steps + self.sparse_steps
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        return rate_of(self.learning_rate, step, warmup_steps=self.warmup_steps, steps=self.steps, last=_LAST)
+        return rate_of(self.learning_rate, step, warmup_steps=self.warmup_steps, steps=self.all_steps, last=_LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +72,10 @@ class Lesson:
 
 
 class Student:
-    """The index branch of one layer in training."""
+    """The index branch of one layer in training. sizes: how it chooses blocks."""
 
-    def __init__(self, first: Projections, settings: DistilSettings) -> None:
+    def __init__(self, first: Projections, settings: DistilSettings, sizes: IndexSizes) -> None:
+        self.sizes = sizes
         self.q, self.k = (t.clone().requires_grad_() for t in (first.q, first.k))
         self.settings, self.step = settings, 0
         self._optimizer = torch.optim.AdamW([self.q, self.k], lr=1.0, betas=_BETAS, weight_decay=0.0)
@@ -82,9 +94,19 @@ class Student:
         return self.losses[-1]
 
     def loss(self, lesson: Lesson, positions: Tensor) -> Tensor:
-        """KL(attention || index) of some queries of a window, over every key they see."""
+        """KL(attention || index) of some queries of a window: over every key they see, or, once that is learnt, over
+        the blocks that the branch chooses."""
         index_q, index_k = index_of(self.q, self.k, lesson, positions)
-        return index_kl_loss(lesson.q[positions], lesson.k, index_q, index_k, positions=positions)
+        block_ids = None if self.step < self.settings.steps else self._chosen(index_q, index_k, positions)
+        return index_kl_loss(
+            lesson.q[positions], lesson.k, index_q, index_k, positions=positions, block_ids=block_ids,
+            block_tokens=self.sizes.block_tokens,
+        )  # fmt: skip
+
+    def _chosen(self, index_q: Tensor, index_k: Tensor, positions: Tensor) -> Tensor:
+        s = self.sizes
+        scores = block_scores(index_q.detach(), index_k.detach(), positions, s.block_tokens)
+        return top_blocks(scores, positions // s.block_tokens, s.topk, s.local_blocks, s.init_blocks)
 
     def save(self, path: Path) -> None:
         """Weights and optimiser, whole or not at all."""
@@ -139,14 +161,14 @@ def train(
     settings = student.settings
     if state is not None and state.exists():
         student.restore(state)
-    while student.step < settings.steps:
+    while student.step < settings.all_steps:
         draw = random.Random(f"{settings.seed} {layer} {student.step}")
         window = draw.randrange(num_windows)
         # Early positions have few keys to choose from, and are dense at inference anyway.
         least = min(256, length // 4)
         positions = torch.tensor(sorted(draw.sample(range(least, length), min(settings.queries, length - least))))
         loss = student.learn(lesson_of(window), positions)
-        if state is not None and (student.step % settings.save_every == 0 or student.step == settings.steps):
+        if state is not None and (student.step % settings.save_every == 0 or student.step == settings.all_steps):
             student.save(state)
         progress(student.step, loss)
     return student
