@@ -293,7 +293,6 @@ def test_export_and_import_carry_one_session(blocks: Path, tmp_path: Path) -> No
         ([], "identity in .*: 2 match"),
         (["--identity", "zz"], "identity 'zz' in .*: there is none"),
         (["--identity", IDENTITY.short, "--session", "zz"], "session 'zz' in .*: there is none"),
-        (["--identity", IDENTITY.short, "--session", ""], "session '' in .*: 3 match"),
     ],
 )
 def test_export_says_what_it_cannot_find(blocks: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -355,7 +355,7 @@ def test_sampling_fields_reach_the_engine_and_come_back(respond):
     ).json()
     params = backend.streams[0].params
     assert (params.temperature, params.top_p, params.max_tokens, params.top_k, params.seed) == (0.5, 0.9, 2, 3, 7)
-    assert (backend.streams[0].priority, backend.streams[0].client) == (4, "user u")
+    assert (backend.streams[0].priority, backend.streams[0].client) == (4, ("host 127.0.0.1", "user u"))
     assert (body["temperature"], body["top_p"], body["max_output_tokens"], body["user"]) == (0.5, 0.9, 2, "u")
     assert (body["status"], body["output"][0]["status"]) == ("incomplete", "incomplete")
 
