@@ -125,6 +125,8 @@ class CacheMachine(RuleBasedStateMachine):
         pool, disk = self.cache.pool, self.cache.pool.disk
         forget, copy, wait, give_way = self.cache.forget, pool.copy, disk.wait, disk.give_way
 
+        copied = -1
+
         def watched_forget(slots: Items[int]) -> None:
             self.seen.lost += [self.prefix_of(node) for node in self.cache.tree if node.slot in slots]
             forget(slots)
@@ -135,7 +137,11 @@ class CacheMachine(RuleBasedStateMachine):
 
         def watched_give_way() -> bool:
             before = {self.prefix_of(node): node.slot for node in self.cache.tree}
-            unstored = [p for p, slot in before.items() if not disk.is_stored(slot) and self.naive.is_idle(p)]
+            unstored = [
+                p
+                for p, slot in before.items()
+                if not disk.is_stored(slot) and self.naive.is_idle(p) and slot != copied  # what is copied is held
+            ]
             gave_way = give_way()
             gone = before.keys() - {self.prefix_of(node) for node in self.cache.tree}
             assert len(gone) == gave_way
@@ -146,6 +152,8 @@ class CacheMachine(RuleBasedStateMachine):
             return gave_way
 
         def watched_copy(source: int, target: int) -> None:
+            nonlocal copied
+            copied = source
             try:
                 copy(source, target)
             except LostBlocksError:
@@ -154,6 +162,8 @@ class CacheMachine(RuleBasedStateMachine):
                 self.seen.refused = True
                 self.check_refusal(error, 2)  # the copied block may need one, too
                 raise
+            finally:
+                copied = -1
 
         self.patch.setattr(self.cache, "forget", watched_forget)
         self.patch.setattr(pool, "copy", watched_copy)
