@@ -206,11 +206,10 @@ def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str 
 
     def choose(shelves: Sequence[Shelf]) -> tuple[Shelf, bytes]:
         found = [
-            (shelf, leaf.record.key)
+            (shelf, key)
             for shelf in shelves
             if shelf.identity.short.startswith(identity or "")
-            for leaf in shelf.catalog.leaves()
-            if leaf.record.key.hex().startswith(session.lower())
+            for key in _sessions(shelf, session)
         ]
         chosen: tuple[Shelf, bytes] = _only(found, "session", session, place)
         return chosen
@@ -244,10 +243,9 @@ def export_blocks(file: Path, directory: Path | None, as_json: bool, identity: s
     _check_name("--identity", identity)
     with open_shelves(place, DamageLog()) as shelves:
         shelf = _only([s for s in shelves if s.identity.short.startswith(identity or "")], "identity", identity, place)
-        leaves = [leaf.record.key for leaf in shelf.catalog.leaves()]
+        leaves = _sessions(shelf, session or "")
         if session is not None:
-            found = [key for key in leaves if key.hex().startswith(session.lower())]
-            leaves = [_only(found, "session", session, place)]
+            leaves = [_only(leaves, "session", session, place)]
         records = chains_of(shelf, leaves)
         try:
             nbytes = export(shelf, records, file)
@@ -255,6 +253,12 @@ def export_blocks(file: Path, directory: Path | None, as_json: bool, identity: s
             raise StoreError(f"{file} cannot be written: {error}") from error
         said = {"file": str(file), "identity": shelf.identity.short, "blocks": len(records), "bytes": nbytes}
     click.echo(json.dumps(said) if as_json else f"Wrote {len(records)} blocks, {shown_size(nbytes)}, to {file}.")
+
+
+def _sessions(shelf: Shelf, name: str) -> list[bytes]:
+    """The last blocks of the sessions whose names begin so."""
+    keys = (leaf.record.key for leaf in shelf.catalog.leaves())
+    return [key for key in keys if key.hex().startswith(name.lower())]
 
 
 def _check_name(what: str, name: str | None) -> None:

@@ -64,9 +64,8 @@ class Served:
     def _least(self) -> dict[Client, int]:
         """The least that one of those present had, by what they belong to."""
         least: dict[Client, int] = {}
-        for name, count in self._requests.items():
-            if count:
-                least[name[:-1]] = min(self._tokens[name], least.get(name[:-1], self._tokens[name]))
+        for name in self._requests:
+            least[name[:-1]] = min(self._tokens[name], least.get(name[:-1], self._tokens[name]))
         return least
 
 

@@ -35,12 +35,17 @@ class KeptLosses:
         said = hashlib.sha256(f"{self._subject}{way}\0".encode())
         said.update(struct.pack(f"<{len(window.token_ids)}q", *window.token_ids))
         path = self._directory / f"{said.hexdigest()[:32]}.safetensors"
-        try:
-            losses = load_file(path)["losses"]
-            if losses.dtype == torch.float32 and losses.shape == (len(window.token_ids) - 1,):
-                return losses
-        except (OSError, SafetensorError, KeyError):
-            pass  # not read yet, or half a file
-        losses = read(window.token_ids)
-        save_whole({"losses": losses.contiguous()}, path)
+        losses = _kept(path, len(window.token_ids) - 1)
+        if losses is None:
+            losses = read(window.token_ids)
+            save_whole({"losses": losses.contiguous()}, path)
         return losses
+
+
+def _kept(path: Path, count: int) -> Tensor | None:
+    """So many losses, if the file is there and holds them."""
+    try:
+        losses = load_file(path)["losses"]
+    except (OSError, SafetensorError, KeyError):  # not read yet, or half a file
+        return None
+    return losses if losses.dtype == torch.float32 and losses.shape == (count,) else None

@@ -174,7 +174,7 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
 def _refusals(path: Path) -> tuple[str, ...]:
     """Why the files do not load, by what loading asks of them before it reads a weight; empty if they do."""
     try:
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path) as checkpoint:  # again, as loading does: blocks' scales are then part of the tensors
             check_loads(checkpoint)
     except (LoadError, ConfigError) as error:
         return (str(error),)
