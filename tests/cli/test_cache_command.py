@@ -223,6 +223,9 @@ def test_pins_say_what_they_do_not_find(blocks: Path) -> None:
     with open_store(blocks):
         assert "is in use by process" in run("pin", keys_of(7)[0].hex()).output
     assert "does not exist" in run("pin", "ab", "--dir", str(blocks / "none")).output
+    for identity in ("", "0123"):
+        done = run("pin", keys_of(7)[0].hex(), "--identity", identity)
+        assert f"has no blocks of identity {identity!r}" in done.output
 
 
 @pytest.mark.parametrize("command", ["pin", "unpin"])

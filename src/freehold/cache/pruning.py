@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from freehold.cache.damage import DamageLog
-from freehold.cache.shelf import Shelf, shelf_paths
-from freehold.cache.shelves import Shelves, disk_bytes, drop_oldest
-from freehold.cache.store_lock import StoreLock
-from freehold.core.errors import StoreError
+from freehold.cache.idle_shelves import idle_shelves
+from freehold.cache.shelf import Shelf
+from freehold.cache.shelves import disk_bytes, drop_oldest
 
 
 class Pruning:
     """Blocks chosen in a store's directory that no process uses, while it is open. Nothing is deleted before
     `carry_out`.
 
-    identity: the short name of the only identity to look at, or the beginning of it; None: all.
+    identity: as for `idle_shelves`, which also says what is raised.
     blocks, nbytes: what was chosen. kept_blocks, kept_bytes: what stays of the identities looked at.
-    Raises StoreLockedError if a process uses the directory, StoreError if there is no such identity, OSError if the
-    directory cannot be written.
     """
 
     def __init__(self, directory: Path, *, identity: str | None = None) -> None:
         self.blocks = 0
         self.nbytes = 0
-        if not directory.is_dir():
-            raise StoreError(f"{directory} does not exist; there is nothing to prune")
-        self._lock = StoreLock(directory)
-        try:
-            paths = shelf_paths(directory)
-            if identity is not None:
-                paths = [path for path in paths if path.name.partition("-")[2].startswith(identity)]
-                if not identity or not paths:
-                    raise StoreError(f"{directory} has no blocks of identity {identity!r}; see `freehold cache list`")
-            self._shelves = Shelves(paths, DamageLog())
-            self._shelves.load(remove_unreadable=False)
-            open_paths = {shelf.path for shelf in self._shelves}
-            self._unreadable = [path for path in paths if path not in open_paths]
-            self._remove_unreadable = False
-        except BaseException:
-            self._lock.close()
-            raise
+        self._held = ExitStack()
+        self._shelves, paths = self._held.enter_context(idle_shelves(directory, identity))
+        open_paths = {shelf.path for shelf in self._shelves}
+        self._unreadable = [path for path in paths if path not in open_paths]
+        self._remove_unreadable = False
 
     @property
     def kept_blocks(self) -> int:
@@ -91,5 +76,4 @@ class Pruning:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._shelves.close()
-        self._lock.close()
+        self._held.close()

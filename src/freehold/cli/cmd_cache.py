@@ -205,17 +205,12 @@ def _set_pin(session: str, directory: Path | None, as_json: bool, identity: str 
     _check_name("SESSION", session)
 
     def choose(shelves: Sequence[Shelf]) -> tuple[Shelf, bytes]:
-        found = [
-            (shelf, key)
-            for shelf in shelves
-            if shelf.identity.short.startswith(identity or "")
-            for key in _sessions(shelf, session)
-        ]
+        found = [(shelf, key) for shelf in shelves for key in _sessions(shelf, session)]
         chosen: tuple[Shelf, bytes] = _only(found, "session", session, place)
         return chosen
 
     try:
-        key, tokens = set_pin(place, choose, pinned=pinned)
+        key, tokens = set_pin(place, choose, pinned=pinned, identity=identity)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{place} cannot be written: {error}") from error
     said = {"directory": str(place), "session": key.hex(), "tokens": tokens, "pinned": pinned}
