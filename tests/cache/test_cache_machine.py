@@ -129,7 +129,10 @@ class CacheMachine(RuleBasedStateMachine):
 
         def watched_forget(slots: Items[int]) -> None:
             self.seen.lost += [self.prefix_of(node) for node in self.cache.tree if node.slot in slots]
+            before = len(self.seen.events)
             forget(slots)
+            # Forgetting waits for the disk, and `NaiveCache.lose` does: after the damage was noticed, not before.
+            del self.seen.events[before:]
 
         def watched_wait() -> None:
             self.seen.events.append("wait")
