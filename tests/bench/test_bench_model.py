@@ -73,7 +73,7 @@ class InProcess:
     """A worker whose side lives here."""
 
     def __init__(self, side: str) -> None:
-        assert side == "freehold"
+        assert side in ("freehold", "dense")
         self._side = FreeholdSide()
 
     def call(self, name: str, **arguments: Any) -> Any:
@@ -176,6 +176,31 @@ def test_nothing_is_said_about_a_rival_that_was_not_asked_for(tiny_gguf: Path) -
 
 
 @pytest.mark.usefixtures("one_process")
+def test_chosen_blocks_stand_beside_all_of_them(tiny_gguf: Path) -> None:
+    done = bench(
+        str(tiny_gguf), "--rounds", "1", "--new-tokens", "3", "--rival", "dense", "--prompt-tokens", "64,300", "--json"
+    )
+    report = json_of(done)
+    assert report["rival"]["ran"] is True
+    assert "DENSE" in report["sides"]["theirs"]
+    assert "DENSE" not in report["sides"]["ours"]
+    short, long = report["rows"]
+    assert short["same_leading_tokens"] == [3]  # so few blocks are all chosen
+    assert long["decode_tokens_per_second"]["ratio_of_medians"] > 0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_model_without_a_branch_is_not_measured_beside_itself(tmp_path: Path) -> None:
+    write_tiny_llama(LLAMAS["tied"], tmp_path / "tiny")
+    arguments = (str(tmp_path / "tiny"), "--rounds", "1", "--new-tokens", "2", "--prompt-tokens", "20")
+    done = bench(*arguments, "--rival", "dense", "--json")
+    assert "freehold convert" in json_of(done)["rival"]["reason"]
+    done = bench(*arguments, "--rival", "none", "--index", "branch")
+    assert done.exit_code != 0
+    assert "index is branch, rival none" in done.output
+
+
+@pytest.mark.usefixtures("one_process")
 def test_lengths_beyond_the_context_are_refused(tiny_gguf: Path) -> None:
     done = bench(str(tiny_gguf), "--rival", "none", "--prompt-tokens", "16,8190")
     assert done.exit_code == 1
@@ -192,6 +217,7 @@ def settings(**changes: Any) -> ModelSettings:
         "kv_dtype": "bfloat16",
         "activations": "int8",
         "rival": "none",
+        "index": "auto",
         "quick": False,
     }
     return ModelSettings(**{**values, **changes})

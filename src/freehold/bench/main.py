@@ -62,11 +62,13 @@ def command() -> None:
 )
 @click.option(
     "--rival",
-    type=click.Choice(["llama.cpp", "transformers", "none"]),
+    type=click.Choice(["llama.cpp", "transformers", "dense", "none"]),
     default="llama.cpp",
     show_default=True,
-    help="What runs beside us: llama.cpp on a .gguf file, transformers on a directory.",
+    help="What runs beside us: llama.cpp on a .gguf file, transformers on a directory; dense: ourselves, reading every "
+    "block, where our side reads those that it chooses.",
 )
+@click.option("--index", default="auto", show_default=True, help="By which branch, beside --rival dense.")
 @click.option(
     "--kv-dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -91,6 +93,7 @@ def model(
     prompt_tokens: tuple[int, ...] | None,
     new_tokens: int | None,
     rival: str,
+    index: str,
     kv_dtype: str,
     activations: str,
     threads: int | None,
@@ -116,6 +119,7 @@ def model(
         kv_dtype=kv_dtype,
         activations=activations,
         rival=rival,
+        index=index,
         quick=quick,
     )
     show(run(settings, _say), as_json=as_json, markdown=markdown)

@@ -9,6 +9,8 @@ from typing import Any
 
 from freehold.bench.workers import Worker
 from freehold.loading.checkpoint import Checkpoint
+from freehold.model.index_branches import index_for
+from freehold.model.registry import family_of
 
 INSTALL = "pip install 'freehold[rivals]'"
 
@@ -36,6 +38,21 @@ class RivalSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseSettings:
+    """Of Freehold itself, reading every block where our side reads chosen ones; otherwise the same as ours."""
+
+    kv_dtype: str
+    activations: str
+    allow_dense: bool = True
+
+    def __str__(self) -> str:
+        return "every block read"
+
+
+Settings = RivalSettings | TransformersSettings | DenseSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Obstacle:
     """Why there is no rival. cell: what the table shows in place of its figures. reason: a sentence."""
 
@@ -43,10 +60,12 @@ class Obstacle:
     reason: str
 
 
-def obstacle(rival: str, checkpoint: Checkpoint) -> Obstacle | None:
-    """What keeps the rival from running this checkpoint; None if nothing does."""
+def obstacle(rival: str, checkpoint: Checkpoint, index: str) -> Obstacle | None:
+    """What keeps the rival from running this checkpoint; None if nothing does. index: as in `EngineConfig`."""
     if rival == "none":
         return Obstacle("-", "No rival was asked for.")
+    if rival == "dense":
+        return _obstacle_of_dense(checkpoint, index)
     if rival == "transformers":
         return _obstacle_of_transformers(checkpoint)
     if importlib.util.find_spec("llama_cpp") is None:
@@ -69,6 +88,16 @@ def _obstacle_of_transformers(checkpoint: Checkpoint) -> Obstacle | None:
             "not readable", f"transformers is measured on directories of safetensors, and {checkpoint.path} is GGUF."
         )
     return None
+
+
+def _obstacle_of_dense(checkpoint: Checkpoint, index: str) -> Obstacle | None:
+    if family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3":
+        return None
+    branch = index_for(checkpoint, index)
+    if branch is not None:
+        branch.checkpoint.close()
+        return None
+    return Obstacle("the same", f"{checkpoint.path} reads every block; `freehold convert` makes a branch for --index.")
 
 
 def candidates_of_transformers(longest_prompt: int) -> list[TransformersSettings]:
@@ -94,7 +123,7 @@ def candidates(architecture: str, longest_prompt: int) -> list[RivalSettings]:
 class Trial:
     """How long one request of each prompt length took with these settings, prefill and decoding together."""
 
-    settings: RivalSettings | TransformersSettings
+    settings: Settings
     seconds: dict[int, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -104,7 +133,7 @@ class Trial:
 
 def try_candidates(
     rival: str,
-    tried: Sequence[RivalSettings | TransformersSettings],
+    tried: Sequence[Settings],
     load: dict[str, Any],
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
@@ -128,6 +157,6 @@ def try_candidates(
     return trials
 
 
-def fastest(trials: Sequence[Trial], length: int) -> RivalSettings | TransformersSettings:
+def fastest(trials: Sequence[Trial], length: int) -> Settings:
     """The settings that were fastest with prompts of that length."""
     return min(trials, key=lambda trial: trial.seconds[length]).settings

@@ -1,4 +1,4 @@
-"""Freehold's side of a comparison, inside its own process."""
+"""Freehold's side of a comparison, inside its own process; the other one too, where every block is read to compare."""
 
 from __future__ import annotations
 
@@ -19,16 +19,27 @@ from freehold.model.minimax_m3 import MiniMaxM3
 class FreeholdSide:
     """Holds an `LLM`. Messages and answers are JSON values."""
 
-    def load(self, *, path: str, context: int, threads: int, kv_dtype: str, activations: str) -> dict[str, Any]:
+    def load(
+        self,
+        *,
+        path: str,
+        context: int,
+        threads: int,
+        kv_dtype: str,
+        activations: str,
+        index: str = "none",
+        allow_dense: bool = False,
+    ) -> dict[str, Any]:
         """Loads the model with room for one sequence of `context` tokens.
 
-        Gives the seconds, a description, and what prompts can be made of: the vocabulary and its special tokens.
+        index, allow_dense: as in `EngineConfig`. A rival reads everything, so a branch that comes with Freehold stays
+        out, for both sides to compute the same. Gives the seconds, a description, and what prompts can be made of: the
+        vocabulary and its special tokens.
         """
         torch.set_num_threads(threads)
         start = time.perf_counter()
-        # The rival reads everything, so that both sides compute the same: a branch that comes with Freehold stays out.
         options: dict[str, Any] = {"threads": threads, "kv_dtype": kv_dtype, "activations": activations}
-        self.llm = LLM(path, index="none", cache_tokens=context, **options)
+        self.llm = LLM(path, index=index, allow_dense=allow_dense, cache_tokens=context, **options)
         seconds = time.perf_counter() - start
         model = self.model
         return {

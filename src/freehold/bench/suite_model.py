@@ -17,9 +17,9 @@ from freehold.bench.random_directory import write_random_directory
 from freehold.bench.random_gguf import NAME, write_random_gguf
 from freehold.bench.report import Report
 from freehold.bench.rival import (
+    DenseSettings,
     Obstacle,
-    RivalSettings,
-    TransformersSettings,
+    Settings,
     Trial,
     candidates,
     candidates_of_transformers,
@@ -44,7 +44,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """prompt_tokens None: the suite's own lengths, as far as they fit into the model's context."""
+    """prompt_tokens None: the suite's own lengths, as far as they fit into the model's context.
+
+    index: the branch by which our side chooses blocks, as in `EngineConfig`; beside other rivals than "dense" there is
+    none, as these read everything.
+    """
 
     model: str | None
     prompt_tokens: tuple[int, ...] | None
@@ -54,11 +58,16 @@ class ModelSettings:
     kv_dtype: str
     activations: str
     rival: str
+    index: str
     quick: bool
 
     def __post_init__(self) -> None:
         if self.new_tokens < 2:
             raise ArgumentError(f"new_tokens is {self.new_tokens}; a speed of decoding needs at least 2")
+        if self.index != "auto" and self.rival != "dense":
+            raise ArgumentError(
+                f"index is {self.index}, rival {self.rival}; blocks are chosen beside --rival dense alone"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ def run(settings: ModelSettings, say: Say) -> Report:
     with ExitStack() as stack:
         path = _path_of(settings, say, stack)
         with open_checkpoint(path) as checkpoint:
-            missing = obstacle(settings.rival, checkpoint)
+            missing = obstacle(settings.rival, checkpoint, settings.index)
             architecture = str(checkpoint.config.get("general.architecture"))
             their_weights = file_nbytes_read(checkpoint) if checkpoint.format == "gguf" else None
         if missing is not None and settings.rival != "none":
@@ -146,7 +155,7 @@ class _Bench:
         self.loaded: dict[str, dict[str, Any]] = {}
         self.idle_nbytes: dict[str, int] = {}
         self.trials: list[Trial] = []
-        self.running: RivalSettings | TransformersSettings | None = None
+        self.running: Settings | None = None
 
     def measure(self, stack: ExitStack, machine: Machine, architecture: str) -> Report:
         """All steps in order; the workers end with the stack."""
@@ -156,9 +165,7 @@ class _Bench:
         context = max(lengths) + self.settings.new_tokens
         if self.missing is None:
             rival = self.settings.rival
-            tried: Sequence[RivalSettings | TransformersSettings] = candidates(architecture, max(lengths))
-            if rival == "transformers":
-                tried = candidates_of_transformers(max(lengths))
+            tried = self._candidates(architecture, max(lengths))
             self.say(f"trying {len(tried)} settings of {rival}")
             trial_prompts = [prompts.make(min(lengths), -3), *(prompts.make(length, -2) for length in lengths)]
             self.trials = try_candidates(
@@ -171,6 +178,13 @@ class _Bench:
             rows.append(self._row(length, prompts))
         return self._report(machine, loads, rows)
 
+    def _candidates(self, architecture: str, longest_prompt: int) -> Sequence[Settings]:
+        if self.settings.rival == "dense":
+            return [DenseSettings(self.settings.kv_dtype, self.settings.activations)]
+        if self.settings.rival == "transformers":
+            return candidates_of_transformers(longest_prompt)
+        return candidates(architecture, longest_prompt)
+
     def _look(self, stack: ExitStack) -> dict[str, Any]:
         """What the model is, from a worker that ends at once: the lengths depend on it."""
         self.say(f"loading {self.path.name}")
@@ -180,7 +194,8 @@ class _Bench:
     def _our_load(self, context: int) -> dict[str, Any]:
         s = self.settings
         rounded = {"kv_dtype": s.kv_dtype, "activations": s.activations}
-        return {"path": str(self.path), "context": context, "threads": s.threads, **rounded}
+        index = s.index if s.rival == "dense" else "none"
+        return {"path": str(self.path), "context": context, "threads": s.threads, "index": index, **rounded}
 
     def _their_base(self, context: int) -> dict[str, Any]:
         return {"path": str(self.path), "context": context, "threads": self.settings.threads}

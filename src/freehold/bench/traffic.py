@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from freehold.core.errors import ArgumentError
 from freehold.loading.checkpoint import Checkpoint
+from freehold.model.index_branch import IndexBranch
 from freehold.model.llama import Llama
 from freehold.model.minimax_m3 import MiniMaxM3
 
@@ -32,14 +33,14 @@ def weight_nbytes_read(model: Llama | MiniMaxM3) -> int:
 def cache_elements_read(model: Llama | MiniMaxM3, depth: int) -> int:
     """Elements of K, V and index-K that one token at position `depth` reads, over all layers.
 
-    A layer with an index branch reads all index keys, and K and V of the selected blocks only.
+    A layer with an index branch reads all index keys, and K and V of the selected blocks only, unless it runs densely.
     """
     total = 0
-    for spec in model.lane_specs:
-        tokens = depth
-        if spec.index_dim is not None and isinstance(model, MiniMaxM3):
-            total += depth * spec.index_dim
-            tokens = min(depth, model.config.topk * model.config.block_tokens)
+    for spec, layer in zip(model.lane_specs, model.layers, strict=True):
+        tokens, branch = depth, layer.attention.index
+        if isinstance(branch, IndexBranch) and not model.dense:
+            total += depth * branch.sizes.index_dim
+            tokens = min(depth, branch.sizes.topk * branch.sizes.block_tokens)
         total += tokens * spec.num_kv_heads * spec.head_dim * 2
     return total
 

@@ -16,6 +16,7 @@ from freehold.bench.machine import peak_memory, resident_memory
 
 SIDES = {
     "freehold": ("freehold.bench.side_freehold", "FreeholdSide", ("load", "answer", "cache_elements")),
+    "dense": ("freehold.bench.side_freehold", "FreeholdSide", ("load", "answer")),
     "slice": ("freehold.bench.side_slice", "SliceSide", ("load", "answer")),
     "transformers": ("freehold.bench.side_transformers", "TransformersSide", ("load", "answer")),
     "llama.cpp": ("freehold.bench.side_llama_cpp", "LlamaCppSide", ("load", "answer")),
