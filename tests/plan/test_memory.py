@@ -18,15 +18,20 @@ from freehold.loading.checkpoint import TensorInfo, open_checkpoint
 from freehold.loading.ggml_codes import ggml_codes
 from freehold.model.base import Model
 from freehold.model.compute import compute_for
+from freehold.model.index_branch import IndexSizes
+from freehold.model.index_branches import AUTO, index_for
+from freehold.model.index_sidecar import open_index
 from freehold.model.llama import Llama, LlamaConfig
 from freehold.model.minimax_m3 import MiniMaxM3
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.registry import load_model, load_tokenizer, load_vision
 from freehold.plan.lanes import cache_cost
 from freehold.plan.part import part_of
+from freehold.plan.plan import PlanSettings, make_plan, start_line
 from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
 from support.tiny_engine import LLAMA, M3
+from support.tiny_index import write_tiny_index
 from support.tiny_llama import LLAMAS, write_tiny_llama
 from support.tiny_m3 import SHAPES, write_tiny_m3, write_tiny_m3_gguf
 
@@ -95,6 +100,22 @@ def test_llama_weights_are_what_a_loaded_model_holds(tmp_path: Path, name: str) 
     assert weight_cost(open_subject(str(tmp_path)), "as-stored").total == loaded_nbytes(tmp_path)
 
 
+def test_a_branch_costs_its_weights_and_its_lanes(tmp_path: Path) -> None:
+    write_tiny_llama(LLAMAS["plain"], tmp_path / "base")
+    bare = open_subject(str(tmp_path / "base"))
+    assert (bare.index, bare.sparse, bare.parameters.get("index")) == (None, frozenset(), None)
+    sizes = IndexSizes(bare.config.num_kv_heads, bare.config.head_dim, 32, 3)
+    branch = write_tiny_index(tmp_path / "branch", tmp_path / "base", sizes, bare.config.hidden_size, [1])
+    subject = open_subject(str(tmp_path / "base"), str(branch))
+    with open_checkpoint(tmp_path / "base") as checkpoint:
+        model = load_model(checkpoint, compute_for("native")[0], index=open_index(branch))
+    assert weight_cost(subject, "as-stored").total == weight_nbytes(model)  # type: ignore[arg-type]
+    assert subject.lane_specs == tuple(model.lane_specs)
+    plan = make_plan(subject, PlanSettings(index=str(branch)))
+    assert plan.cache.block_tokens == model.block_tokens == 32
+    assert f"--index {branch}" in start_line(plan, plan.rows[0])
+
+
 def test_bf16_is_what_a_checkpoint_in_bfloat16_takes(tmp_path: Path) -> None:
     write_tiny_m3(SHAPES["mixed_layers"], tmp_path / "m3")
     planned = weight_cost(open_subject(str(tmp_path / "m3")), "bf16")
@@ -141,5 +162,5 @@ def loaded_nbytes(path: Path) -> int:
     with open_checkpoint(path) as checkpoint:
         compute = compute_for("native")[0]
         vision = load_vision(checkpoint, compute, load_tokenizer(checkpoint))
-        model = load_model(checkpoint, compute)
+        model = load_model(checkpoint, compute, index=index_for(checkpoint, AUTO))
         return weight_nbytes(model) + (0 if vision is None else weight_nbytes(vision))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from freehold.bench.traffic import cache_elements_read, weight_nbytes_read
 from freehold.core.config import EngineConfig
 from freehold.engine.engine import Engine
 from freehold.engine.llm import LLM
+from freehold.model.minimax_m3 import index_sizes
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.lanes import cache_cost
 from freehold.plan.part import part_of
@@ -44,7 +45,8 @@ def subject_like(config: MiniMaxM3Config) -> Subject:
     tensors = tuple(
         StoredTensor(n, Kind(part_of(n), info, 4 * info.numel, info.numel, "F32")) for n, info in infos.items()
     )
-    return Subject(Path("test"), "configuration", config, tensors)
+    sparse = frozenset(i for i, is_sparse in enumerate(config.sparse_attention) if is_sparse)
+    return Subject(Path("test"), "configuration", config, tensors, (), index_sizes(config), sparse)
 
 
 def roofline_of(subject: Subject, kv_dtype: str = "float32") -> Roofline:

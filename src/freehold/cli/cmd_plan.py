@@ -39,6 +39,7 @@ from freehold.cli.quantities import Size
     show_default=True,
     help="What codes of weights are multiplied with.",
 )
+@click.option("--index", default="auto", show_default=True, help="Its index branch, as `freehold serve` has it.")
 @click.option("--calibrate", is_flag=True, help="First measure memory, products and disk: about 20 seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 def plan(model: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
@@ -54,7 +55,7 @@ def plan(model: str | None, calibrate: bool, as_json: bool, **options: Any) -> N
     from freehold.plan.subject import open_subject
     from freehold.plan.tables import reports
 
-    settings, subject = PlanSettings(**options), open_subject(model or DEFAULT_MODEL)
+    settings, subject = PlanSettings(**options), open_subject(model or DEFAULT_MODEL, options["index"])
     if calibrate:
         click.echo("measuring memory, products and disk", err=True)
         path = calibrations.save_calibration(calibrations.calibrate())

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.config, self.compute = config, compute
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(compute) for _ in range(4))
         self.q_norm, self.k_norm = RMSNorm(compute, config.rms_norm_eps), RMSNorm(compute, config.rms_norm_eps)
-        self.index = IndexBranch(_index_sizes(config), compute, norm_eps=config.rms_norm_eps) if sparse else None
+        self.index = IndexBranch(index_sizes(config), compute, norm_eps=config.rms_norm_eps) if sparse else None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans, lanes: LayerLanes, *, dense: bool
@@ -97,7 +97,8 @@ class MixtureOfExperts(nn.Module):
         return self.compute.experts(x, ids, weights, *self._networks, gate=self.gate, scale=c.routed_scaling_factor)
 
 
-def _index_sizes(c: MiniMaxM3Config) -> IndexSizes:
+def index_sizes(c: MiniMaxM3Config) -> IndexSizes:
+    """How sparse layers choose blocks."""
     return IndexSizes(c.num_index_heads, c.index_dim, c.block_tokens, c.topk, c.local_blocks, c.init_blocks)
 
 

@@ -10,7 +10,7 @@ from freehold.core.axes import DEFAULT_BLOCK_TOKENS
 from freehold.core.config import Activations, EngineConfig, KvDtype
 from freehold.core.errors import ArgumentError
 from freehold.loading.quoting import quoted
-from freehold.model.minimax_m3_config import MiniMaxM3Config
+from freehold.model.index_branches import AUTO
 from freehold.plan.calibration import Calibration
 from freehold.plan.fit import Fit, Task, Way
 from freehold.plan.host import this_host
@@ -33,7 +33,7 @@ class PlanSettings:
     """context: tokens of each session, prompt and answer; None: a few lengths, up to the model's own. users: sessions
     at the same time. ram: bytes of memory; None: this machine's. weights: the type they are computed from.
     kv_dtype: how K, V and index keys are stored. activations: "int8" where products with codes multiply integers.
-    disk_bandwidth: bytes a second; None: as calibrated."""
+    disk_bandwidth: bytes a second; None: as calibrated. index: with which branch the model was opened."""
 
     context: int | None = None
     users: int = 1
@@ -42,6 +42,7 @@ class PlanSettings:
     kv_dtype: KvDtype = EngineConfig().kv_dtype
     activations: Activations = EngineConfig().activations
     disk_bandwidth: int | None = None
+    index: str = AUTO
 
     def __post_init__(self) -> None:
         for name in ("context", "users", "ram", "disk_bandwidth"):
@@ -160,8 +161,7 @@ def make_plan(
 
 
 def _block_tokens(subject: Subject) -> int:
-    c = subject.config
-    return c.block_tokens if isinstance(c, MiniMaxM3Config) else DEFAULT_BLOCK_TOKENS
+    return DEFAULT_BLOCK_TOKENS if subject.index is None else subject.index.block_tokens
 
 
 def _contexts(subject: Subject, settings: PlanSettings) -> tuple[int, ...]:
@@ -244,6 +244,7 @@ def start_line(plan: Plan, row: Row) -> str:
         "cache-tokens": row.task.users * plan.cache.blocks(row.task.context) * plan.cache.block_tokens,
         "kv-dtype": plan.cache.kv_dtype,
         "activations": plan.settings.activations,
+        "index": plan.settings.index if plan.settings.index != AUTO else None,
         "ram-budget": row.way.frames_given if row.way.paged else None,
         "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
     }

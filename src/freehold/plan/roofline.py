@@ -11,7 +11,6 @@ from typing import Literal
 
 from freehold.core.axes import ceil_div
 from freehold.core.config import EngineConfig
-from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.plan.lanes import CacheCost
 from freehold.plan.part import Part
 from freehold.plan.subject import Subject
@@ -107,7 +106,8 @@ class Roofline:
         dense, sparse, scored = self._pairs(start, rows)
         c = self.subject.config
         a_pair = 4 * c.num_q_heads * c.head_dim
-        index = 2 * c.num_index_heads * c.index_dim if isinstance(c, MiniMaxM3Config) else 0
+        i = self.subject.index
+        index = 0 if i is None else 2 * i.num_index_heads * i.index_dim
         return Demand(
             weights=2.0 * streams * (rows * self._inner_parameters() + self._head_parameters()),
             attention=streams * a_pair * (dense * self.cache.dense.layers + sparse * self.cache.sparse.layers),
@@ -123,8 +123,8 @@ class Roofline:
         return self.subject.num_experts * (1 - (1 - self.subject.active_share) ** rows)
 
     def _window(self) -> int:
-        c = self.subject.config
-        return c.topk * c.block_tokens if isinstance(c, MiniMaxM3Config) else 0
+        i = self.subject.index
+        return 0 if i is None else i.topk * i.block_tokens
 
     def _weight_nbytes(self) -> float:
         """Bytes of the weights that every step reads; one row of an embedding is nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,11 @@ from freehold.loading.pull import resolve
 from freehold.loading.quantization_config import read_quantization
 from freehold.loading.quoting import quoted
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
+from freehold.model.index_branch import IndexSizes
+from freehold.model.index_branches import AUTO, index_for
+from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.llama import LlamaConfig
+from freehold.model.minimax_m3 import index_sizes
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.registry import check_loads, family_of
 from freehold.plan.part import Part, part_of
@@ -55,8 +59,9 @@ class StoredTensor:
 class Subject:
     """origin: whether tensors were read from files' headers or derived from a configuration.
 
-    config: the text model's sizes. tensors: all of the checkpoint, in its order. refusals: why this version does not
-    load the checkpoint, though its needs are known; empty if it does.
+    config: the text model's sizes. tensors: all of the checkpoint, in its order, then those of an index branch beside
+    it. refusals: why this version does not load the checkpoint, though its needs are known; empty if it does.
+    index: how blocks are chosen in the layers of `sparse`; None if every layer reads everything.
     """
 
     path: Path
@@ -64,6 +69,8 @@ class Subject:
     config: LlamaConfig | MiniMaxM3Config
     tensors: tuple[StoredTensor, ...]
     refusals: tuple[str, ...] = ()
+    index: IndexSizes | None = None
+    sparse: frozenset[int] = frozenset()
 
     @property
     def family(self) -> Literal["llama", "m3"]:
@@ -73,11 +80,10 @@ class Subject:
     @cached_property
     def lane_specs(self) -> tuple[LaneSpec, ...]:
         """The lanes of each layer in the block cache, as the model itself will ask for them."""
-        c = self.config
-        if isinstance(c, LlamaConfig):
-            return (LaneSpec(c.num_kv_heads, c.head_dim),) * c.num_layers
+        c, index_dim = self.config, None if self.index is None else self.index.index_dim
         return tuple(
-            LaneSpec(c.num_kv_heads, c.head_dim, c.index_dim if sparse else None) for sparse in c.sparse_attention
+            LaneSpec(c.num_kv_heads, c.head_dim, index_dim if layer in self.sparse else None)
+            for layer in range(c.num_layers)
         )
 
     @property
@@ -131,11 +137,12 @@ class Subject:
         return found
 
 
-def open_subject(model: str) -> Subject:
+def open_subject(model: str, index: str = AUTO) -> Subject:
     """Looks at a model without reading its weights.
 
     model: a directory, a .gguf file (any part of a split one), a pulled name, or a config.json (also a directory that
-    holds nothing else): then every tensor is derived from it.
+    holds nothing else): then every tensor is derived from it. index: which branch chooses blocks, as in `EngineConfig`;
+    a configuration alone has none but its own.
     Raises ModelNotFoundError, LoadError or ConfigError.
     """
     path = Path(os.path.abspath(os.path.expanduser(model)))
@@ -144,7 +151,26 @@ def open_subject(model: str) -> Subject:
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
     with open_checkpoint(resolve(model), raw=True) as checkpoint:
-        return _from_files(checkpoint)
+        subject = _from_files(checkpoint)
+    if subject.family == "m3" or subject.refusals:
+        return subject
+    with open_checkpoint(subject.path) as checkpoint:
+        branch = index_for(checkpoint, index)
+        return subject if branch is None else _with_branch(subject, branch, checkpoint)
+
+
+def _with_branch(subject: Subject, branch: IndexSidecar, checkpoint: Checkpoint) -> Subject:
+    c = subject.config
+    with branch.checkpoint as beside:
+        sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "hidden_size": c.hidden_size}
+        branch.check(checkpoint, **sizes, head_dim=c.head_dim)
+        tensors = [
+            StoredTensor(name, Kind("index", info, beside.extent(name).nbytes, info.numel, info.dtype))
+            for name, info in beside.tensors.items()
+        ]
+    return replace(
+        subject, tensors=(*subject.tensors, *tensors), index=branch.sizes, sparse=frozenset(branch.sparse_layers)
+    )
 
 
 def _has_weights(directory: Path) -> bool:
@@ -168,7 +194,14 @@ def _from_files(checkpoint: Checkpoint) -> Subject:
     tensors = tuple(
         StoredTensor(name, _kind(name, info, checkpoint.extent(name).nbytes, names)) for name, info in names.items()
     )
-    return Subject(checkpoint.path, "files", config, tensors, _refusals(checkpoint.path))
+    return Subject(checkpoint.path, "files", config, tensors, _refusals(checkpoint.path), *_own_index(config))
+
+
+def _own_index(config: LlamaConfig | MiniMaxM3Config) -> tuple[IndexSizes | None, frozenset[int]]:
+    """How a model chooses blocks that was trained to, and in which layers."""
+    if isinstance(config, LlamaConfig):
+        return None, frozenset()
+    return index_sizes(config), frozenset(i for i, sparse in enumerate(config.sparse_attention) if sparse)
 
 
 def _refusals(path: Path) -> tuple[str, ...]:
@@ -189,7 +222,7 @@ def _from_config(path: Path) -> Subject:
     else:
         infos = m3_tensors(config, values, _dtype(values, where), where)
     tensors = tuple(StoredTensor(name, _kind(name, info, _nbytes(info), infos)) for name, info in infos.items())
-    return Subject(path, "configuration", config, tensors, refusals)
+    return Subject(path, "configuration", config, tensors, refusals, *_own_index(config))
 
 
 def _read_config(values: Mapping[str, Any], where: str) -> tuple[LlamaConfig | MiniMaxM3Config, tuple[str, ...]]:
