@@ -7,10 +7,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
 import freehold
+from freehold.cli.cmd_convert import convert as convert_command
 from freehold.core.errors import ArgumentError, ConfigError
 from freehold.evaluation.perplexity import read
 from freehold.loading.checkpoint import open_checkpoint
@@ -132,3 +134,11 @@ def test_what_cannot_be_converted_is_named(base: Path, tmp_path: Path) -> None:
     every = ConvertSettings(**{**_fields(SETTINGS), "keep_dense": (0, 1, 2)})
     with pytest.raises(ArgumentError, match="nothing is left to be sparse"):
         run(base, tmp_path / "out", tmp_path / "work", every)
+
+
+def test_the_command_begins_with_the_settings_of_the_library() -> None:
+    options = (p for p in convert_command.params if isinstance(p, click.Option) and p.show_default)
+    given = {option.name: option.default for option in options}
+    for settings in (ConvertSettings(), DistilSettings()):
+        for name in given.keys() & asdict(settings).keys():
+            assert given[name] == getattr(settings, name), name

@@ -38,12 +38,12 @@ class Layers(click.ParamType[tuple[int, ...]]):
     multiple=True,
     help="A text file, or a directory of them; may be given several times. Left out: what Python itself brings.",
 )
-@click.option("--windows", type=click.IntRange(min=1), default=64, show_default=True, help="Windows to train with.")
+@click.option("--windows", type=click.IntRange(min=1), default=40, show_default=True, help="Windows to train with.")
 @click.option("--window-tokens", type=click.IntRange(min=64), default=4096, show_default=True, help="Tokens of each.")
 @click.option(
     "--block-tokens", type=click.IntRange(min=16), default=128, show_default=True, help="Tokens of a block; 16 x n."
 )
-@click.option("--topk", type=click.IntRange(min=1), default=8, show_default=True, help="Blocks that a query reads.")
+@click.option("--topk", type=click.IntRange(min=1), default=16, show_default=True, help="Blocks that a query reads.")
 @click.option(
     "--dense-layers",
     type=click.IntRange(min=0),
@@ -59,7 +59,7 @@ class Layers(click.ParamType[tuple[int, ...]]):
     show_default=True,
     help="Where training begins: the layer's own projections as one key, their means, or anywhere.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Updates of each layer.")
+@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Updates of each layer.")
 @click.option(
     "--sparse-steps",
     type=click.IntRange(min=0),

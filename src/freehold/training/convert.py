@@ -48,10 +48,10 @@ class ConvertSettings:
     layers stay dense, chosen by measurement. keep_dense: these instead. init: see `first_index`. judged_windows:
     held-out windows for the choice of layers and the report."""
 
-    windows: int = 64
+    windows: int = 40
     window_tokens: int = 4096
     block_tokens: int = 128
-    topk: int = 8
+    topk: int = 16
     dense_layers: int = 3
     keep_dense: tuple[int, ...] | None = None
     init: Init = "svd"

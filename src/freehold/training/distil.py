@@ -32,7 +32,7 @@ class DistilSettings:
     sparse_steps: updates after those, over the blocks that the branch then chooses. learning_rate: after
     `warmup_steps`, then along a cosine to the end of both. save_every: steps after which the state is kept."""
 
-    steps: int = 400
+    steps: int = 300
     sparse_steps: int = 0
     queries: int = 128
     learning_rate: float = 7e-3
