@@ -144,3 +144,13 @@ def test_bad_input_is_named(change, message):
     q, k, index_q, index_k = inputs(2, 8, 2, 2, 8, 6)
     with pytest.raises(ArgumentError, match=message):
         index_kl_loss(q, k, index_q, index_k, **change)
+
+
+def test_sizes_of_nothing_are_refused():
+    q, k, index_q, index_k = inputs(3, 20, 2, 2, 8, 6)
+    with pytest.raises(ArgumentError, match="index_dim is 0"):
+        index_kl_loss(q, k, index_q[..., :0], index_k[:, :0])
+    with pytest.raises(ArgumentError, match=r"must be int32 \(total_q, num_kv_heads, topk\) = \(3, 2, at least 1\)"):
+        index_kl_loss(q, k, index_q, index_k, block_ids=torch.zeros(3, 2, 0, dtype=torch.int32), block_tokens=BLOCK)
+    with pytest.raises(ArgumentError, match="positions is a list"):
+        index_kl_loss(q, k, index_q, index_k, positions=[0, 1, 2])

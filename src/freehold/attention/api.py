@@ -210,10 +210,13 @@ def index_kl_loss(
     _check_equal("total_q", q=q.shape[0], index_q=index_q.shape[0])
     _check_equal("total_k", k=k.shape[0], index_k=index_k.shape[0])
     _check_equal("index_dim", index_q=index_q.shape[2], index_k=index_k.shape[1])
+    _check_some(index_dim=index_k.shape[1])
     if len({t.dtype == torch.float64 for t in (q, k, index_q, index_k)}) > 1:
         raise ArgumentError("some of q, k, index_q and index_k are float64; all or none may be")
     if positions is None:
         positions = torch.arange(query_start, query_start + q.shape[0], device=q.device)
+    elif not isinstance(positions, torch.Tensor):
+        raise ArgumentError(f"positions is a {type(positions).__name__}; it must be a torch.Tensor")
     elif positions.shape != q.shape[:1] or positions.dtype != torch.int64:
         raise ArgumentError(
             f"positions has shape {tuple(positions.shape)} and type {positions.dtype}; it must be int64 ({q.shape[0]},)"
@@ -224,10 +227,11 @@ def index_kl_loss(
     if block_ids is not None:
         _check_block_tokens(block_tokens)
         _check_tensor("block_ids", block_ids)
-        if block_ids.shape[:2] != index_q.shape[:2] or block_ids.ndim != 3 or block_ids.dtype != torch.int32:
+        fits = block_ids.ndim == 3 and block_ids.shape[:2] == index_q.shape[:2] and block_ids.shape[2] > 0
+        if not fits or block_ids.dtype != torch.int32:
             raise ArgumentError(
                 f"block_ids has shape {tuple(block_ids.shape)} and type {block_ids.dtype}; it must be int32 "
-                f"(total_q, num_kv_heads, topk) = ({q.shape[0]}, {k.shape[1]}, *)"
+                f"(total_q, num_kv_heads, topk) = ({q.shape[0]}, {k.shape[1]}, at least 1)"
             )
         _check_block_ids(block_ids, positions.to(block_ids.device) // block_tokens)
     task = Task(positions, block_ids, block_tokens, _scale(scale, q), _scale(index_scale, index_q))
