@@ -22,7 +22,7 @@ from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
 from freehold.training.corpus import Document
 from freehold.training.looking import NO_SOURCE
-from freehold.training.m3_forward import NO_TARGET, M3Forward
+from freehold.training.m3_forward import NO_TARGET, Batch, M3Forward
 from freehold.training.pretrain import PretrainSettings, Trainer, write_model
 from freehold.training.retrieval_rows import RetrievalRows, RetrievalWords
 from freehold.training.rows import TextRows, batch_of
@@ -275,6 +275,28 @@ def test_killed_twice_it_ends_with_the_bits_of_a_run_never_killed(tmp_path: Path
     logs = [(tmp_path / f"{name}.work" / "losses.jsonl").read_text() for name in ("whole", "again")]
     assert logs[0] == logs[1]
     assert logs[0].count("\n") == steps
+
+
+def test_a_token_counts_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(CONFIG, rows(), SETTINGS, tmp_path)
+    each = [rows().row(n) for n in (0, 1)]
+    assert len({int((row.targets != NO_TARGET).sum()) for row in each}) == 2
+    batches = [batch_of([row]) for row in each]
+    counts: list[torch.Tensor] = []
+    monkeypatch.setattr("freehold.training.pretrain.dist.all_reduce", lambda count: counts.append(count.clone()))
+    trainer.world = 2
+    for batch in batches:
+        trainer._shares(batch)
+    monkeypatch.setattr("freehold.training.pretrain.dist.all_reduce", lambda count: count.copy_(sum(counts)))
+
+    def looked(batch: Batch) -> list[float]:
+        found = trainer.forward.losses(trainer.weights, batch, sparse=False, exits=True, looking=True)
+        return [float(x.detach()) for x in (found.language, found.exits, found.looking, found.index)]
+
+    parts = [looked(replace(batch, shares=trainer._shares(batch))) for batch in batches]
+    assert [sum(both) / 2 for both in zip(*parts, strict=True)] == pytest.approx(looked(batch_of(each)), rel=1e-5)
+    nothing = replace(batches[0], targets=torch.full_like(batches[0].targets, NO_TARGET))
+    assert looked(nothing)[:2] == [0.0, 0.0]
 
 
 @pytest.mark.slow

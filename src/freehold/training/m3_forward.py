@@ -26,12 +26,15 @@ NO_TARGET = -1
 class Batch:
     """Documents one after another. token_ids, targets int64 (tokens,): what comes next, or NO_TARGET where nothing is
     to be learnt. documents: (begin, end) of each, ascending; none sees another. sources int64 (2, tokens): where each
-    should look in the first layer, and in the last, as `looking_loss` takes it; None if that is not known."""
+    should look in the first layer, and in the last, as `looking_loss` takes it; None if that is not known. shares: by
+    which the means over targets, over the first sources and over the last are multiplied: more than 1 in a process that
+    has more of them than others."""
 
     token_ids: Tensor
     targets: Tensor
     documents: tuple[tuple[int, int], ...]
     sources: Tensor | None = None
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,14 @@ class M3Forward:
         done = self._layers(weights, batch, sparse)
         learnt, zero = batch.targets != NO_TARGET, done.index.new_zeros(())
         read = done.exits if exits else done.exits[-1:]
-        each = [F.cross_entropy(self._logits(weights, h[learnt]), batch.targets[learnt]) for h in read]
+        share, *looked = batch.shares
+        each = [zero] * len(read)
+        if bool(learnt.any()):
+            each = [F.cross_entropy(self._logits(weights, h[learnt]), batch.targets[learnt]) * share for h in read]
         looks = zero
         if looking and batch.sources is not None:
-            for sources, layer in zip(batch.sources, (0, -1), strict=True):
-                looks = looks + looking_loss(*done.attention[layer], sources, batch.documents)
+            for sources, layer, part in zip(batch.sources, (0, -1), looked, strict=True):
+                looks = looks + looking_loss(*done.attention[layer], sources, batch.documents) * part
         return Losses(each[-1], sum(each[:-1], zero), looks, done.index, done.loads)
 
     def logits(self, weights: Weights, batch: Batch, *, sparse: bool) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from freehold.core.errors import ArgumentError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_release import release_config
-from freehold.training.m3_forward import Losses, M3Forward
+from freehold.training.looking import NO_SOURCE
+from freehold.training.m3_forward import NO_TARGET, Batch, Losses, M3Forward
 from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
 from freehold.training.rows import Rows, batch_of
 from freehold.training.schedule import rate_of
@@ -183,6 +184,7 @@ class Trainer:
         s = self.settings
         first = self.step * s.rows
         batch = batch_of([self.rows.row(first + i) for i in range(self.rank, s.rows, self.world)])
+        batch = replace(batch, shares=self._shares(batch))
         losses = self.forward.losses(
             self.weights, batch, sparse=self.step >= s.dense_steps, exits=s.exit_weight > 0,
             looking=s.looking_weight > 0,
@@ -204,6 +206,19 @@ class Trainer:
         imbalance = self._balance(losses.loads)
         self.step += 1
         return Progress(self.step, language, looking, index, norm, imbalance)
+
+    def _shares(self, batch: Batch) -> tuple[float, float, float]:
+        """See `Batch`: rows differ in how much of them is learnt, and a token counts the same in every process."""
+        if self.world == 1:
+            return 1.0, 1.0, 1.0
+        counts = torch.zeros(3, dtype=torch.float64)
+        counts[0] = (batch.targets != NO_TARGET).sum()
+        if batch.sources is not None:
+            counts[1:] = (batch.sources != NO_SOURCE).sum(dim=1)
+        whole = counts.clone()
+        dist.all_reduce(whole)
+        language, first, last = (counts * self.world / whole.clamp_min(1)).tolist()
+        return language, first, last
 
     def _share(self, losses: Losses) -> tuple[float, float, float]:
         """Every process has the mean of all gradients, and the sums of all loads; the means of the losses."""
