@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,23 +97,25 @@ def convert(
     from freehold.cli.working import shown_work
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
-    from freehold.training.convert import ConvertSettings
+    from freehold.training.convert import ConvertSettings, remove_work
     from freehold.training.convert import convert as run
     from freehold.training.corpus import texts_of
     from freehold.training.curves import write_curves
     from freehold.training.distil import DistilSettings
+    from freehold.training.places import alone_in, work_of
 
     distil = DistilSettings(
         steps=steps, sparse_steps=sparse_steps, queries=queries, learning_rate=learning_rate, seed=seed
     )
     settings = ConvertSettings(distil=distil, **options)
     documents, origin = texts_of(texts)
-    place = work or out.with_name(f"{out.name}.work")
-    with open_checkpoint(resolve(model)) as checkpoint, shown_work() as progress:
-        made = run(checkpoint, out, documents, settings, work=place, origin=origin, progress=progress)
-    drawn = write_curves(place, out)
-    if work is None:
-        shutil.rmtree(place)
+    place = work_of(out, work)
+    with alone_in(place):
+        with open_checkpoint(resolve(model)) as checkpoint, shown_work() as progress:
+            made = run(checkpoint, out, documents, settings, work=place, origin=origin, progress=progress)
+        drawn = write_curves(place, out)
+        if work is None:
+            remove_work(place)
     mean = {
         name: sum(getattr(r, name) for r in made.recalls.values()) / len(made.recalls)
         for name in ("mass", "oracle", "blocks")

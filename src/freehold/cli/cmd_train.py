@@ -68,8 +68,9 @@ def train(out: Path, work: Path | None, as_json: bool, **options: Any) -> None:
     bits. Over several processes: torchrun --nproc-per-node 2 --no-python freehold train OUT ...
     """
     from freehold.cli.training_run import TrainingRun
+    from freehold.training.places import work_of
 
-    run = TrainingRun(out, work or out.with_name(f"{out.name}.work"), options)
+    run = TrainingRun(out, work_of(out, work), options)
     last = run.run()
     if last is None:
         return  # another process writes and tells

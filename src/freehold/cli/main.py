@@ -53,13 +53,16 @@ COMMANDS: dict[str, LazyCommand] = {
 
 
 class Commands(LazyCommands):
-    """The subcommands of `freehold`. A FreeholdError ends one with `error: ...` and status 1."""
+    """The subcommands of `freehold`. A FreeholdError, or what the system refuses, for example because a disk is full,
+    ends one with `error: ...` and status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; with FREEHOLD_DEBUG=1 errors keep their traceback."""
         try:
             return super().invoke(ctx)
-        except FreeholdError as error:
+        except (FreeholdError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # click's: whoever reads has gone
+                raise
             if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise
             click.echo(f"error: {error}", err=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch.distributed as dist
 
 from freehold.cli.working import shown_work
 from freehold.core.errors import ArgumentError
+from freehold.loading.json_object import read_json_object
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.tokenizer import Tokenizer
 from freehold.training.bytes_tokenizer import END, bytes_tokenizer, write_bytes_tokenizer
 from freehold.training.corpus import texts_of
-from freehold.training.pretrain import PretrainSettings, Progress, Trainer, write_model
+from freehold.training.places import alone_in
+from freehold.training.pretrain import PretrainSettings, Progress, Trainer, check_model_out, write_model
 from freehold.training.retrieval_rows import RetrievalRows
 from freehold.training.rows import Rows, TextRows
 from freehold.training.shapes import RETRIEVAL_WORDS, SHAPES
@@ -43,15 +45,20 @@ class TrainingRun:
             config = self._config()
             rows, origin = self._rows(config)
             settings = self._settings()
-            trainer = Trainer(config, rows, settings, self.work)
-            if trainer.rank:
-                trainer.run()
-                return None
-            with shown_work() as report:
-                trainer.run(lambda done: report("steps", done.step, settings.steps))
-            write_model(trainer, self.out, {"texts": origin, "rows": rows.name, "settings": asdict(settings)})
-            self._write_tokenizer()
-            return self._last()
+            first = not dist.is_initialized() or dist.get_rank() == 0
+            with alone_in(self.work) if first else nullcontext():
+                trainer = Trainer(config, rows, settings, self.work)
+                if not first:
+                    trainer.run()
+                    return None
+                card = {"texts": origin, "rows": rows.name, "settings": asdict(settings)}
+                check_model_out(trainer, self.out, card)
+                with shown_work() as report:
+                    trainer.run(lambda done: report("steps", done.step, settings.steps))
+                check_model_out(trainer, self.out, card)  # hours may have passed
+                write_model(trainer, self.out, card)
+                self._write_tokenizer()
+                return self._last()
 
     def _settings(self) -> PretrainSettings:
         o = self.options
@@ -76,10 +83,7 @@ class TrainingRun:
             path = Path(shape)
             if not path.is_file():
                 raise ArgumentError(f"config is {shape!r}; it must be {', '.join(SHAPES)}, or a file like config.json")
-            try:
-                config = MiniMaxM3Config.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
-            except ValueError as error:
-                raise ArgumentError(f"{path}: is no JSON ({error})") from None
+            config = MiniMaxM3Config.from_hf(read_json_object(path), str(path))
         tokenizer = self._tokenizer
         return config if tokenizer is None else replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
 

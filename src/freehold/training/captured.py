@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,38 +14,50 @@ from torch import Tensor
 from freehold.core.errors import ArgumentError
 from freehold.training.corpus import Window
 from freehold.training.frozen import FrozenModel
+from freehold.training.whole_file import write_whole
 
 
 class Captured:
     """x of every layer, window and token, bfloat16, in one file. An interrupted capture goes on where it was."""
 
     def __init__(self, path: Path, num_layers: int, num_windows: int, length: int, hidden_size: int) -> None:
-        """path: of the file; beside it, PATH.json says how many windows are in it."""
+        """path: of the file; beside it, PATH.json says how many windows are in it.
+
+        Raises ArgumentError if there is no room for it, or a capture of another shape is there.
+        """
         self.shape = num_layers, num_windows, length, hidden_size
         self._state = path.with_name(f"{path.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = num_layers * num_windows * length * hidden_size
+        count = math.prod(self.shape)
+        nbytes = count * torch.bfloat16.itemsize
+        self.done = self._done() if path.is_file() and path.stat().st_size == nbytes else 0
+        """Windows that are whole."""
+        if not self.done:
+            self._state.unlink(missing_ok=True)
+            _reserve(path, nbytes)
         self._all = torch.from_file(str(path), shared=True, size=count, dtype=torch.bfloat16).view(self.shape)
 
-    @property
-    def done(self) -> int:
-        """Windows that are whole."""
-        if not self._state.exists():
+    def _done(self) -> int:
+        """What is said of the file."""
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            shape, windows = tuple(state["shape"]), int(state["windows"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nobody knows what is in it
             return 0
-        state = json.loads(self._state.read_text(encoding="utf-8"))
-        if tuple(state["shape"]) != self.shape:
+        if shape != self.shape:
             raise ArgumentError(
-                f"{self._state}: holds a capture of shape {tuple(state['shape'])}, and {self.shape} is wanted; name "
-                "another directory, or remove this one"
+                f"{self._state}: holds a capture of shape {shape}, and {self.shape} is wanted; name another "
+                "directory, or remove this one"
             )
-        return int(state["windows"])
+        return windows
 
     def fill(self, model: FrozenModel, windows: Sequence[Window], progress: Callable[[int, int], None]) -> None:
         """Captures what is missing. progress(done, total) after each window."""
         for number in range(self.done, len(windows)):
             self._window(model, windows[number], number)
             # The mapping is shared, so what was written outlives this process whatever ends it.
-            _replace(self._state, json.dumps({"shape": self.shape, "windows": number + 1}))
+            self.done = number + 1
+            write_whole(json.dumps({"shape": self.shape, "windows": self.done}), self._state)
             progress(number + 1, len(windows))
 
     def _window(self, model: FrozenModel, window: Window, number: int) -> None:
@@ -58,7 +71,18 @@ class Captured:
         return self._all[layer, window].float()
 
 
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+def _reserve(path: Path, nbytes: int) -> None:
+    """Room for the whole file: a mapping that finds the disk full later ends the process without a word."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(file, 0)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, nbytes)
+    except OSError as error:
+        path.unlink()
+        raise ArgumentError(
+            f"{path}: takes {nbytes} bytes, for which there is no room ({error.strerror}); make room, take fewer "
+            "windows, or name another directory as place of the work"
+        ) from None
+    finally:
+        os.close(file)

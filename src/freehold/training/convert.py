@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from freehold.core.errors import ArgumentError, ConfigError
+from freehold.core.errors import ArgumentError, ConfigError, FreeholdError
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.compute import compute_for
 from freehold.model.index_branch import IndexSizes
@@ -32,11 +32,19 @@ from freehold.training.distil import DistilSettings, Student, train
 from freehold.training.frozen import FrozenModel
 from freehold.training.index_init import Init, Projections, first_index
 from freehold.training.lessons import Lessons
+from freehold.training.places import check_out, check_work
 from freehold.training.recall import Recall, recall_of
 from freehold.training.sidecar_writer import rounded, write_sidecar
+from freehold.training.whole_file import beside, load_state, write_whole
 
 _SAMPLE_ROWS = 1024
+_MOST_NATS = 700.0
+"""Beyond them no float holds the perplexity."""
 _JUDGED_ROWS = 64
+_CARD = "conversion.json"
+"""In the work directory: of which conversion it is."""
+_EVERY, _CHOSEN = "every-layer", "chosen-layers"
+"""Branches in it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, so much, of so much)."""
@@ -66,6 +74,20 @@ class ConvertSettings:
             raise ArgumentError(f"block_tokens is {self.block_tokens}; it must be a multiple of 16")
         if self.dense_layers < 0:
             raise ArgumentError(f"dense_layers is {self.dense_layers}; it must not be negative")
+        if self.block_tokens * self.topk >= self.window_tokens:
+            raise ArgumentError(
+                f"topk is {self.topk} and block_tokens {self.block_tokens}, which is all of window_tokens "
+                f"{self.window_tokens}: nothing would be left out; give longer windows, or fewer or smaller blocks"
+            )
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raises ArgumentError for layers that a model of so many does not have, or if none would be sparse."""
+        for layer in self.keep_dense or ():
+            if not 0 <= layer < num_layers:
+                raise ArgumentError(f"keep_dense names layer {layer}; the model has layers 0 to {num_layers - 1}")
+        dense = self.dense_layers if self.keep_dense is None else len(set(self.keep_dense))
+        if dense >= num_layers:
+            raise ArgumentError(f"every layer of {num_layers} is to stay dense; nothing is left to be sparse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,29 +147,48 @@ class _Conversion:
         self.checkpoint, self.out, self.settings = checkpoint, out, settings
         self.work, self.origin, self.progress = work, origin, progress
         self.documents = documents
-        encode = load_tokenizer(checkpoint).encode
-        length, seed = settings.window_tokens, settings.distil.seed
-        learned, judged = [d for d in documents if not d.held_out], [d for d in documents if d.held_out]
-        self.windows = windows_of(learned, encode, length, settings.windows, seed=seed)
-        self.judged = windows_of(judged, encode, length, settings.judged_windows, seed=seed)
         self.model = Llama.from_checkpoint(checkpoint, compute_for("native")[0])
         c = self.model.config
         self.sizes = IndexSizes(c.num_kv_heads, c.head_dim, settings.block_tokens, settings.topk)
         if c.attention_bias:
             raise ConfigError(f"{checkpoint.path}: its queries and keys have biases, which a branch does not have")
+        settings.check_layers(c.num_layers)
+        length, seed = settings.window_tokens, settings.distil.seed
+        if length > c.context_length:
+            raise ArgumentError(f"window_tokens is {length}; the model's context has {c.context_length}")
+        encode = load_tokenizer(checkpoint).encode
+        learned, judged = [d for d in documents if not d.held_out], [d for d in documents if d.held_out]
+        self.windows = windows_of(learned, encode, length, settings.windows, seed=seed, which="to learn from")
+        self.judged = windows_of(
+            judged,
+            encode,
+            length,
+            settings.judged_windows,
+            seed=seed,
+            which="held out to judge",
+        )
         self._claim()
 
     def _claim(self) -> None:
-        """The work directory is this conversion's, or nobody's."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        """The work directory is this conversion's, or nobody's; and so is what comes out."""
         told = json.dumps(self._description(), sort_keys=True)
-        path = self.work / "conversion.json"
-        if path.exists() and path.read_text(encoding="utf-8") != told:
-            raise ArgumentError(
-                f"{self.work}: holds the work of another conversion (other model, texts or settings); name another "
-                "directory with work, or remove this one"
-            )
-        path.write_text(told, encoding="utf-8")
+        check_work(self.work, _CARD, told, "the work of another conversion")
+        self._check_out()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(told, self.work / _CARD)
+
+    def _check_out(self) -> None:
+        check_out(self.out, self._made_out, {beside(Path("config.json")).name})
+
+    def _made_out(self) -> bool:
+        """Whether this conversion wrote what is in `out`."""
+        try:
+            found = json.loads((self.out / "config.json").read_bytes())
+            same = bool(found["base_digest"] == self.checkpoint.digest())
+            return same and json.loads(json.dumps(self._subject())).items() <= found["card"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
 
     def _description(self) -> dict[str, Any]:
         tokens = hashlib.sha256(repr([w.token_ids for w in (*self.windows, *self.judged)]).encode()).hexdigest()
@@ -175,11 +216,10 @@ class _Conversion:
             recalls[layer] = self._recall(layer, judged, branches[layer])
         dense, found = self._dense(branches)
         sparse = tuple(i for i in branches if i not in dense)
-        if not sparse:
-            raise ArgumentError(f"every layer of {len(branches)} is to stay dense; nothing is left to be sparse")
         chosen = {i: branches[i] for i in sparse}
         perplexities = self._perplexities(chosen)
         card = self._card(losses, recalls, found, perplexities, dense)
+        self._check_out()  # hours may have passed
         write_sidecar(self.out, chosen, self.sizes, self.checkpoint.digest(), card)
         return Converted(self.out, sparse, losses, recalls, found, perplexities)
 
@@ -224,7 +264,7 @@ class _Conversion:
         if self.settings.dense_layers == 0:
             return frozenset(), ()
         found = harms(
-            self._with_branches("every-layer", branches), self.judged, branches,
+            self._with_branches(_EVERY, branches), self.judged, branches,
             lambda layer: self.progress("layers judged", layer + 1, len(branches)),
         )  # fmt: skip
         return frozenset(harm.layer for harm in found[: self.settings.dense_layers]), tuple(found)
@@ -237,12 +277,18 @@ class _Conversion:
         return FrozenModel(sparse, self.settings.window_tokens)
 
     def _perplexities(self, branches: dict[int, Projections]) -> Perplexities:
-        sparse = self._with_branches("chosen-layers", branches)
+        sparse = self._with_branches(_CHOSEN, branches)
         both: list[torch.Tensor] = []
         for dense_layers in (frozenset(branches), frozenset[int]()):
             sparse.model.dense_layers = dense_layers
             both.append(torch.cat([sparse.losses(window.token_ids) for window in self.judged]).double())
-        return Perplexities(math.exp(float(both[0].mean())), math.exp(float(both[1].mean())), both[0].numel())
+        nats = [float(losses.mean()) for losses in both]
+        if not max(nats) < _MOST_NATS:  # a NaN too
+            raise FreeholdError(
+                f"{self.checkpoint.path}: held-out text costs {nats[0]:.4g} nats a token, and {nats[1]:.4g} with its "
+                "branch; a model that predicts nothing is not converted"
+            )
+        return Perplexities(math.exp(nats[0]), math.exp(nats[1]), both[0].numel())
 
     def _card(
         self,
@@ -252,14 +298,8 @@ class _Conversion:
         perplexities: Perplexities,
         dense: frozenset[int],
     ) -> dict[str, Any]:
-        learned = [d for d in self.documents if not d.held_out]
-        names = hashlib.sha256("\n".join(sorted(d.name for d in learned)).encode()).hexdigest()
         return {
-            "texts": self.origin,
-            "documents": len(learned),
-            "names_sha256": names,
-            "tokens": len(self.windows) * self.settings.window_tokens,
-            "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
+            **self._subject(),
             "dense_layers": sorted(dense),
             "perplexity": asdict(perplexities),
             "kl_nats": {str(i): round(loss, 4) for i, loss in losses.items()},
@@ -267,10 +307,35 @@ class _Conversion:
             "harm_nats": {str(h.layer): [round(h.nats, 5), round(h.error, 5)] for h in found},
         }
 
+    def _subject(self) -> dict[str, Any]:
+        """What the card says before anything is learnt."""
+        learned = [d for d in self.documents if not d.held_out]
+        names = hashlib.sha256("\n".join(sorted(d.name for d in learned)).encode(errors="surrogateescape")).hexdigest()
+        return {
+            "texts": self.origin,
+            "documents": len(learned),
+            "names_sha256": names,
+            "tokens": len(self.windows) * self.settings.window_tokens,
+            "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
+        }
+
 
 def curves(work: Path) -> dict[int, list[float]]:
     """The losses of each layer's steps, as far as they were kept."""
     found = {}
     for path in sorted(work.glob("layer-*.safetensors"), key=lambda p: int(p.stem.split("-")[1])):
-        found[int(path.stem.split("-")[1])] = load_file(path)["losses"].tolist()
+        found[int(path.stem.split("-")[1])] = load_state(path)["losses"].tolist()
     return found
+
+
+def remove_work(work: Path) -> None:
+    """Removes what a conversion kept, and nothing else; what says whose it is goes last, so that a removal that was
+    interrupted can be followed by the same conversion."""
+    for name in ("captured", "judged"):
+        (work / f"{name}.json").unlink(missing_ok=True)  # before the file of which it speaks
+        (work / name).unlink(missing_ok=True)
+    for path in (*work.glob("layer-*.safetensors"), *work.glob("*.new")):
+        path.unlink()
+    for name in (_EVERY, _CHOSEN):
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / _CARD).unlink(missing_ok=True)

@@ -32,7 +32,9 @@ class Document:
     @property
     def held_out(self) -> bool:
         """Whether it is for judging only: its name decides, so that every run agrees."""
-        return hashlib.md5(self.name.encode(), usedforsecurity=False).digest()[0] % _HELD_OUT == 0
+        return (
+            hashlib.md5(self.name.encode(errors="surrogateescape"), usedforsecurity=False).digest()[0] % _HELD_OUT == 0
+        )
 
 
 def documents_in(paths: Sequence[Path]) -> list[Document]:
@@ -91,11 +93,17 @@ class Window:
 
 
 def windows_of(
-    documents: Sequence[Document], encode: Callable[[str], list[int]], length: int, count: int, *, seed: int
+    documents: Sequence[Document],
+    encode: Callable[[str], list[int]],
+    length: int,
+    count: int,
+    *,
+    seed: int,
+    which: str = "given",
 ) -> list[Window]:
     """Up to `count` windows of `length` tokens, code and prose in turn, in an order that the seed decides.
 
-    Documents of one kind follow each other, shuffled, without overlap.
+    Documents of one kind follow each other, shuffled, without overlap. which: of the texts these are, in words.
 
     Raises ArgumentError if there is no whole window.
     """
@@ -109,7 +117,9 @@ def windows_of(
             elif len(found) < count:
                 found.append(window)
     if not found:
-        raise ArgumentError(f"the texts have no window of {length} tokens; give more text or a shorter window")
+        raise ArgumentError(
+            f"the {len(documents)} texts {which} have no window of {length} tokens; give more text or a shorter window"
+        )
     return found
 
 

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from freehold.attention import index_kl_loss
 from freehold.attention.impl.reference import block_scores, top_blocks
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.model.compute import ReferenceCompute
 from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
-from freehold.training.schedule import rate_of
-from freehold.training.whole_file import save_whole
+from freehold.training.schedule import check_rate, check_seed, rate_of
+from freehold.training.whole_file import damaged, load_state, save_whole
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -46,8 +45,8 @@ class DistilSettings:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.sparse_steps < 0:
             raise ArgumentError(f"sparse_steps is {self.sparse_steps}; it must not be negative")
-        if not self.learning_rate > 0:
-            raise ArgumentError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        check_rate("learning_rate", self.learning_rate)
+        check_seed(self.seed)
 
     @property
     def all_steps(self) -> int:
@@ -82,13 +81,18 @@ class Student:
         self.losses: list[float] = []
 
     def learn(self, lesson: Lesson, positions: Tensor) -> float:
-        """One update; the loss before it."""
+        """One update; the loss before it. Raises FreeholdError if it is no number."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step)
         self._optimizer.zero_grad()
         loss = self.loss(lesson, positions)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        if not all(bool(t.isfinite().all()) for t in (loss, self.q, self.k)):
+            raise FreeholdError(
+                f"step {self.step + 1}: the loss is {float(loss.detach())}, and what it teaches is no number; give a "
+                f"lower learning_rate than {self.settings.learning_rate}, unless the model's own weights are no numbers"
+            )
         self.step += 1
         self.losses.append(float(loss.detach()))
         return self.losses[-1]
@@ -118,15 +122,21 @@ class Student:
         save_whole(tensors, path)
 
     def restore(self, path: Path) -> None:
-        """Goes on where `save` was."""
-        tensors = load_file(path)
+        """Goes on where `save` was. Raises CorruptFileError if the file is not what `save` wrote."""
+        tensors = load_state(path)
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        for name, w in (("q", self.q), ("k", self.k)):
+            for part in (name, *(f"{name}.{key}" for key in keys[:2])):
+                if part not in tensors or tensors[part].shape != w.shape:
+                    raise damaged(path, f"{part} is missing, or of another shape")
+        if not {"losses", "q.step", "k.step"} <= tensors.keys():
+            raise damaged(path, "the number of steps is missing")
         with torch.no_grad():
             self.q.copy_(tensors["q"])
             self.k.copy_(tensors["k"])
         self.losses = tensors["losses"].tolist()
         self.step = len(self.losses)
         state: dict[str, Any] = self._optimizer.state_dict()
-        keys = ("exp_avg", "exp_avg_sq", "step")
         state["state"] = {i: {key: tensors[f"{name}.{key}"] for key in keys} for i, name in enumerate(("q", "k"))}
         self._optimizer.load_state_dict(state)
 

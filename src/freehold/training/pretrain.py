@@ -12,22 +12,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, CorruptFileError, FreeholdError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.minimax_m3_release import release_config
 from freehold.training.looking import NO_SOURCE
 from freehold.training.m3_forward import NO_TARGET, Batch, Losses, M3Forward
 from freehold.training.m3_weights import Weights, first_weights, is_bias, is_index
+from freehold.training.places import check_out, check_work
 from freehold.training.rows import Rows, batch_of
-from freehold.training.schedule import rate_of
-from freehold.training.whole_file import save_whole
+from freehold.training.schedule import check_rate, check_seed, rate_of
+from freehold.training.whole_file import beside, damaged, load_state, save_whole, write_whole
 
 _BETAS = (0.9, 0.95)
 _LAST = 0.1
 """What remains of the learning rate at the end."""
 _STATE, _LOG, _WHAT = "state.safetensors", "losses.jsonl", "training.json"
+_CARD = "card.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -60,12 +61,14 @@ class PretrainSettings:
         for name in ("steps", "rows", "warmup_steps", "save_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "index_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        for name in ("learning_rate", "index_rate"):
+            check_rate(name, getattr(self, name))
+        if not 0 < self.clip < math.inf:
+            raise ArgumentError(f"clip is {self.clip}; it must be a positive number")
         for name in ("dense_steps", "weight_decay", "index_weight", "exit_weight", "looking_weight", "balance_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
+        check_seed(self.seed)
 
     def rate(self, highest: float, step: int) -> float:
         """The learning rate of a step, counted from 0, of weights whose highest it is."""
@@ -125,17 +128,12 @@ class Trainer:
 
     def _open_work(self) -> None:
         told = json.dumps(self._description(), sort_keys=True)
-        path = self.work / _WHAT
-        if path.exists() and path.read_text(encoding="utf-8") != told:
-            raise ArgumentError(
-                f"{self.work}: holds another training (other model, rows or settings); name another directory, or "
-                "remove this one"
-            )
         if self.rank == 0:
+            check_work(self.work, _WHAT, told, "another training")
             self.work.mkdir(parents=True, exist_ok=True)
-            path.write_text(told, encoding="utf-8")
+            write_whole(told, self.work / _WHAT)
         if (self.work / _STATE).exists():
-            self._restore(load_file(self.work / _STATE))
+            self._restore(self.work / _STATE)
         if self.rank == 0:
             self._cut_log()
 
@@ -145,8 +143,13 @@ class Trainer:
     def _cut_log(self) -> None:
         """Steps after the state was kept will be done, and told, again."""
         path = self.work / _LOG
-        lines = path.read_text(encoding="utf-8").splitlines()[: self.step] if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = path.read_bytes().split(b"\n")[: self.step] if path.exists() else []
+        if len(lines) < self.step or b"" in lines:
+            raise CorruptFileError(
+                f"{path}: has fewer lines than the {self.step} steps that are done; put it back, or remove {self.work} "
+                "to begin again"
+            )
+        write_whole("".join(f"{line.decode()}\n" for line in lines), path)
 
     def _save(self) -> None:
         state = self._optimizer.state_dict()["state"]
@@ -156,7 +159,14 @@ class Trainer:
         tensors["steps"] = torch.tensor(self.step)
         save_whole(tensors, self.work / _STATE)
 
-    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _restore(self, path: Path) -> None:
+        tensors = load_state(path)
+        for name, w in self.weights.items():
+            kept = [f"weight.{name}", *(f"{key}.{name}" for key in _MOMENTS[:2] if w.requires_grad)]
+            if any(one not in tensors or tensors[one].shape != w.shape for one in kept):
+                raise damaged(path, f"{name} is missing, or of another shape")
+        if not {"steps", *(f"step.{name}" for name in self._order)} <= tensors.keys():
+            raise damaged(path, "the number of steps is missing")
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(tensors[f"weight.{name}"])
@@ -200,6 +210,11 @@ class Trainer:
         language, looking, index = self._share(losses)
         learnt = [self.weights[name] for name in self._learnt]
         norm = float(torch.nn.utils.clip_grad_norm_([w for w in learnt if w.grad is not None], s.clip))
+        if not all(map(math.isfinite, (language, looking, index, norm))):
+            raise FreeholdError(
+                f"step {self.step + 1}: losses are {language}, {looking} and {index}, the gradient's norm is {norm}; "
+                f"begin again with a lower learning_rate than {s.learning_rate}, or index_rate than {s.index_rate}"
+            )
         for group in self._optimizer.param_groups:
             group["lr"] = s.rate(group["highest"], self.step)
         self._optimizer.step()
@@ -257,8 +272,28 @@ class Trainer:
 def write_model(trainer: Trainer, out: Path, card: Mapping[str, Any]) -> None:
     """Writes config.json, model.safetensors (float32) and card.json: a checkpoint as the release's are."""
     out.mkdir(parents=True, exist_ok=True)
+    # The card is first, so that what a killed process left is known again; config.json, which makes it a model, last.
+    write_whole(_written(card), out / _CARD)
     weights = {name: w.detach() for name, w in trainer.weights.items()}
     save_whole(weights, out / "model.safetensors", metadata={"format": "pt"})
-    config = {**release_config(trainer.config), "torch_dtype": "float32"}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (out / "card.json").write_text(json.dumps(dict(card), indent=2) + "\n", encoding="utf-8")
+    write_whole(_written(_config(trainer)), out / "config.json")
+
+
+def check_model_out(trainer: Trainer, out: Path, card: Mapping[str, Any]) -> None:
+    """Raises ArgumentError if `out` holds something else than what `write_model` would write."""
+
+    def is_ours() -> bool:
+        if not (out / _CARD).is_file() or (out / _CARD).read_bytes() != _written(card).encode():
+            return False
+        path = out / "config.json"
+        return not path.exists() or path.read_bytes() == _written(_config(trainer)).encode()
+
+    check_out(out, is_ours, {beside(out / _CARD).name})
+
+
+def _config(trainer: Trainer) -> dict[str, Any]:
+    return {**release_config(trainer.config), "torch_dtype": "float32"}
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), indent=2) + "\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from freehold.model.index_branch import IndexSizes
 from freehold.model.index_sidecar import index_config
 from freehold.training.index_init import Projections
+from freehold.training.whole_file import save_whole, write_whole
 
 
 def write_sidecar(
@@ -23,16 +23,16 @@ def write_sidecar(
     card: Mapping[str, Any],
 ) -> None:
     """Writes config.json and model.safetensors in bfloat16. card: what the branch was made with and how good it is; it
-    stands in config.json under "card"."""
+    stands in config.json under "card". That file comes first: a directory without it is nobody's."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, branch in sorted(branches.items()):
         tensors[f"layers.{layer}.q_proj.weight"] = branch.q.detach().bfloat16().contiguous()
         tensors[f"layers.{layer}.k_proj.weight"] = branch.k.detach().bfloat16().contiguous()
     hidden = next(iter(branches.values())).k.shape[1]
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = {**index_config(sizes, hidden, sorted(branches), base_digest), "card": dict(card)}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_whole(json.dumps(config, indent=2) + "\n", directory / "config.json")
+    save_whole(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def rounded(branch: Projections) -> Projections:

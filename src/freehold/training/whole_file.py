@@ -1,4 +1,4 @@
-"""Tensors in a file that is whole or not there, whenever the process ends."""
+"""Files that are whole or not there, whenever the process ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,55 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from freehold.core.errors import CorruptFileError, FreeholdError
 
-def save_whole(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes safetensors beside `path`, then gives them its name."""
-    beside = path.with_name(f"{path.name}.new")
-    save_file(dict(tensors), beside, metadata=None if metadata is None else dict(metadata))
-    os.replace(beside, path)
+
+def beside(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f"{path.name}.new")
+
+
+def save_whole(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None, first: Path | None = None
+) -> None:
+    """Writes safetensors to `first`, left out: `beside` the path, then gives them its name.
+
+    Raises FreeholdError if they cannot be written, for example to a full disk.
+    """
+    first = beside(path) if first is None else first
+    try:
+        save_file(dict(tensors), first, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        first.unlink(missing_ok=True)
+        raise FreeholdError(
+            f"{path}: cannot be written ({error}); make room, and give the same command again"
+        ) from None
+    os.replace(first, path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """The same for a text."""
+    first = beside(path)
+    try:
+        first.write_text(text, encoding="utf-8")
+    except OSError:
+        first.unlink(missing_ok=True)
+        raise
+    os.replace(first, path)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """What `save_whole` wrote. Raises CorruptFileError if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, why: str) -> CorruptFileError:
+    """Of a state that is kept to go on from."""
+    return CorruptFileError(f"{path}: is damaged ({why}); remove it, and the command does again what it held")
