@@ -16,7 +16,7 @@ from freehold.attention import attend_blocks
 from freehold.attention.impl.reference import top_blocks
 from freehold.attention.masses import block_masses
 from freehold.cli.main import main
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.evaluation.perplexity import Reading, read, recall
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.index_branch import IndexSizes
@@ -204,6 +204,41 @@ def test_windows_that_were_read_are_not_read_again(base: Path, tmp_path: Path, m
     assert len(seen) == 5  # of four files one was half a file
     for one, other in zip(fresh, again, strict=True):
         assert torch.equal(one.losses, other.losses)
+
+
+def test_losses_that_are_not_those_that_were_kept_are_read_again(base: Path, tmp_path: Path) -> None:
+    def look() -> torch.Tensor:
+        with open_checkpoint(base) as checkpoint:
+            return read(checkpoint, None, WINDOWS[:1], ["dense"], lambda *_: None, work=tmp_path)[0].losses
+
+    fresh = look()
+    (kept,) = tmp_path.iterdir()
+    data = bytearray(kept.read_bytes())
+    data[-2] ^= 0x40
+    kept.write_bytes(data)
+    assert torch.equal(look(), fresh)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+
+def evaluated(base: Path, *options: str) -> str:
+    done = CliRunner().invoke(main, ["eval", str(base), *options])
+    assert done.exit_code == 1, done.output
+    return done.stderr
+
+
+def test_windows_longer_than_the_context_are_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.md").write_text("some words and others\n" * 300)
+    shape = ["--text", str(tmp_path / "text.md"), "--windows", "1", "--window-tokens"]
+    assert "window_tokens is 2049; the model's context has 2048" in evaluated(base, *shape, "2049")
+    assert "recall looks at one query of 64" in evaluated(base, *shape, "63", "--recall")
+    (tmp_path / "file").write_text("")
+    assert "error: [Errno 20] Not a directory" in evaluated(base, *shape, "32", "--work", str(tmp_path / "file" / "x"))
+
+
+def test_predictions_that_are_no_numbers_have_no_perplexity() -> None:
+    for loss in (math.nan, math.inf, 1000.0):
+        with pytest.raises(FreeholdError, match="for which there is no perplexity"):
+            Reading("dense", torch.full((1, 31), loss)).as_json(Reading("dense", torch.ones(1, 31)))
 
 
 def test_what_another_index_gave_is_read_again(base: Path, tmp_path: Path) -> None:

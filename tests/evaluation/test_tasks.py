@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +18,7 @@ from freehold.cli.main import main
 from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.evaluation.answers import Endpoint
 from freehold.evaluation.lookup import lookups
-from freehold.evaluation.needle_map import ask_all, draw
+from freehold.evaluation.needle_map import ask_all, check_picture, draw
 from freehold.evaluation.tasks import TASKS, make_question
 from freehold.training.shapes import RETRIEVAL_WORDS
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
@@ -125,6 +129,126 @@ def test_what_the_command_refuses(options: list[str], message: str) -> None:
 def test_a_server_that_refuses_is_quoted() -> None:
     with pytest.raises(FreeholdError, match="gave no completion"):
         Endpoint("http://127.0.0.1:9/v1", "m").answer("x", 1)
+
+
+class Liar(BaseHTTPRequestHandler):
+    """Answers with the words of the path's first part."""
+
+    words: ClassVar[dict[str, str]] = {
+        "few": '{"choices": [{"text": "", "logprobs": {"token_logprobs": [null, -1.0]}}]}',
+        "nan": '{"choices": [{"text": "", "logprobs": {"token_logprobs": [null, NaN]}}]}',
+        "above": '{"choices": [{"text": "", "logprobs": {"token_logprobs": [null, 2.5]}}]}',
+        "long": '{"choices": [{"text": "", "logprobs": {"token_logprobs": [null, -1' + "0" * 400 + "]}}]}",
+        "deep": "[" * 100_000,
+        "none": "null",
+    }
+    keys: ClassVar[list[str | None]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        kind = self.path.split("/")[1]
+        if kind == "half":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        elif kind == "noise":
+            self.wfile.write(b"\x1b[31mHELLO\r\n\r\n")
+        elif kind == "elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "/other")
+            self.end_headers()
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.words[kind].encode())
+
+    def do_GET(self) -> None:
+        self.keys.append(self.headers["Authorization"])
+        self.send_error(404)
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def liar() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("few", "gave 1 losses for 256 characters; a window needs 7"),
+        ("nan", "gave nan as logarithm of a probability"),
+        ("above", "gave 2.5 as logarithm of a probability"),
+        ("long", "did not score the prompt"),
+        ("deep", "gave no completion: maximum recursion depth"),
+        ("none", "gave no completion"),
+        ("half", "gave no completion: IncompleteRead"),
+        ("noise", r"gave no completion: \x1b[31mHELLO"),
+        ("elsewhere", "answered with status 302"),
+    ],
+)
+def test_a_server_that_lies_is_named(liar: str, tmp_path: Path, kind: str, message: str) -> None:
+    text = tmp_path / "text.md"
+    text.write_text("some words and others\n" * 300)
+    options = ["--url", f"{liar}/{kind}/v1", "--text", str(text), "--windows", "1", "--window-tokens", "64", "--json"]
+    done = CliRunner().invoke(main, ["eval", "m", *options, "--api-key", "secret"])
+    assert done.exit_code == 1, done.output
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert Liar.keys == []
+
+
+def test_addresses_and_keys_that_cannot_be() -> None:
+    for url in ("some", "file:///etc"):
+        with pytest.raises(ArgumentError, match="must begin with http"):
+            Endpoint(url, "m")
+    with pytest.raises(ArgumentError, match="characters that no header takes") as caught:
+        Endpoint("http://127.0.0.1:9/v1", "m", "secret\n")
+    assert "secret" not in str(caught.value)
+    for url in ("http://127.0.0.1:port/v1", "http://[::1/v1", "http://a b/v1"):
+        with pytest.raises(FreeholdError, match="gave no completion"):
+            Endpoint(url, "m").answer("x", 1)
+
+
+@pytest.fixture(scope="module")
+def asked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("asked")
+    write_tiny_llama(TinyLlamaSpec("asked", num_layers=2, seed=3), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lengths", "400,30"], "does not fit into 6 tokens"),
+        (["--lengths", "400,2049"], "lengths has 2049; the model's context has 2048 tokens"),
+        (["--lengths", "400", "--task", "lookup"], "are no tokens of this model"),
+        (["--lengths", "400", "--picture", "nowhere/map.png"], "map.png"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is(asked_model: Path, options, message, monkeypatch) -> None:
+    monkeypatch.setattr("freehold.evaluation.answers.LocalModel.answer", None)
+    done = CliRunner().invoke(main, ["tasks", str(asked_model), "--task", "needle", *options])
+    assert done.exit_code == 1, done.output
+    assert message in done.stderr
+    assert "questions:" not in done.stderr
+
+
+def test_a_picture_has_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freehold.evaluation.needle_map.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match="needs matplotlib"):
+        check_picture(tmp_path / "map.png")
+    monkeypatch.setattr("freehold.evaluation.needle_map.find_spec", lambda name: name)
+    check_picture(tmp_path / "map.png")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "map.png").write_bytes(b"before")
+    check_picture(tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes() == b"before"
+    with pytest.raises(ArgumentError, match="no picture can be written there"):
+        check_picture(tmp_path / "nowhere" / "map.png")
 
 
 LOOKUP_WORD = re.compile(r"<(?:set|get|(?:name|value|noise)-\d+)>")

@@ -113,6 +113,7 @@ def _read(
     progress: Progress,
 ) -> tuple[list[Reading], list[GroupRecall]]:
     """What a model that runs here makes of the windows."""
+    from freehold.evaluation.block_recall import check_recall
     from freehold.evaluation.perplexity import is_sparse, read, recall
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
@@ -120,11 +121,13 @@ def _read(
     from freehold.model.registry import load_tokenizer
     from freehold.training.corpus import windows_of
 
+    if with_recall:
+        check_recall(window_tokens)
     with open_checkpoint(resolve(model)) as checkpoint:
         held = windows_of(documents, load_tokenizer(checkpoint).encode, window_tokens, windows, seed=seed)
         sidecar = index_for(checkpoint, index)
         standard = ["index", "first and recent"] if is_sparse(checkpoint, sidecar) else ["dense"]
-        wanted: Any = [way.replace("-", " ") for way in ways] or standard
+        wanted: Any = [way.replace("-", " ") for way in dict.fromkeys(ways)] or standard
         readings = read(checkpoint, sidecar, held, wanted, progress, work=work)
         return readings, recall(checkpoint, sidecar, held, progress) if with_recall else []
 

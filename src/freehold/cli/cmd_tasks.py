@@ -55,13 +55,15 @@ def tasks(
     """
     from freehold.cli.working import shown_work
     from freehold.evaluation.answers import Endpoint, LocalModel
-    from freehold.evaluation.needle_map import ask_all, draw
+    from freehold.evaluation.needle_map import ask_all, check_all, check_picture, draw
     from freehold.evaluation.tasks import TASKS
 
-    wanted: Any = tasks or TASKS
+    wanted: Any = tuple(dict.fromkeys(tasks)) or TASKS
     drawn: Any = next((task for task in ("needle", "needles", "lookup") if task in wanted), None)
     if picture is not None and drawn is None:
         raise ArgumentError(f"--picture {picture} shows where needles are found; add --task needle")
+    if picture is not None:
+        check_picture(picture)
     if url is not None and (index is not None or dense):
         given = "--dense" if index is None else f"--index {index}"
         raise ArgumentError(f"{given} and --url exclude each other: the server decides how its model reads")
@@ -71,8 +73,10 @@ def tasks(
         else:
             asked = LocalModel(model, allow_dense=dense, **({} if index is None else {"index": index}))
             stack.callback(asked.close)
+        what: Any = {"depths": depths, "questions": questions, "seed": seed}
+        check_all(asked, wanted, lengths, **what)
         progress = stack.enter_context(shown_work())
-        cells = ask_all(asked, wanted, lengths, depths=depths, questions=questions, seed=seed, progress=progress)
+        cells = ask_all(asked, wanted, lengths, **what, progress=progress)
     if picture is not None and drawn is not None:
         draw(cells, drawn, picture)
     if as_json:

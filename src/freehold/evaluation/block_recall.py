@@ -13,6 +13,7 @@ from freehold.attention.blocks import NativeBlockAttention
 from freehold.attention.impl.reference import top_blocks
 from freehold.attention.masses import block_masses
 from freehold.core.blocks import LayerLanes, Spans
+from freehold.core.errors import ArgumentError
 from freehold.training.corpus import Window
 from freehold.training.frozen import WindowReader
 from freehold.training.recall import Recall, block_mask
@@ -78,6 +79,12 @@ class WatchedBlockAttention(NativeBlockAttention):
                 means = torch.cat(self._found[id(one)], dim=1).double().mean(dim=1)  # (3, groups)
                 found += [GroupRecall(layer, g, Recall(*means[:, g].tolist())) for g in range(means.shape[1])]
         return found
+
+
+def check_recall(length: int) -> None:
+    """Raises ArgumentError for windows in which no query would be looked at."""
+    if length < _EVERY:
+        raise ArgumentError(f"window_tokens is {length}; recall looks at one query of {_EVERY}; give longer windows")
 
 
 def recalls_of(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freehold import __version__
@@ -24,7 +24,7 @@ class KeptLosses:
     """
 
     def __init__(self, directory: Path | None, subject: str) -> None:
-        self._directory, self._subject = directory, f"freehold losses 1\0{__version__}\0{subject}\0"
+        self._directory, self._subject = directory, f"freehold losses 2\0{__version__}\0{subject}\0"
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -38,14 +38,23 @@ class KeptLosses:
         losses = _kept(path, len(window.token_ids) - 1)
         if losses is None:
             losses = read(window.token_ids)
-            save_whole({"losses": losses.contiguous()}, path)
+            # Two evaluations may keep their losses in one directory.
+            first = path.with_name(f"{path.stem}.{os.getpid()}.new")
+            save_whole({"losses": losses.contiguous()}, path, metadata={"sha256": _digest(losses)}, first=first)
         return losses
 
 
 def _kept(path: Path, count: int) -> Tensor | None:
-    """So many losses, if the file is there and holds them."""
+    """So many losses, if the file is there, holds them and has the bits that were written."""
     try:
-        losses = load_file(path)["losses"]
-    except (OSError, SafetensorError, KeyError):  # not read yet, or half a file
+        with safe_open(path, framework="pt") as file:
+            losses: Tensor = file.get_tensor("losses")
+            told = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):  # not read yet, or half a file
         return None
-    return losses if losses.dtype == torch.float32 and losses.shape == (count,) else None
+    fits = losses.dtype == torch.float32 and losses.shape == (count,)
+    return losses if fits and _digest(losses) == told else None
+
+
+def _digest(losses: Tensor) -> str:
+    return hashlib.sha256(losses.contiguous().numpy().tobytes()).hexdigest()

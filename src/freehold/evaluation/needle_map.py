@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from freehold.evaluation.answers import Asked
+from freehold.core.errors import ArgumentError
+from freehold.evaluation.answers import Asked, LocalModel
 from freehold.evaluation.lookup import lookups
 from freehold.evaluation.tasks import Question, Task, make_question
 from freehold.training.shapes import RETRIEVAL_WORDS
@@ -36,6 +38,32 @@ class Cell:
         return asdict(self)
 
 
+def check_all(
+    asked: Asked, tasks: Sequence[Asking], lengths: Sequence[int], *, depths: int, questions: int, seed: int
+) -> None:
+    """Before anything is asked, raises ArgumentError for questions that do not fit into the shortest length, lengths
+    that the model's context does not have, and words that it does not know."""
+    if isinstance(asked, LocalModel):
+        if max(lengths) > asked.context_length:
+            raise ArgumentError(
+                f"lengths has {max(lengths)}; the model's context has {asked.context_length} tokens, with the answer"
+            )
+        words = RETRIEVAL_WORDS.spelt()
+        if "lookup" in tasks and asked.count("".join(words)) != len(words):
+            raise ArgumentError(
+                "task lookup asks in the words of freehold train --retrieval, which are no tokens of this model; leave "
+                "it out, or name a model that was trained so"
+            )
+    for task in tasks:
+        for _ in _questions(asked, task, min(lengths) - _room(task), depths, questions, seed):
+            pass
+
+
+def _room(task: Asking) -> int:
+    """Tokens of an answer."""
+    return 1 if task == "lookup" else _ANSWER_TOKENS
+
+
 def ask_all(
     asked: Asked,
     tasks: Sequence[Asking],
@@ -53,7 +81,7 @@ def ask_all(
     for task in tasks:
         for length in lengths:
             scores: dict[float | None, list[float]] = {}
-            longest, room = 0, 1 if task == "lookup" else _ANSWER_TOKENS
+            longest, room = 0, _room(task)
             for question in _questions(asked, task, length - room, depths, questions, seed):
                 score = question.score(asked.answer(question.prompt, room))
                 scores.setdefault(question.depth, []).append(score)
@@ -81,6 +109,20 @@ def _depths(count: int) -> list[float | None]:
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
 
 
+def check_picture(path: Path) -> None:
+    """Raises ArgumentError if `draw` could not write there, or not at all."""
+    if find_spec("matplotlib") is None:
+        raise ArgumentError(f"a picture {path} needs matplotlib, which is not installed: pip install matplotlib")
+    there = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ArgumentError(f"{path}: no picture can be written there ({error.strerror}); name another file") from None
+
+
 def draw(cells: Sequence[Cell], task: Asking, path: Path) -> None:
     """Writes a picture of one task: lengths to the right, depths downwards. Needs matplotlib."""
     import matplotlib
@@ -103,5 +145,5 @@ def draw(cells: Sequence[Cell], task: Asking, path: Path) -> None:
     axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
     axes.set(xlabel="tokens of the prompt", ylabel="depth of the needle", title=task)
     figure.colorbar(image, label="found")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
     pyplot.close(figure)

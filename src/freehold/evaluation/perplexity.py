@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.evaluation.answers import Endpoint
-from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, recalls_of
+from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, check_recall, recalls_of
 from freehold.evaluation.kept_losses import KeptLosses
 from freehold.evaluation.oracle import FirstAndRecentBlockAttention, OracleBlockAttention
 from freehold.loading.checkpoint import Checkpoint
@@ -31,6 +31,10 @@ WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, so much, of so much)."""
 
+_MOST_NATS = 700.0
+"""Beyond them no float holds the perplexity."""
+_LEAST_TOKENS = 8
+"""Of a window, so that every quarter of it has losses."""
 _SEGMENT = 64
 """Losses of neighbours depend on each other: standard errors are those of means over so many tokens."""
 
@@ -43,15 +47,20 @@ class Reading:
     losses: Tensor
 
     def perplexity(self, begin: float = 0.0, end: float = 1.0) -> float:
-        """Over a part of every window; 0.5 to 1 is its second half."""
-        return math.exp(float(self._part(self.losses, begin, end).double().mean()))
+        """Over a part of every window; 0.5 to 1 is its second half. Raises FreeholdError if no float holds it."""
+        return self._power(float(self._part(self.losses, begin, end).double().mean()), math.exp)
 
     def change(self, dense: Reading, begin: float = 0.0, end: float = 1.0) -> tuple[float, float]:
         """Relative change of perplexity beside `dense`, token by token, and its standard error (0 for one segment)."""
         more = self._part(self.losses - dense.losses, begin, end).double()
         means = torch.stack([part.mean() for row in more for part in row.split(_SEGMENT)])
         error = float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0
-        return math.expm1(float(more.mean())), error
+        return self._power(float(more.mean()), math.expm1), error
+
+    def _power(self, nats: float, of: Callable[[float], float]) -> float:
+        if not nats < _MOST_NATS:  # a NaN too
+            raise FreeholdError(f"{self.way}: a token costs {nats:.4g} nats, for which there is no perplexity")
+        return of(nats)
 
     @staticmethod
     def _part(losses: Tensor, begin: float, end: float) -> Tensor:
@@ -101,7 +110,7 @@ def _read(
 ) -> Reading:
     branch = "" if index is None or way == "dense" else index.checkpoint.digest()
     kept = KeptLosses(work, f"{checkpoint.digest()} {branch}")
-    reader = cache(lambda: WindowReader(_model(checkpoint, index, way), len(windows[0].token_ids)))
+    reader = cache(lambda: _reader(_model(checkpoint, index, way), windows))
     losses = []
     for number, window in enumerate(windows, 1):
         losses.append(kept.of(way, window, lambda token_ids: reader().losses(token_ids)))
@@ -120,6 +129,10 @@ def read_endpoint(
         losses.append(torch.tensor(endpoint.losses("".join(map(chr, window.token_ids)))))
         progress("as served", number, len(windows))
     shortest = min(len(row) for row in losses)
+    if shortest < _LEAST_TOKENS - 1:
+        raise FreeholdError(
+            f"{endpoint.url} gave {shortest} losses for {4 * length} characters; a window needs {_LEAST_TOKENS - 1}"
+        )
     return Reading("as served", torch.stack([row[:shortest] for row in losses]))
 
 
@@ -132,15 +145,26 @@ def recall(
     """How well each sparse layer and group chooses, on these windows. Raises ArgumentError if nothing is sparse."""
     if not is_sparse(checkpoint, index):
         raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
+    check_recall(len(windows[0].token_ids))
     compute, watched = NativeCompute(), WatchedBlockAttention()
     compute.attention = watched
-    reader = WindowReader(load_model(checkpoint, compute, index=index), len(windows[0].token_ids))
+    reader = _reader(load_model(checkpoint, compute, index=index), windows)
     return recalls_of(watched, reader, windows, lambda done: progress("recall", done, len(windows)))
 
 
 def is_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> bool:
     """Whether there are blocks to choose: by a branch, or because the model was trained so."""
     return index is not None or family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
+
+
+def _reader(model: Model, windows: Sequence[Window]) -> WindowReader:
+    length = len(windows[0].token_ids)
+    if length > model.context_length:
+        raise ArgumentError(
+            f"window_tokens is {length}; the model's context has {model.context_length}, and beyond it predictions say "
+            "nothing; give shorter windows"
+        )
+    return WindowReader(model, length)
 
 
 def _model(checkpoint: Checkpoint, index: IndexSidecar | None, way: Way) -> Model:
