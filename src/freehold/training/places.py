@@ -48,16 +48,16 @@ def alone_in(work: Path) -> Iterator[None]:
 
 
 def check_work(work: Path, card: str, told: str, what: str) -> None:
-    """The directory is for what `told` says, or for nothing yet. card: name of the file in it that says what it is for.
+    """The directory is for what `told` says, or for nothing yet. card: the file in it that says so. what: others' work.
 
-    Raises ArgumentError if it is for another `what`, or holds files without being for any.
+    Raises ArgumentError if it is for something else, or holds files without being for anything.
     """
     path = work / card
     if path.is_file():
         if path.read_bytes() != told.encode():
             raise ArgumentError(
-                f"{work}: holds {what} of another kind (other model, texts or settings); name another directory as "
-                "place of the work, or remove this one"
+                f"{work}: holds {what} (other model, texts or settings); name another directory as place of the work, "
+                "or remove this one"
             )
         return
     found = _others(work, {_LOCK, beside(path).name})
