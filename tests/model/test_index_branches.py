@@ -57,3 +57,12 @@ def test_a_model_reads_chosen_blocks_and_says_so(models: Path) -> None:
 def test_a_directory_that_is_none_is_named(models: Path) -> None:
     with pytest.raises(FreeholdError, match="no-such-place"):
         freehold.LLM(models / "first", index=str(models / "no-such-place"))
+
+
+@pytest.mark.model
+def test_the_default_model_comes_with_a_branch(default_model: Path) -> None:
+    with open_checkpoint(default_model) as checkpoint:
+        branch = index_for(checkpoint, "auto")
+        assert branch is not None
+        assert (branch.sizes.block_tokens, branch.sizes.topk, len(branch.sparse_layers)) == (128, 16, 27)
+        branch.check(checkpoint, num_layers=30, num_kv_heads=3, hidden_size=576, head_dim=64)
