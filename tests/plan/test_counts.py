@@ -162,4 +162,4 @@ def test_any_llama_by_the_formula(tmp_path_factory: pytest.TempPathFactory, chan
 def test_checkpoint_and_subject_agree_on_bytes(default_model: Path) -> None:
     with open_checkpoint(default_model) as checkpoint:
         stored = sum(checkpoint.extent(name).nbytes for name in checkpoint.tensors)
-    assert sum(open_subject(str(default_model)).nbytes.values()) == stored
+    assert sum(open_subject(str(default_model), "none").nbytes.values()) == stored
