@@ -12,6 +12,7 @@ from freehold.loading.checkpoint import open_checkpoint
 from freehold.model import index_branches
 from freehold.model.index_branch import IndexSizes
 from freehold.model.index_branches import index_for
+from freehold.model.llama import LlamaConfig
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
 
@@ -65,4 +66,4 @@ def test_the_default_model_comes_with_a_branch(default_model: Path) -> None:
         branch = index_for(checkpoint, "auto")
         assert branch is not None
         assert (branch.sizes.block_tokens, branch.sizes.topk, len(branch.sparse_layers)) == (128, 16, 27)
-        branch.check(checkpoint, num_layers=30, num_kv_heads=3, hidden_size=576, head_dim=64)
+        branch.check(checkpoint, LlamaConfig.from_gguf(checkpoint.config, checkpoint.tensors, "the default model"))

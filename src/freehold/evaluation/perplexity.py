@@ -23,7 +23,7 @@ from freehold.model.compute import NativeCompute
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.registry import family_of, load_model
 from freehold.training.corpus import Document, Window, windows_of
-from freehold.training.frozen import WindowReader
+from freehold.training.frozen import MOST_NATS, WindowReader
 
 Way = Literal["dense", "index", "first and recent", "oracle", "as served"]
 WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
@@ -31,8 +31,6 @@ WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, so much, of so much)."""
 
-_MOST_NATS = 700.0
-"""Beyond them no float holds the perplexity."""
 _LEAST_TOKENS = 8
 """Of a window, so that every quarter of it has losses."""
 _SEGMENT = 64
@@ -58,7 +56,7 @@ class Reading:
         return self._power(float(more.mean()), math.expm1), error
 
     def _power(self, nats: float, of: Callable[[float], float]) -> float:
-        if not nats < _MOST_NATS:  # a NaN too
+        if not nats < MOST_NATS:  # a NaN too
             raise FreeholdError(f"{self.way}: a token costs {nats:.4g} nats, for which there is no perplexity")
         return of(nats)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint, open_checkpoint
@@ -16,6 +16,9 @@ from freehold.loading.quoting import quoted
 from freehold.model.fields import Fields
 from freehold.model.index_branch import IndexBranch, IndexSizes
 from freehold.model.weights import Source
+
+if TYPE_CHECKING:
+    from freehold.model.llama import LlamaConfig
 
 KIND = "freehold_index"
 VERSION = 1
@@ -32,8 +35,8 @@ class IndexSidecar:
     sparse_layers: frozenset[int]
     base_digest: str
 
-    def check(self, base: Checkpoint, *, num_layers: int, num_kv_heads: int, hidden_size: int, head_dim: int) -> None:
-        """Raises ConfigError if it was made for another model."""
+    def check(self, base: Checkpoint, config: LlamaConfig) -> None:
+        """Raises ConfigError if it was made for another model than `base`, whose configuration this is."""
         where = self.checkpoint.path
         if self.base_digest != base.digest():
             raise ConfigError(
@@ -41,15 +44,18 @@ class IndexSidecar:
                 f"{base.digest()[:16]}...; convert this model (freehold convert), or leave index out"
             )
         for name, found, wanted in (
-            ("num_index_heads", self.sizes.num_index_heads, num_kv_heads),
-            ("hidden_size", self.hidden_size, hidden_size),
+            ("num_index_heads", self.sizes.num_index_heads, config.num_kv_heads),
+            ("hidden_size", self.hidden_size, config.hidden_size),
         ):
             if found != wanted:
                 raise ConfigError(f"{where}: {name} is {found}; the model has {wanted}")
-        if self.sizes.index_dim < head_dim:
-            raise ConfigError(f"{where}: index_dim is {self.sizes.index_dim}; rotation needs at least {head_dim}")
-        if max(self.sparse_layers) >= num_layers:
-            raise ConfigError(f"{where}: layer {max(self.sparse_layers)} is sparse; the model has {num_layers} layers")
+        if self.sizes.index_dim < config.head_dim:
+            raise ConfigError(
+                f"{where}: index_dim is {self.sizes.index_dim}; rotation needs at least {config.head_dim}"
+            )
+        last = max(self.sparse_layers)
+        if last >= config.num_layers:
+            raise ConfigError(f"{where}: layer {last} is sparse; the model has {config.num_layers} layers")
 
     def sources(self, layer: int, branch: IndexBranch) -> list[Source]:
         """Where the branch of a layer comes from."""

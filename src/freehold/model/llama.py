@@ -260,9 +260,7 @@ class Llama(nn.Module):
         else:
             config = LlamaConfig.from_hf(checkpoint.config, f"{where}/config.json")
         if index is not None:
-            c = config
-            sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "hidden_size": c.hidden_size}
-            index.check(checkpoint, **sizes, head_dim=c.head_dim)
+            index.check(checkpoint, config)
         return Llama(config, compute, index, allow_dense=allow_dense)
 
     def sources(self, checkpoint: Checkpoint) -> tuple[list[Source], Callable[[str], bool]]:

@@ -152,25 +152,22 @@ def open_subject(model: str, index: str = AUTO) -> Subject:
         return _from_config(path / "config.json")
     with open_checkpoint(resolve(model), raw=True) as checkpoint:
         subject = _from_files(checkpoint)
-    if subject.family == "m3" or subject.refusals:
-        return subject
-    with open_checkpoint(subject.path) as checkpoint:
+        if not isinstance(subject.config, LlamaConfig) or subject.refusals:
+            return subject
         branch = index_for(checkpoint, index)
-        return subject if branch is None else _with_branch(subject, branch, checkpoint)
+        if branch is None:
+            return subject
+        branch.check(checkpoint, subject.config)
+    return _with_branch(subject, branch)
 
 
-def _with_branch(subject: Subject, branch: IndexSidecar, checkpoint: Checkpoint) -> Subject:
-    c = subject.config
+def _with_branch(subject: Subject, branch: IndexSidecar) -> Subject:
     with branch.checkpoint as beside:
-        sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "hidden_size": c.hidden_size}
-        branch.check(checkpoint, **sizes, head_dim=c.head_dim)
         tensors = [
             StoredTensor(name, Kind("index", info, beside.extent(name).nbytes, info.numel, info.dtype))
             for name, info in beside.tensors.items()
         ]
-    return replace(
-        subject, tensors=(*subject.tensors, *tensors), index=branch.sizes, sparse=frozenset(branch.sparse_layers)
-    )
+    return replace(subject, tensors=(*subject.tensors, *tensors), index=branch.sizes, sparse=branch.sparse_layers)
 
 
 def _has_weights(directory: Path) -> bool:

@@ -29,7 +29,7 @@ from freehold.training.captured import Captured
 from freehold.training.corpus import Document, Window, windows_of
 from freehold.training.dense_choice import Harm, harms
 from freehold.training.distil import DistilSettings, Student, train
-from freehold.training.frozen import FrozenModel
+from freehold.training.frozen import MOST_NATS, FrozenModel
 from freehold.training.index_init import Init, Projections, first_index
 from freehold.training.lessons import Lessons
 from freehold.training.places import check_out, check_work
@@ -38,8 +38,6 @@ from freehold.training.sidecar_writer import rounded, write_sidecar
 from freehold.training.whole_file import beside, load_state, write_whole
 
 _SAMPLE_ROWS = 1024
-_MOST_NATS = 700.0
-"""Beyond them no float holds the perplexity."""
 _JUDGED_ROWS = 64
 _CARD = "conversion.json"
 """In the work directory: of which conversion it is."""
@@ -283,7 +281,7 @@ class _Conversion:
             sparse.model.dense_layers = dense_layers
             both.append(torch.cat([sparse.losses(window.token_ids) for window in self.judged]).double())
         nats = [float(losses.mean()) for losses in both]
-        if not max(nats) < _MOST_NATS:  # a NaN too
+        if not max(nats) < MOST_NATS:  # a NaN too
             raise FreeholdError(
                 f"{self.checkpoint.path}: held-out text costs {nats[0]:.4g} nats a token, and {nats[1]:.4g} with its "
                 "branch; a model that predicts nothing is not converted"
