@@ -297,6 +297,16 @@ def test_every_character_of_a_checkpoint_counts(target: Target) -> None:
         assert not verify(target.path, [("given", text)], target.key.public).holds, at
 
 
+def test_the_unused_bits_of_a_signature_s_last_character_count(target: Target) -> None:
+    """Two of its bits say nothing, so that readers of Base64 take three more letters for it."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    body, last = target.exported.removesuffix("=\n")[:-1], target.exported.removesuffix("=\n")[-1]
+    assert verify(target.path, [("given", f"{body}{last}=\n")], target.key.public).holds
+    for more in (1, 2, 3):
+        other = letters[letters.index(last) + more]
+        assert not verify(target.path, [("given", f"{body}{other}=\n")], target.key.public).holds, other
+
+
 def test_lost_salts_are_told(target: Target, tmp_path: Path) -> None:
     place = copied(target.path, tmp_path / "ledger")
     salts = place / "records" / "000000000000.salts"

@@ -64,10 +64,7 @@ class Checkpoint:
             match = _SIGNATURE.fullmatch(line)
             if match is None or match.group(1) != self.origin:
                 continue
-            try:
-                mark = base64.b64decode(match.group(2), validate=True)
-            except (ValueError, binascii.Error):
-                continue
+            mark = _mark(match.group(2))
             if mark[:_KEY_ID_BYTES] == wanted and key.verifies(mark[_KEY_ID_BYTES:], body):
                 return True
         return False
@@ -86,6 +83,15 @@ def key_id(origin: str, key: PublicKey) -> bytes:
 def verifier_key(origin: str, key: PublicKey) -> str:
     """The public key in the one line that other tools for signed notes take."""
     return f"{origin}+{key_id(origin, key).hex()}+{base64.b64encode(_ED25519 + key.raw).decode()}"
+
+
+def _mark(text: str) -> bytes:
+    """A signature line's bytes; empty unless `text` is their one right spelling, so that no character can change."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return b""
+    return data if base64.b64encode(data).decode() == text else b""
 
 
 def _body(origin: str, size: int, root: bytes) -> str:
