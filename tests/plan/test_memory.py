@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from freehold.bench.traffic import weight_nbytes
 from freehold.core.blocks import LaneSpec
 from freehold.core.config import EngineConfig, KvDtype
+from freehold.core.errors import ArgumentError, ConfigError
 from freehold.engine.memory import make_pool
 from freehold.loading.checkpoint import TensorInfo, open_checkpoint
 from freehold.loading.ggml_codes import ggml_codes
@@ -111,9 +112,20 @@ def test_a_branch_costs_its_weights_and_its_lanes(tmp_path: Path) -> None:
         model = load_model(checkpoint, compute_for("native")[0], index=open_index(branch))
     assert weight_cost(subject, "as-stored").total == weight_nbytes(model)  # type: ignore[arg-type]
     assert subject.lane_specs == tuple(model.lane_specs)
-    plan = make_plan(subject, PlanSettings(index=str(branch)))
+    plan = make_plan(subject, PlanSettings())
     assert plan.cache.block_tokens == model.block_tokens == 32
     assert f"--index {branch}" in start_line(plan, plan.rows[0])
+
+
+def test_a_branch_is_not_passed_over_where_it_cannot_go(tmp_path: Path) -> None:
+    write_tiny_m3(SHAPES["mixed_layers"], tmp_path / "m3")
+    with pytest.raises(ConfigError, match="has an index branch of its own"):
+        open_subject(str(tmp_path / "m3"), str(tmp_path / "branch"))
+    (tmp_path / "m3" / "model.safetensors").unlink()
+    for model in (tmp_path / "m3", tmp_path / "m3" / "config.json"):
+        with pytest.raises(ArgumentError, match="no weights that it could be for"):
+            open_subject(str(model), str(tmp_path / "branch"))
+    assert open_subject(str(tmp_path / "m3"), "none").index is not None
 
 
 def test_bf16_is_what_a_checkpoint_in_bfloat16_takes(tmp_path: Path) -> None:

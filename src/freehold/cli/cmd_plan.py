@@ -42,7 +42,7 @@ from freehold.cli.quantities import Size
 @click.option("--index", default="auto", show_default=True, help="Its index branch, as `freehold serve` has it.")
 @click.option("--calibrate", is_flag=True, help="First measure memory, products and disk: about 20 seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
-def plan(model: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
+def plan(model: str | None, index: str, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Say what a model needs, what fits and how fast it may be.
 
     MODEL is a directory, a .gguf file, a pulled name or a config.json; without it, the default model. Only headers are
@@ -55,7 +55,7 @@ def plan(model: str | None, calibrate: bool, as_json: bool, **options: Any) -> N
     from freehold.plan.subject import open_subject
     from freehold.plan.tables import reports
 
-    settings, subject = PlanSettings(**options), open_subject(model or DEFAULT_MODEL, options["index"])
+    settings, subject = PlanSettings(**options), open_subject(model or DEFAULT_MODEL, index)
     if calibrate:
         click.echo("measuring memory, products and disk", err=True)
         path = calibrations.save_calibration(calibrations.calibrate())

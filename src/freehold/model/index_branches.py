@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.index_sidecar import IndexSidecar, open_index
 
 BRANCHES = Path(__file__).parent / "branches"
 """A directory of `freehold convert` for each model; `base_digest` in its config.json says for which weights."""
 AUTO, NONE = "auto", "none"
+
+
+def second_branch(index: str | Path, model: Path) -> ConfigError:
+    """The refusal of a branch for a model that was trained with one."""
+    return ConfigError(f"{index}: {model} has an index branch of its own. Leave index out")
 
 
 def index_for(checkpoint: Checkpoint, wanted: str) -> IndexSidecar | None:

@@ -11,6 +11,7 @@ from freehold.loading.checkpoint import Checkpoint, CheckpointFormat
 from freehold.loading.quoting import quoted
 from freehold.model.base import Model
 from freehold.model.compute import Compute, ReferenceCompute
+from freehold.model.index_branches import second_branch
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.llama import Llama
 from freehold.model.m3_tokens import IMAGE, VIDEO, special_id
@@ -49,7 +50,7 @@ def load_model(
             raise ConfigError(f"expert_budget is {expert_budget}; {checkpoint.path} has no experts. Leave it out")
         return Llama.from_checkpoint(checkpoint, compute, index, allow_dense=allow_dense)
     if index is not None:
-        raise ConfigError(f"{index.checkpoint.path}: {checkpoint.path} has an index branch of its own. Leave index out")
+        raise second_branch(index.checkpoint.path, checkpoint.path)
     return MiniMaxM3.from_checkpoint(checkpoint, compute, allow_dense=allow_dense, expert_budget=expert_budget)
 
 

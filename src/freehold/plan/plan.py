@@ -33,7 +33,7 @@ class PlanSettings:
     """context: tokens of each session, prompt and answer; None: a few lengths, up to the model's own. users: sessions
     at the same time. ram: bytes of memory; None: this machine's. weights: the type they are computed from.
     kv_dtype: how K, V and index keys are stored. activations: "int8" where products with codes multiply integers.
-    disk_bandwidth: bytes a second; None: as calibrated. index: with which branch the model was opened."""
+    disk_bandwidth: bytes a second; None: as calibrated."""
 
     context: int | None = None
     users: int = 1
@@ -42,7 +42,6 @@ class PlanSettings:
     kv_dtype: KvDtype = EngineConfig().kv_dtype
     activations: Activations = EngineConfig().activations
     disk_bandwidth: int | None = None
-    index: str = AUTO
 
     def __post_init__(self) -> None:
         for name in ("context", "users", "ram", "disk_bandwidth"):
@@ -244,7 +243,7 @@ def start_line(plan: Plan, row: Row) -> str:
         "cache-tokens": row.task.users * plan.cache.blocks(row.task.context) * plan.cache.block_tokens,
         "kv-dtype": plan.cache.kv_dtype,
         "activations": plan.settings.activations,
-        "index": plan.settings.index if plan.settings.index != AUTO else None,
+        "index": plan.subject.asked_index if plan.subject.asked_index != AUTO else None,
         "ram-budget": row.way.frames_given if row.way.paged else None,
         "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from freehold.core.blocks import LaneSpec
-from freehold.core.errors import ConfigError, LoadError
+from freehold.core.errors import ArgumentError, ConfigError, LoadError
 from freehold.loading.block_config import find_blocks, is_block_config
 from freehold.loading.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, open_checkpoint
 from freehold.loading.json_object import read_json_object
@@ -20,7 +20,7 @@ from freehold.loading.quantization_config import read_quantization
 from freehold.loading.quoting import quoted
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
 from freehold.model.index_branch import IndexSizes
-from freehold.model.index_branches import AUTO, index_for
+from freehold.model.index_branches import AUTO, NONE, index_for, second_branch
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.llama import LlamaConfig
 from freehold.model.minimax_m3 import index_sizes
@@ -61,7 +61,8 @@ class Subject:
 
     config: the text model's sizes. tensors: all of the checkpoint, in its order, then those of an index branch beside
     it. refusals: why this version does not load the checkpoint, though its needs are known; empty if it does.
-    index: how blocks are chosen in the layers of `sparse`; None if every layer reads everything.
+    index: how blocks are chosen in the layers of `sparse`; None if every layer reads everything. asked_index: which
+    branch was asked for, so that serving it can be told the same.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Subject:
     refusals: tuple[str, ...] = ()
     index: IndexSizes | None = None
     sparse: frozenset[int] = frozenset()
+    asked_index: str = AUTO
 
     @property
     def family(self) -> Literal["llama", "m3"]:
@@ -143,16 +145,22 @@ def open_subject(model: str, index: str = AUTO) -> Subject:
     model: a directory, a .gguf file (any part of a split one), a pulled name, or a config.json (also a directory that
     holds nothing else): then every tensor is derived from it. index: which branch chooses blocks, as in `EngineConfig`;
     a configuration alone has none but its own.
-    Raises ModelNotFoundError, LoadError or ConfigError.
+    Raises ModelNotFoundError, LoadError or ConfigError; ArgumentError for a branch beside a configuration alone.
     """
     path = Path(os.path.abspath(os.path.expanduser(model)))
-    if path.is_file() and path.suffix.lower() == ".json":
-        return _from_config(path)
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
-        return _from_config(path / "config.json")
+        path /= "config.json"
+    if path.is_file() and path.suffix.lower() == ".json":
+        if index not in (AUTO, NONE):
+            raise ArgumentError(f"index is {index!r}, but {path} has no weights that it could be for; leave index out")
+        return _from_config(path)
     with open_checkpoint(resolve(model), raw=True) as checkpoint:
-        subject = _from_files(checkpoint)
-        if not isinstance(subject.config, LlamaConfig) or subject.refusals:
+        subject = replace(_from_files(checkpoint), asked_index=index)
+        if not isinstance(subject.config, LlamaConfig):
+            if index not in (AUTO, NONE):
+                raise second_branch(index, checkpoint.path)
+            return subject
+        if subject.refusals:
             return subject
         branch = index_for(checkpoint, index)
         if branch is None:
