@@ -67,6 +67,28 @@ def test_dense_attention_has_gradients_too():
         assert (mine - theirs).norm() <= 2e-5 * theirs.norm()
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64, 299])
+def test_the_same_bits_however_many_queries_are_widened_at_a_time(monkeypatch, rows):
+    q, k, v, index_q, index_k = inputs(300, 500, 2, 4, 32, torch.bfloat16)
+    ids = select_blocks(index_q, index_k, query_start=500, block_tokens=32, topk=4)
+    grad, calls, attend = torch.randn(q.shape), [], kernels.attend
+
+    def counting(q, *others, **named):
+        calls.append(len(q))
+        return attend(q, *others, **named)
+
+    def run(*t):
+        return attend_blocks(*t, ids, query_start=500, block_tokens=32, impl="native")
+
+    wanted, wanted_grads = gradients(run, q, k, v, grad)
+    monkeypatch.setattr("freehold.attention.impl.native._ROWS", rows)
+    monkeypatch.setattr(kernels, "attend", counting)
+    got, grads = gradients(run, q, k, v, grad)
+    assert max(calls) == rows and sum(calls) == 300
+    assert torch.equal(got, wanted)
+    assert all(map(torch.equal, grads, wanted_grads))
+
+
 def test_the_same_bits_with_any_number_of_threads():
     q, k, v, index_q, index_k = inputs(300, 500, 2, 4, 32)
     grad, before, seen = torch.randn(q.shape), kernels.threads(), []

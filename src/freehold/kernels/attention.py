@@ -125,6 +125,7 @@ def attend(
     scale: float,
     stage: Stage | None = None,
     lse: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal softmax attention of q (rows, num_q_heads, head_dim) float32 over the chosen blocks -> like q.
 
@@ -133,7 +134,8 @@ def attend(
     Over bfloat16 lanes, queries and weights are rounded to bfloat16; sums are float32.
 
     stage: this call sees a range of the blocks only; the result means something after the last one. lse (total_q,
-    num_q_heads) float32 becomes the logarithm of what each row's weights were divided by, for `attend_backward`.
+    num_q_heads) float32 becomes the logarithm of what each row's weights were divided by, for `attend_backward`. out:
+    like q, where the result goes; None: into memory of its own.
 
     Raises ArgumentError for a row of ids that is empty, does not ascend, goes on after a -1, or names a block after the
     query's own; and for spans that name slots which the lanes do not have.
@@ -142,12 +144,12 @@ def attend(
     _check_heads(num_q_heads, lanes, scale)
     if block_ids is not None and block_ids.numel() == 0 and rows > 0:  # its address would say: every block
         raise ArgumentError(f"block_ids has shape {tuple(block_ids.shape)}; each row needs at least one block")
-    out = torch.empty_like(q)
+    out = torch.empty_like(q) if out is None else out
     check_spans(spans, rows, lanes.block_tokens)
     try:
         native().attend(
             check("q", q, torch.float32, rows, num_q_heads, lanes.head_dim),
-            out.data_ptr(),
+            check("out", out, torch.float32, rows, num_q_heads, lanes.head_dim),
             lanes.k.data_ptr(),
             lanes.v.data_ptr(),
             storage_of(lanes),

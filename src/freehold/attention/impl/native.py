@@ -13,6 +13,10 @@ from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
 
 
+_ROWS = 4096
+"""Queries at a time: of so many only is there a copy in float32."""
+
+
 def _check_types(**tensors: torch.Tensor) -> None:
     """Raises ArgumentError for a type that the kernels would have to round."""
     for name, tensor in tensors.items():
@@ -90,15 +94,23 @@ def _attend(
     scale: float,
     lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    spans = _queries(q.shape[0], k.shape[0], query_start, block_tokens)
     used = torch.unique(block_ids[block_ids >= 0]).long()
     slots = torch.full((ceil_div(k.shape[0], block_tokens),), -1, dtype=torch.int32)
     slots[used] = torch.arange(len(used), dtype=torch.int32)
     tokens = (used[:, None] * block_tokens + torch.arange(block_tokens)).flatten()
     tokens = tokens[tokens < k.shape[0]]
     lanes = _blocks(k[tokens], v[tokens], None, block_tokens)
-    spans = replace(spans, table=slots[: len(spans.table)].contiguous())
-    return kernels.attend(_contiguous(q), lanes, spans, block_ids=block_ids.contiguous(), scale=scale, lse=lse)
+    out = torch.empty(q.shape, dtype=torch.float32)
+    for begin in range(0, max(len(q), 1), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        some = _contiguous(q[rows])
+        spans = _queries(len(some), k.shape[0], query_start + begin, block_tokens)
+        spans = replace(spans, table=slots[: len(spans.table)].contiguous())
+        kernels.attend(
+            some, lanes, spans, block_ids=block_ids[rows].contiguous(), scale=scale,
+            lse=None if lse is None else lse[rows], out=out[rows],
+        )  # fmt: skip
+    return out
 
 
 def _every_block(total_q: int, num_kv_heads: int, query_start: int, block_tokens: int) -> torch.Tensor:
