@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,17 @@ def test_a_checkpoint_that_does_not_load(tmp_path: Path, family: str, spoiled: s
     assert name in text
     assert "to serve" not in text
     assert not [line for line in said.output.splitlines() if line.endswith("yes │")]
+
+
+def test_the_commands_are_those_that_a_shell_takes(tmp_path: Path) -> None:
+    path = tmp_path / "my model's (copy)"
+    write_tiny_llama(LLAMAS["plain"], path)
+    (line,) = (line for line in plan(str(path)).output.splitlines() if "freehold serve" in line)
+    words = shlex.split(line.partition(": ")[2])
+    assert words[:4] == ["freehold", "serve", str(path), "--context-length"]
+    assert words[-2:] == ["--activations", "float32"]
+    (line,) = (line for line in plan(str(path), "--weights", "int4").output.splitlines() if "--bits 4" in line)
+    assert shlex.split(line.rpartition(": ")[2]) == ["freehold", "quantize", str(path), "OUT", "--bits", "4"]
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:

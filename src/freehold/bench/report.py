@@ -81,4 +81,5 @@ def _print_table(report: Report, *, err: bool) -> None:
         console.print(Text(line))
     console.print(table)
     for line in report.notes:
-        console.print(Text(f"- {line}"))
+        # Not wrapped: a line may hold a command, which is copied whole.
+        console.print(Text(f"- {line}"), soft_wrap=True)

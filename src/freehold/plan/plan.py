@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -237,7 +238,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 
 def start_line(plan: Plan, row: Row) -> str:
-    """The command that serves the model in this way."""
+    """The command that serves the model in this way, as a shell takes it."""
     options: Mapping[str, object] = {
         "context-length": row.task.context,
         "cache-tokens": row.task.users * plan.cache.blocks(row.task.context) * plan.cache.block_tokens,
@@ -247,5 +248,5 @@ def start_line(plan: Plan, row: Row) -> str:
         "ram-budget": row.way.frames_given if row.way.paged else None,
         "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
     }
-    given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"freehold serve {plan.subject.path} {given}"
+    given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+    return shlex.join(["freehold", "serve", str(plan.subject.path), *(word for pair in given for word in pair)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from freehold.plan.subject import Subject
 from freehold.plan.weights import KEPT, NOT_LOADED, Format
 
@@ -21,7 +23,8 @@ def why_not(subject: Subject, weights: Format) -> tuple[str, ...]:
     }
     if weights != "as-stored" and not (weights == "bf16" and stored == {"BF16"}):
         types = ", ".join(sorted(stored))
-        bits, model = weights.removeprefix("int"), subject.path if subject.origin == "files" else "MODEL"
+        bits = weights.removeprefix("int")
+        model = shlex.quote(str(subject.path)) if subject.origin == "files" else "MODEL"
         how = f"write them first: freehold quantize {model} OUT --bits {bits}" if bits in ("4", "8") else "they stay"
         found.append(f"weights are not converted to {weights} on loading, and are stored as {types}; {how}")
     return tuple(found)
