@@ -63,6 +63,37 @@ def test_other_quantisations_need_their_files(tmp_path: Path) -> None:
         subject_of(tmp_path, config)
 
 
+def test_a_quantisation_counts_wherever_it_stands(tmp_path: Path) -> None:
+    config = published_m3.mxfp8_config()
+    quantization = config.pop("quantization_config")
+    config["text_config"] = {**config["text_config"], "quantization_config": quantization}
+    nested = subject_of(tmp_path, config)
+    assert round(sum(nested.nbytes.values()) / 2**30, 2) == published_m3.MXFP8_GIB
+    del config["text_config"]["quantization_config"]
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantization))
+    assert subject_of(tmp_path, config).nbytes == nested.nbytes
+
+
+@pytest.mark.parametrize("key", ["modules_to_not_convert", "ignore"])
+def test_ignored_modules_are_found_as_loading_finds_them(tmp_path: Path, key: str) -> None:
+    config = published_m3.mxfp8_config()
+    quantization = dict(config["quantization_config"])
+    ignored = quantization.pop("ignored_layers")
+    config["quantization_config"] = {**quantization, key: [f"re:(.*\\.)?{part}(\\.|$)" for part in ignored]}
+    assert round(sum(subject_of(tmp_path, config).nbytes.values()) / 2**30, 2) == published_m3.MXFP8_GIB
+
+
+def test_a_llamas_quantisation_counts_too(tmp_path: Path) -> None:
+    values = llama_values(hidden_size=64, intermediate_size=96)
+    plain = subject_of(tmp_path, values)
+    mxfp8 = {"quant_method": "mxfp8", "ignored_layers": ["lm_head", "embed_tokens"]}
+    packed = subject_of(tmp_path, {**values, "quantization_config": mxfp8})
+    assert packed.parameters == plain.parameters
+    assert packed.nbytes["attention"] * 2 == pytest.approx(plain.nbytes["attention"] * 33 / 32)
+    with pytest.raises(ConfigError, match="'awq', whose sizes do not follow"):
+        subject_of(tmp_path, {**values, "quantization_config": {"quant_method": "awq"}})
+
+
 @pytest.mark.parametrize("name", ["release_selection", "mixed_layers"])
 def test_m3_configuration_derives_what_the_files_hold(tmp_path: Path, name: str) -> None:
     write_tiny_m3(SHAPES[name], tmp_path)

@@ -41,7 +41,8 @@ FP8 = WeightFormat("FP8", None, ("F32", "BF16"))
 
 _ALGORITHMS = {"MXFP8": MXFP8, "NVFP4": NVFP4, "W4A16_NVFP4": NVFP4, "FP8": FP8}
 _MODELOPT = ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8")
-_IGNORED_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
+IGNORED_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
+"""Under which lists of modules that are not quantised stand."""
 MAX_IGNORED_PARTS = 32
 """Most components of a name in a list of ignored modules; M3's have nine."""
 MAX_PATTERNS = 1000
@@ -107,7 +108,7 @@ def _read_mxfp8(values: Mapping[str, Any], where: str) -> Quantization:
     _require(values, "weight_block_size", ([1, 32], None), where)
     _require(values, "fmt", ("e4m3", None), where)
     _require(values, "scale_fmt", ("ue8m0", None), where)
-    _refuse_unknown(values, {"weight_block_size", "fmt", "scale_fmt", *_IGNORED_KEYS}, where)
+    _refuse_unknown(values, {"weight_block_size", "fmt", "scale_fmt", *IGNORED_KEYS}, where)
     return Quantization(MXFP8, {}, *_ignored(values, where))
 
 
@@ -118,7 +119,7 @@ def _read_fp8(values: Mapping[str, Any], where: str) -> Quantization:
     _require(values, "dequantize", (False, True, None), where)
     _require(values, "modules_to_convert", (None, []), where)
     known = {"weight_block_size", "fmt", "scale_fmt", "expert_dtype", "dequantize", "modules_to_convert"}
-    _refuse_unknown(values, {*known, *_IGNORED_KEYS}, where)
+    _refuse_unknown(values, {*known, *IGNORED_KEYS}, where)
     block = values.get("weight_block_size")
     if block is not None and not (
         isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
@@ -139,7 +140,7 @@ def _read_modelopt(values: Mapping[str, Any], where: str) -> Quantization:
         _require(values, key, (None,), where)
     _require(values, "group_size", (16, 32, None), where)
     known = {"quant_algo", "kv_cache_quant_algo", "kv_cache_scheme", "group_size", "quantized_layers"}
-    _refuse_unknown(values, {*known, *_IGNORED_KEYS}, where)
+    _refuse_unknown(values, {*known, *IGNORED_KEYS}, where)
     algorithm, listed = values.get("quant_algo"), values.get("quantized_layers")
     if algorithm != "MIXED_PRECISION":
         if listed:
@@ -182,7 +183,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> N
 def _ignored(values: Mapping[str, Any], where: str) -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
     """Names, and patterns."""
     found: list[str] = []
-    for key in _IGNORED_KEYS:
+    for key in IGNORED_KEYS:
         names = values.get(key) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{where}: {key} is {quoted(names)}; it must list names of modules")

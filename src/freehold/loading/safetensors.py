@@ -68,7 +68,7 @@ class SafetensorsCheckpoint(Checkpoint):
         config_path = directory / "config.json"
         if not os.path.exists(config_path):
             raise LoadError(f"{directory}: has no config.json; without it the model's architecture is unknown")
-        config = _with_quantization(directory, read_json_object(config_path))
+        config = with_quantization(directory, read_json_object(config_path))
         generation_path = directory / "generation_config.json"
         generation_config = read_json_object(generation_path) if os.path.exists(generation_path) else {}
         weight_map = _read_index(directory) if has_index else None
@@ -149,7 +149,7 @@ class SafetensorsCheckpoint(Checkpoint):
         yield from self._headers
 
 
-def _with_quantization(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+def with_quantization(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration, with its quantization_config at the top.
 
     It may also stand in text_config, or alone in hf_quant_config.json, where ModelOpt puts it first.

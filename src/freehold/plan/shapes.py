@@ -7,6 +7,7 @@ from typing import Any
 
 from freehold.core.errors import ConfigError
 from freehold.loading.checkpoint import TensorInfo
+from freehold.loading.quantization_config import IGNORED_KEYS, read_quantization
 from freehold.loading.quoting import quoted
 from freehold.model.fields import MOST_LAYERS, Fields
 from freehold.model.llama import LlamaConfig
@@ -28,17 +29,13 @@ def llama_tensors(config: LlamaConfig, dtype: str) -> dict[str, TensorInfo]:
 
 def m3_tensors(config: MiniMaxM3Config, values: Mapping[str, Any], dtype: str, where: str) -> dict[str, TensorInfo]:
     """name -> TensorInfo of a MiniMax-M3 checkpoint in safetensors: the text model, and the vision tower where the
-    configuration `values` has one. With a quantization_config, as that method stores it.
-
-    Raises ConfigError for a vision tower without sizes, or a quantisation whose sizes cannot be derived.
+    configuration `values` has one. Raises ConfigError for a vision tower without sizes.
     """
     full = "text_config" in values
     named = list(_m3_text(config, "language_model." if full else ""))
     if full and values.get("vision_config"):
         named += _vision(values, config.hidden_size, where)
-    tensors = {name: TensorInfo(shape, "F32" if name.endswith(_FLOAT32) else dtype) for name, shape in named}
-    quantisation = values.get("quantization_config")
-    return tensors if not quantisation else _quantised(tensors, quantisation, where)
+    return {name: TensorInfo(shape, "F32" if name.endswith(_FLOAT32) else dtype) for name, shape in named}
 
 
 def _llama(c: LlamaConfig) -> Iterator[Named]:
@@ -146,20 +143,23 @@ def _with_bias(name: str, shape: tuple[int, ...]) -> Iterator[Named]:
     yield f"{name}.bias", shape[:1]
 
 
-def _quantised(tensors: Mapping[str, TensorInfo], quantisation: Any, where: str) -> dict[str, TensorInfo]:
-    """MXFP8: each matrix in 8-bit floats, and one exponent for each 32 of its weights."""
+def quantised_tensors(tensors: Mapping[str, TensorInfo], quantisation: Any, where: str) -> dict[str, TensorInfo]:
+    """The tensors as a quantization_config stores them. MXFP8: each matrix in 8-bit floats, and one exponent for each
+    32 of its weights. Raises ConfigError for a method whose sizes cannot be derived."""
     if not isinstance(quantisation, Mapping):
         raise ConfigError(f"{where}: 'quantization_config' is {quoted(quantisation)}; it must be an object")
-    method, ignored = quantisation.get("quant_method"), quantisation.get("ignored_layers") or []
-    if method != "mxfp8" or not isinstance(ignored, list):
+    method = quantisation.get("quant_method")
+    if method != "mxfp8":
         raise ConfigError(
             f"{where}: 'quantization_config' asks for {quoted(method)}, whose sizes do not follow from the"
             " configuration; name the directory that holds the files"
         )
+    # Keys that are not known are a reason not to load it, and not one against planning.
+    lists = {key: quantisation[key] for key in IGNORED_KEYS if key in quantisation}
+    known = read_quantization({"quant_method": method, **lists}, f"{where}: quantization_config")
     found = {}
     for name, info in tensors.items():
-        module = name.removesuffix(".weight")
-        if len(info.shape) != 2 or any(f".{part}." in f".{module}." for part in ignored):
+        if len(info.shape) != 2 or known.format_of(name.removesuffix(".weight")) is None:
             found[name] = info
             continue
         rows, columns = info.shape

@@ -18,6 +18,7 @@ from freehold.loading.json_object import read_json_object
 from freehold.loading.pull import resolve
 from freehold.loading.quantization_config import read_quantization
 from freehold.loading.quoting import quoted
+from freehold.loading.safetensors import with_quantization
 from freehold.loading.safetensors_header import BITS_PER_ELEMENT
 from freehold.model.index_branch import IndexSizes
 from freehold.model.index_branches import AUTO, NONE, index_for, second_branch
@@ -27,7 +28,7 @@ from freehold.model.minimax_m3 import index_sizes
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.registry import check_loads, family_of
 from freehold.plan.part import Part, part_of
-from freehold.plan.shapes import llama_tensors, m3_tensors
+from freehold.plan.shapes import llama_tensors, m3_tensors, quantised_tensors
 
 _SCALES = ("_scale_inv", "_scale", "_scale_2", ".input_scale")
 _WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -220,21 +221,22 @@ def _refusals(path: Path) -> tuple[str, ...]:
 
 
 def _from_config(path: Path) -> Subject:
-    values, where = read_json_object(path), str(path)
+    values, where = with_quantization(path.parent, read_json_object(path)), str(path)
     config, refusals = _read_config(values, where)
     if isinstance(config, LlamaConfig):
         infos = llama_tensors(config, _dtype(values, where))
     else:
         infos = m3_tensors(config, values, _dtype(values, where), where)
+    if values.get("quantization_config"):
+        infos = quantised_tensors(infos, values["quantization_config"], where)
     tensors = tuple(StoredTensor(name, _kind(name, info, _nbytes(info), infos)) for name, info in infos.items())
     return Subject(path, "configuration", config, tensors, refusals, *_own_index(config))
 
 
 def _read_config(values: Mapping[str, Any], where: str) -> tuple[LlamaConfig | MiniMaxM3Config, tuple[str, ...]]:
     """The sizes, and why this version would not load them: a quantisation is no reason not to plan."""
-    if family_of(values, "safetensors", where) == "llama":
-        return LlamaConfig.from_hf(values, where), ()
-    config = MiniMaxM3Config.from_hf(values, where)
+    is_llama = family_of(values, "safetensors", where) == "llama"
+    config = LlamaConfig.from_hf(values, where) if is_llama else MiniMaxM3Config.from_hf(values, where)
     if values.get("quantization_config") is None or is_block_config(values["quantization_config"]):
         return config, ()
     try:
