@@ -354,6 +354,16 @@ def test_places_that_are_taken(directory: Path, gguf_file: Path, tmp_path: Path)
     assert (tmp_path / "taken" / "mine").exists()
 
 
+def test_the_working_directory_is_a_place_that_is_taken(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=r"\.: is there already; name another place, or remove it"):
+        pack(directory, Path())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize(
     "text", ["mine", "mine\n", '{"version": 1}\n', '{"version": 1, "source": "mine', "[1]\n", "\n\n"]
 )

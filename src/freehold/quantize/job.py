@@ -96,9 +96,10 @@ def _check_free(target: Target) -> None:
         return
     if target.path.is_dir() and not any(target.path.iterdir()):
         return
-    for path in (target.path, partial_of(target.path)):
-        if path.exists():
-            raise ArgumentError(f"{path}: is there already; name another place, or remove it")
+    # Of "." and "/", which are always there, nothing else has a name.
+    if target.path.exists() or partial_of(target.path).exists():
+        path = target.path if target.path.exists() else partial_of(target.path)
+        raise ArgumentError(f"{path}: is there already; name another place, or remove it")
 
 
 def _check_own(files: Sequence[File], journal: Journal) -> None:
