@@ -96,6 +96,22 @@ def test_the_command_for_people(directory: Path, tmp_path: Path) -> None:
         assert part in done.output
 
 
+@pytest.mark.parametrize(
+    ("content", "tokens", "message"),
+    [("", "10", "the text has 0 tokens"), (TEXT * 20, "9000", "over 9000 tokens; the model was made for 8192")],
+)
+def test_a_text_that_cannot_be_read_is_refused_before_anything_is_written(
+    directory: Path, tmp_path: Path, content: str, tokens: str, message: str
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(content)
+    arguments = ["quantize", str(directory), str(out), "--bits", "8", "--text", str(text), "--text-tokens", tokens]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not out.exists()
+
+
 def test_a_text_that_is_no_utf_8_is_refused_before_anything_is_written(directory: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "latin.txt", tmp_path / "out"
     text.write_bytes(b"caf\xe9 " * 1000)

@@ -33,11 +33,13 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
     from freehold.quantize.job import quantize as write
-    from freehold.quantize.report import layer_errors
+    from freehold.quantize.report import check_text, layer_errors
 
     source = resolve(model)
     content = None if text is None else read_utf8(text)  # now: what is wrong with it is no news for the end
     with open_checkpoint(source) as checkpoint, shown_progress(model) as progress:
+        if content is not None:
+            check_text(checkpoint, content, text_tokens)
         before = sum(file.stat().st_size for file in checkpoint.files)
         written = write(checkpoint, out, 8 if bits == "8" else 4, progress=progress)
     errors = {name: error.relative for name, error in layer_errors(written.done).items()}

@@ -74,6 +74,11 @@ def matrix_names(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(source.name for source in sources if source.matrix)
 
 
+def context_length(checkpoint: Checkpoint) -> int:
+    """Tokens that the model was made for. Raises as `load_model`."""
+    return _empty(checkpoint).config.context_length
+
+
 def _empty(checkpoint: Checkpoint) -> Llama | MiniMaxM3:
     """The text model without its weights."""
     family = family_of(checkpoint.config, checkpoint.format, str(checkpoint.path))

@@ -12,7 +12,9 @@ import torch
 
 from freehold.core.errors import ArgumentError
 from freehold.engine.llm import LLM
+from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
+from freehold.model.registry import context_length, load_tokenizer
 from freehold.quantize.journal import Done
 from freehold.quantize.values import Error
 
@@ -51,12 +53,29 @@ class Reading:
         return math.exp(-float(self.log_likelihoods.double().mean()))
 
 
+def check_text(checkpoint: Checkpoint, text: str, most_tokens: int) -> None:
+    """Whether `read_text` can read so much of the text, before hours go into the model that is to read it.
+
+    Raises ArgumentError if there are not two tokens, or more than the model was made for; TokenizerError as loading.
+    """
+    count = len(load_tokenizer(checkpoint).encode(text)[:most_tokens])
+    if count < 2:
+        raise _too_short(count)
+    most = context_length(checkpoint)
+    if count > most:
+        raise ArgumentError(f"the text is to be read over {count} tokens; the model was made for {most}: take fewer")
+
+
+def _too_short(count: int) -> ArgumentError:
+    return ArgumentError(f"the text has {count} tokens; it needs two or more to be predicted")
+
+
 def read_text(model: Path, text: str, most_tokens: int) -> Reading:
     """Reads the text's first tokens with a model, loaded for it. Raises ArgumentError if there are not two tokens."""
     with LLM(model) as llm:
         ids = llm.tokenizer.encode(text)[:most_tokens]
         if len(ids) < 2:
-            raise ArgumentError(f"the text has {len(ids)} tokens; it needs two or more to be predicted")
+            raise _too_short(len(ids))
         blocks: dict[int, list[torch.Tensor]] = {}
 
         def watch(_start: int) -> BlockObserver:
