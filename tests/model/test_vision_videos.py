@@ -18,6 +18,7 @@ from PIL import Image
 from freehold.core.errors import RequestError
 from freehold.model.vision.budget import LIMITS, Budget, Kind
 from freehold.model.vision.config import VisionConfig
+from freehold.model.vision.cut_off import is_cut_off
 from freehold.model.vision.video import MAX_FRAMES, MAX_TOKENS, choose_frames, frame_area, video_frames
 from freehold.model.vision.video_file import read_video
 from support.tiny_m3 import SHAPES, release_config
@@ -110,11 +111,11 @@ def test_animations_are_videos(kind: str) -> None:
     assert shades == [10, 110, 160, 250]
 
 
-def _film(container: str, codec: str, *, seconds: int = 6, rate: int = 10) -> bytes:
+def _film(container: str, codec: str, *, seconds: int = 6, rate: int = 10, **options: str) -> bytes:
     import av
 
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as film:
+    with av.open(out, "w", format=container, options=options) as film:
         stream = film.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
         for number in range(seconds * rate + 1):
@@ -158,6 +159,35 @@ def test_playlists_and_unknown_formats_are_refused(data: bytes) -> None:
 def test_films_that_are_cut_off_are_refused(length: int) -> None:
     with pytest.raises(RequestError):
         read_video(_MP4[:length], CONFIG)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")])
+def test_films_whose_second_half_is_missing_are_not_seen_as_shorter_ones(container: str, codec: str) -> None:
+    data = _film(container, codec)
+    for length in (len(data) * 3 // 4, len(data) - 2):
+        with pytest.raises(RequestError, match=rf"cut off: it has {length} bytes, and says that there are more"):
+            read_video(data[:length], CONFIG)
+
+
+def test_an_mp4_that_begins_with_its_index_and_is_cut_off_is_refused() -> None:
+    header, pictures = _MP4[: _MP4.index(b"mdat") - 4], _MP4[_MP4.index(b"mdat") - 4 : _MP4.index(b"moov") - 4]
+    index = _MP4[_MP4.index(b"moov") - 4 :]
+    assert not is_cut_off(header + index + pictures, "mp4")
+    assert is_cut_off(header + index + pictures[:-1], "mp4")
+    assert not is_cut_off(header + b"\0\0\0\1mdat" + (len(pictures) + 8).to_bytes(8, "big") + pictures[8:], "mp4")
+    assert is_cut_off(header + b"\0\0\0\1mdat" + (len(pictures) + 9).to_bytes(8, "big") + pictures[8:], "mp4")
+    assert not is_cut_off(header + b"\0\0\0\0mdat" + pictures[8:], "mp4")
+
+
+def test_a_stream_that_does_not_say_how_long_it_is_is_read() -> None:
+    film = _film("matroska", "mpeg4", live="1")
+    assert not is_cut_off(film, "matroska")
+    assert read_video(film, CONFIG).seconds == pytest.approx((0.0, 2.0, 4.0, 6.0), abs=0.05)
+
+
+@given(st.binary(max_size=40), st.sampled_from([("mp4", b""), ("avi", b"RIFF"), ("matroska", b"\x1a\x45\xdf\xa3")]))
+def test_any_bytes_have_an_end(data: bytes, form: tuple[str, bytes]) -> None:
+    assert is_cut_off(form[1] + data, form[0]) in (True, False)
 
 
 def test_damaged_films_give_frames_or_a_named_error() -> None:

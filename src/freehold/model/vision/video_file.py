@@ -14,6 +14,7 @@ from PIL import Image
 from freehold.core.errors import RequestError, UnsupportedFieldError
 from freehold.model.vision.budget import Budget
 from freehold.model.vision.config import VisionConfig
+from freehold.model.vision.cut_off import is_cut_off
 from freehold.model.vision.decode import MAX_IMAGE_PIXELS, open_image, to_pixels
 from freehold.model.vision.video import Video, choose_frames, video_frames
 
@@ -115,6 +116,8 @@ def _container(data: bytes) -> str:
 
 def _file(data: bytes, config: VisionConfig, budget: Budget) -> Video:
     name = _container(data)
+    if is_cut_off(data, name):
+        raise _damaged(EOFError(f"it has {len(data)} bytes, and says that there are more"))
     try:
         import av
     except ImportError:
