@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import freehold
 from freehold.bench.traffic import weight_nbytes
 from freehold.core.blocks import LaneSpec
 from freehold.core.config import EngineConfig, KvDtype
@@ -31,6 +32,7 @@ from freehold.plan.part import part_of
 from freehold.plan.plan import PlanSettings, make_plan, start_line
 from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
+from support.quantised_m3 import Release, write_quantised_m3
 from support.tiny_engine import LLAMA, M3
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import LLAMAS, write_tiny_llama
@@ -53,6 +55,24 @@ def test_lanes_are_what_the_pool_allocates(config: LlamaConfig | MiniMaxM3Config
     assert sum(sparse) == pool.num_slots * cost.sparse.total
     keys = sum(lanes.index.keys.nbytes for lanes in pool.lanes if lanes.index is not None)
     assert keys == pool.num_slots * cost.sparse.index_keys
+
+
+@pytest.mark.parametrize("release", ["NVFP4", "MXFP8"])
+def test_the_least_budget_of_experts_that_is_named_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: Release
+) -> None:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    path = write_quantised_m3(SHAPES["release_selection"], tmp_path, release) / "packed"
+    subject = open_subject(str(path))
+    (way,) = (r.way for r in make_plan(subject, PlanSettings(context=8192)).rows if r.way.name == "experts from disk")
+    plan = make_plan(subject, PlanSettings(context=8192, ram=way.need))
+    (row,) = (row for row in plan.rows if row.way.name == way.name)
+    assert row.way.fits
+    budget = int(start_line(plan, row).rpartition("--expert-budget ")[2])
+    with freehold.LLM(path, expert_budget=budget):
+        pass
+    with pytest.raises(ConfigError, match=f"two experts of this model take {budget}"):
+        freehold.LLM(path, expert_budget=budget - 1)
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])

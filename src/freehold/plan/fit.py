@@ -74,6 +74,11 @@ class Fit:
     weights: WeightCost
     cache: CacheCost
 
+    @property
+    def places_nbytes(self) -> int:
+        """Bytes of memory in which all routed experts would lie as they are read from the disk."""
+        return self.weights.place * self.subject.num_experts * self.subject.num_moe_layers
+
     def ways(self, task: Task) -> tuple[Way, ...]:
         """Every way that the model has, the fastest first: experts stream only where there are some, and only K and V
         of sparse layers are paged."""
@@ -101,7 +106,7 @@ class Fit:
 
     def _way(self, task: Task, *, streamed: bool, paged: bool) -> Way:
         blocks = task.users * self.cache.blocks(task.context)
-        held = min(_LEAST_EXPERTS, self.subject.num_experts) * self.weights.expert
+        held = _LEAST_EXPERTS * self.weights.place
         way = Way(
             streamed=streamed,
             paged=paged,
@@ -123,7 +128,7 @@ class Fit:
         cached = 1.0
         if way.streamed:
             held = way.weights - (self.weights.total - self.weights.routed)
-            cached = min(1.0, (held + left) / self.weights.routed)
+            cached = min(1.0, (held + left) / self.places_nbytes)
         return replace(way, cached_experts=cached, frames_given=frames)
 
     def _chosen_blocks(self, task: Task) -> int:

@@ -237,6 +237,10 @@ def _row_json(row: Row) -> dict[str, Any]:
     return found
 
 
+def _expert_budget(plan: Plan, row: Row) -> int:
+    return round(row.way.cached_experts * Fit(plan.subject, plan.weights, plan.cache).places_nbytes)
+
+
 def start_line(plan: Plan, row: Row) -> str:
     """The command that serves the model in this way, as a shell takes it."""
     options: Mapping[str, object] = {
@@ -246,7 +250,7 @@ def start_line(plan: Plan, row: Row) -> str:
         "activations": plan.settings.activations,
         "index": plan.subject.asked_index if plan.subject.asked_index != AUTO else None,
         "ram-budget": row.way.frames_given if row.way.paged else None,
-        "expert-budget": int(row.way.cached_experts * plan.weights.routed) if row.way.streamed else None,
+        "expert-budget": _expert_budget(plan, row) if row.way.streamed else None,
     }
     given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
     return shlex.join(["freehold", "serve", str(plan.subject.path), *(word for pair in given for word in pair)])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from freehold.core.axes import ceil_div
+from freehold.loading.expert_file import ALIGNMENT
 from freehold.plan.part import Part
 from freehold.plan.subject import Kind, Subject
 
 Format = Literal["as-stored", "bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+_EXPERT_MATRIX = re.compile(r"(w1|w2|w3|_gate_exps|_up_exps|_down_exps)\.weight$")
 _PANEL = 64  # rows of a weight that lie together in memory; the last ones are filled up
 # As `freehold quantize` writes them and the loader keeps them: a scale for 32 weights, in int4 with an offset.
 _MEMORY_BITS: dict[Format, float] = {"bf16": 16, "int8": 8 + 32 / 32, "int4": 4 + 64 / 32}
@@ -61,12 +64,14 @@ FORMAT_NOTE = (
 @dataclass(frozen=True, slots=True)
 class WeightCost:
     """memory: bytes in memory of each part that is loaded. expert, stored_expert: bytes of one
-    routed expert of one layer in memory and on the disk; 0 without experts."""
+    routed expert of one layer in memory and on the disk; place: bytes of memory for any one that is read from the disk,
+    whose matrices begin at whole pages; 0 without experts."""
 
     format: Format
     memory: dict[Part, int]
     expert: int
     stored_expert: int
+    place: int
 
     @property
     def total(self) -> int:
@@ -97,7 +102,21 @@ def weight_cost(subject: Subject, weights: Format) -> WeightCost:
         memory,
         expert=routed // num_experts if num_experts else 0,
         stored_expert=stored // num_experts if num_experts else 0,
+        place=_place(subject, weights),
     )
+
+
+def _place(subject: Subject, weights: Format) -> int:
+    """Of each of an expert's matrices the largest that any layer has."""
+    largest: dict[str, int] = {}
+    for tensor in subject.tensors:
+        if tensor.kind.part == "routed experts":
+            found = _EXPERT_MATRIX.search(tensor.name)  # of files that do not load there may be others
+            role = found[0] if found else ""
+            shape, nbytes = tensor.kind.info.shape, _in_memory(tensor.kind, weights)
+            one = nbytes // max(1, shape[0]) if len(shape) == 3 else nbytes
+            largest[role] = max(largest.get(role, 0), ceil_div(one, ALIGNMENT) * ALIGNMENT)
+    return sum(largest.values())
 
 
 def _in_memory(kind: Kind, weights: Format) -> int:
