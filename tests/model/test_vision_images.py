@@ -208,6 +208,11 @@ def test_an_image_without_pixels_is_refused(size: tuple[int, int]) -> None:
         read_pixels(Image.new("RGB", size), local=True)
 
 
+def test_an_open_image_has_the_same_limit() -> None:
+    with pytest.raises(RequestError, match=f"7100 x 7100 pixels; at most {MAX_IMAGE_PIXELS} are taken"):
+        read_pixels(Image.new("1", (7100, 7100)), local=True)
+
+
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
 def test_premultiplied_pixels_lie_on_white(mode: str) -> None:
     assert (read_pixels(Image.new(mode, (2, 2)), local=True) == 255).all()

@@ -71,11 +71,6 @@ def open_image(data: bytes) -> Image.Image:
         raise RequestError(f"the image is larger than {MAX_IMAGE_PIXELS} pixels; make it smaller") from None
     except Exception as error:  # decoders raise whatever they stumble over
         raise _damaged(error) from None
-    width, height = picture.size
-    if width * height > MAX_IMAGE_PIXELS:
-        raise RequestError(
-            f"the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are taken, make it smaller"
-        )
     check_kind(picture)
     if isinstance(picture, JpegImageFile):
         _check_scans(data)
@@ -83,10 +78,15 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def check_kind(picture: Image.Image) -> None:
-    """Raises RequestError for an image without pixels, and for those that Pillow would read wrongly without a word."""
+    """Raises RequestError for an image without pixels or with too many, and for those that Pillow would read wrongly
+    without a word."""
     width, height = picture.size
     if not width or not height:
         raise RequestError(f"the image has {width} x {height} pixels; it must have one at least")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise RequestError(
+            f"the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are taken, make it smaller"
+        )
     if isinstance(picture, TiffImageFile):
         _check_tiff(picture)
     raw = picture.tile[0].args if isinstance(picture, PngImageFile) and picture.tile else None
