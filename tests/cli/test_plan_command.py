@@ -154,16 +154,18 @@ def spoil(directory: Path, spoiled: str) -> tuple[str, str]:
         tensors[name] = tensors[name][:-1].contiguous()
     elif spoiled == "type":
         tensors[name] = tensors[name].to(torch.int32)
+    elif spoiled == "wide":
+        tensors[name] = tensors[name].double()
     elif spoiled == "more":
         tensors[name.replace("o_proj", "x_proj")] = tensors[name].clone()
     else:
         del tensors[name]
     save_file(tensors, file)
-    titles = {"shape": "wrong shape (1)", "type": "wrong type (1)", "more": "unexpected (1)"}
+    titles = {"shape": "wrong shape (1)", "type": "wrong type (1)", "wide": "wrong type (1)", "more": "unexpected (1)"}
     return titles.get(spoiled, "missing (1)"), name.replace("o_proj", "x_proj") if spoiled == "more" else name
 
 
-@pytest.mark.parametrize("spoiled", ["missing", "shape", "type", "more", "vision"])
+@pytest.mark.parametrize("spoiled", ["missing", "shape", "type", "wide", "more", "vision"])
 @pytest.mark.parametrize("family", ["llama", "m3"])
 def test_a_checkpoint_that_does_not_load(tmp_path: Path, family: str, spoiled: str) -> None:
     """Whatever loading says about names, shapes and types, the plan says before."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import freehold
-from freehold.core.errors import ArgumentError, LoadError
+from freehold.core.errors import ArgumentError, LoadError, TensorMismatchError
 from freehold.loading.checkpoint import JOURNAL_NAME, open_checkpoint
 from freehold.loading.quantized import QuantizedTensor
 from freehold.quantize import target as targets
@@ -439,6 +440,27 @@ def test_a_result_is_not_made_of_two_sources(tmp_path: Path, monkeypatch: pytest
         file.write(bytes(4))
     with pytest.raises(ArgumentError, match="another quantisation was begun here, with another source"):
         pack(tmp_path / "source", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: None, r"missing \(1\):\s+language_model.model.norm.weight"),
+        (lambda w: w.double(), "language_model.lm_head.weight: is F64, must be F32, BF16, F16 or quantised"),
+    ],
+)
+def test_a_model_that_does_not_load_is_refused_before_anything_is_written(
+    change: Callable[[torch.Tensor], torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    write_tiny_m3(SPEC, source)
+    weights = load_file(source / "model.safetensors")
+    name = "language_model.lm_head.weight" if "lm_head" in message else "language_model.model.norm.weight"
+    changed = change(weights.pop(name))
+    save_file({**weights, **({} if changed is None else {name: changed})}, source / "model.safetensors")
+    with pytest.raises(TensorMismatchError, match=message):
+        pack(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:

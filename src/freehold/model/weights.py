@@ -118,6 +118,8 @@ def check_weights(
         dtype = info.dtype
         if dtype.startswith(_UNREADABLE_PREFIXES) and not dtype.startswith("IQ"):
             mistyped.append(f"{source.name}: is {dtype}, must be floating point or quantised with scales")
+        elif dtype == "F64" and len(info.shape) > 1:  # there are no products with it
+            mistyped.append(f"{source.name}: is F64, must be F32, BF16, F16 or quantised with scales")
     used = {s.name for s in sources}
     unexpected = sorted(name for name in infos if name not in used and not ignored(name))
     if missing or misshapen or mistyped or unexpected:

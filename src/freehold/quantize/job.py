@@ -14,6 +14,7 @@ from freehold.core.errors import ArgumentError, LoadError
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.gguf import GgufCheckpoint
 from freehold.loading.progress import Progress, unreported
+from freehold.model.registry import check_loads
 from freehold.quantize.journal import Done, Journal
 from freehold.quantize.recipe import Bits, Item, plan_items
 from freehold.quantize.target import DirectoryTarget, File, GgufTarget, Target
@@ -40,8 +41,10 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
     it was. What it holds in memory, besides pages of the source that are mapped, stays below 256 MiB, whatever the
     model's size, unless a single row takes more.
     Raises ArgumentError if something else is at `path`, its name means another format, or another quantisation was
-    begun there; LoadError if a tensor cannot be read, the disk refuses, or another process is writing to `path`.
+    begun there; ConfigError or TensorMismatchError if the checkpoint would not load; LoadError if a tensor cannot be
+    read, the disk refuses, or another process is writing to `path`.
     """
+    check_loads(checkpoint)
     items = plan_items(checkpoint, bits)
     try:
         target = _target(checkpoint, items, bits, path)
