@@ -442,6 +442,28 @@ def test_a_result_is_not_made_of_two_sources(tmp_path: Path, monkeypatch: pytest
         pack(tmp_path / "source", tmp_path / "out")
 
 
+def test_a_source_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    write_tiny_m3(SPEC, tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+
+    def change(what: str, done: int, total: int) -> None:
+        if done == total:
+            with file.open("r+b") as opened:
+                opened.seek(-1, os.SEEK_END)
+                opened.write(b"?")
+
+    def replace_file(what: str, done: int, total: int) -> None:
+        if done == total:
+            file.unlink()
+
+    with open_checkpoint(tmp_path / "source") as checkpoint:
+        with pytest.raises(LoadError, match=rf"{file}: was changed while it was quantised"):
+            quantize(checkpoint, tmp_path / "out", 4, progress=change)
+        with pytest.raises(LoadError, match="its quantisation was interrupted"):
+            open_checkpoint(tmp_path / "out")
+        quantize(checkpoint, tmp_path / "other", 4, progress=replace_file)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

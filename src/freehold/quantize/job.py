@@ -50,7 +50,7 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
         target = _target(checkpoint, items, bits, path)
         task = {"version": 1, "source": _identity(checkpoint), "bits": bits}
         with closing(Journal(target.journal, task)) as journal:
-            files = target.files()
+            files, times = target.files(), _times(checkpoint)
             _check_own(files, journal)
             resumed = _resume(files, journal)
             total, so_far = sum(item.nbytes for item in items), 0
@@ -58,6 +58,7 @@ def quantize(checkpoint: Checkpoint, path: Path, bits: Bits, *, progress: Progre
                 for nbytes in _write(checkpoint, file, there, journal):
                     so_far += nbytes
                     progress("quantising", so_far, total)
+            _check_unchanged(checkpoint, times, target)
             for file in files:
                 if partial_of(file.path).exists():  # else it has its name since an earlier time
                     partial_of(file.path).replace(file.path)
@@ -81,6 +82,24 @@ def _identity(checkpoint: Checkpoint) -> str:
     for file in checkpoint.files:
         known.update(f" {file.stat().st_mtime_ns}".encode())
     return known.hexdigest()
+
+
+def _times(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Of each file of the source, which one it is and when it was changed."""
+    return [(stat.st_ino, stat.st_mtime_ns) for stat in (file.stat() for file in checkpoint.files)]
+
+
+def _check_unchanged(checkpoint: Checkpoint, times: Sequence[tuple[int, int]], target: Target) -> None:
+    """Raises LoadError if a file was written to while it was read. One that has its name since, or none, is no matter:
+    what was read is the one that was opened."""
+    for file, (number, changed) in zip(checkpoint.files, times, strict=True):
+        with suppress(FileNotFoundError):
+            now = file.stat()
+            if now.st_ino == number and now.st_mtime_ns != changed:
+                raise LoadError(
+                    f"{file}: was changed while it was quantised, so that what was written is of neither model; remove"
+                    f" {target.journal} and what lies beside it, and begin anew"
+                )
 
 
 def _target(checkpoint: Checkpoint, items: Sequence[Item], bits: Bits, path: Path) -> Target:
