@@ -61,7 +61,7 @@ class ExpertCache:
         size = sum(sizes.values())
         self.num_places = min(budget // size, len(layers) * file.num_experts)
         if self.num_places < 2:
-            raise ConfigError(f"expert_budget is {budget} bytes; two experts of this model take {2 * size}")
+            raise ConfigError(f"expert_budget is {budget} bytes; two experts of this model take {2 * size}, the least")
         self._memory = _aligned(self.num_places, size)
         begins = {"gate": 0, "up": sizes["gate"], "down": sizes["gate"] + sizes["up"]}
         self._buffers = [
