@@ -355,6 +355,15 @@ def test_places_that_are_taken(directory: Path, gguf_file: Path, tmp_path: Path)
     assert (tmp_path / "taken" / "mine").exists()
 
 
+@pytest.mark.parametrize("name", ["out.gguf", "out.gguf.partial", "out"])
+def test_a_link_that_leads_nowhere_stays(name: str, directory: Path, gguf_file: Path, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "unplugged" / name)
+    with pytest.raises(ArgumentError, match=rf"{name}: is there already; name another place, or remove it"):
+        pack(directory if name == "out" else gguf_file, tmp_path / name.removesuffix(".partial"))
+    assert (tmp_path / name).is_symlink()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_working_directory_is_a_place_that_is_taken(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,9 +118,9 @@ def _check_free(target: Target) -> None:
         return
     if target.path.is_dir() and not any(target.path.iterdir()):
         return
-    # Of "." and "/", which are always there, nothing else has a name.
-    if target.path.exists() or partial_of(target.path).exists():
-        path = target.path if target.path.exists() else partial_of(target.path)
+    # Of "." and "/", which are always there, nothing else has a name. A link that leads nowhere is somebody's, too.
+    if os.path.lexists(target.path) or os.path.lexists(partial_of(target.path)):
+        path = target.path if os.path.lexists(target.path) else partial_of(target.path)
         raise ArgumentError(f"{path}: is there already; name another place, or remove it")
 
 
