@@ -203,6 +203,16 @@ def test_the_commands_are_those_that_a_shell_takes(tmp_path: Path) -> None:
     assert shlex.split(line.rpartition(": ")[2]) == ["freehold", "quantize", str(path), "OUT", "--bits", "4"]
 
 
+@pytest.mark.parametrize("text", ['{"a":', "[]", "{}"])
+def test_a_damaged_calibration_is_refused_with_the_way_out(tiny: str, home: Path, text: str) -> None:
+    home.mkdir()
+    (home / "calibration.json").write_text(text)
+    done = plan(tiny)
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: {home / 'calibration.json'}: ")
+    assert done.output.rstrip().endswith("; measure again with --calibrate")
+
+
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_tiny_llama(LLAMAS["plain"], tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -142,7 +142,10 @@ def load_calibration() -> tuple[Calibration | None, str]:
     path = calibration_file()
     if not path.exists():
         return None, "this machine was not calibrated yet"
-    values = read_json_object(path)
+    try:
+        values = read_json_object(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; measure again with --calibrate") from error
     try:
         if values.pop("format") != FORMAT:
             raise ValueError("it has another format")
