@@ -32,6 +32,8 @@ from freehold.plan.part import part_of
 from freehold.plan.plan import PlanSettings, make_plan, start_line
 from freehold.plan.subject import Kind, StoredTensor, Subject, open_subject
 from freehold.plan.weights import weight_cost
+from freehold.quantize.job import quantize
+from freehold.quantize.recipe import Bits
 from support.quantised_m3 import Release, write_quantised_m3
 from support.tiny_engine import LLAMA, M3
 from support.tiny_index import write_tiny_index
@@ -55,6 +57,23 @@ def test_lanes_are_what_the_pool_allocates(config: LlamaConfig | MiniMaxM3Config
     assert sum(sparse) == pool.num_slots * cost.sparse.total
     keys = sum(lanes.index.keys.nbytes for lanes in pool.lanes if lanes.index is not None)
     assert keys == pool.num_slots * cost.sparse.index_keys
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("source", ["F32", "NVFP4", "MXFP8"])
+def test_rows_that_32_does_not_divide_are_planned_as_they_are_written(tmp_path: Path, source: str, bits: Bits) -> None:
+    spec = SHAPES["release_selection"]
+    assert spec.expert_size % 32
+    if source == "F32":
+        write_tiny_m3(spec, tmp_path / "packed")
+    else:
+        write_quantised_m3(spec, tmp_path, source)  # type: ignore[arg-type]
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        quantize(checkpoint, tmp_path / "out", bits)
+    planned = weight_cost(open_subject(str(tmp_path / "packed")), "int8" if bits == 8 else "int4")
+    written = weight_cost(open_subject(str(tmp_path / "out")), "as-stored")
+    assert planned.memory == written.memory
+    assert (planned.place, planned.stored_expert) == (written.place, written.stored_expert)
 
 
 @pytest.mark.parametrize("release", ["NVFP4", "MXFP8"])

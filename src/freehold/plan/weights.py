@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from freehold.core.axes import ceil_div
+from freehold.kernels.encode import BLOCK
 from freehold.loading.expert_file import ALIGNMENT
 from freehold.plan.part import Part
 from freehold.plan.subject import Kind, Subject
@@ -57,7 +58,7 @@ _LOADED_BITS: dict[str, float] = {
 FORMAT_NOTE = (
     "int8 and int4: what freehold quantize writes: codes with a scale for 32 weights, with 4 bits an offset, too; "
     "float32 in memory, float16 on the disk; attention, embeddings and head have 8 bits in any case, the router and "
-    "the norms are float32, the vision tower is as it is stored"
+    "the norms are float32, the vision tower and matrices whose rows 32 does not divide are as they are stored"
 )
 
 
@@ -129,6 +130,8 @@ def _in_memory(kind: Kind, weights: Format) -> int:
         bits = 32.0
     elif weights == "as-stored" or kind.part in KEPT:
         bits = _LOADED_BITS.get(kind.form, 32.0)
+    elif _stays(kind, weights):
+        bits = _unencoded_bits(kind)
     else:
         bits = _MEMORY_BITS[_format_of(kind.part, weights)]
     return math.ceil(_padded(kind) * bits / 8)
@@ -137,7 +140,20 @@ def _in_memory(kind: Kind, weights: Format) -> int:
 def _on_disk(kind: Kind, weights: Format) -> int:
     if weights == "as-stored":
         return kind.nbytes  # of scales, too
+    if _stays(kind, weights):
+        return math.ceil(kind.parameters * _unencoded_bits(kind) / 8)
     return math.ceil(kind.parameters * _DISK_BITS[_format_of(kind.part, weights)] / 8)
+
+
+def _stays(kind: Kind, weights: Format) -> bool:
+    """Whether `freehold quantize` keeps its values: codes have a scale for 32 weights of a row."""
+    rows = math.prod(kind.info.shape[:-1])
+    return weights in ("int8", "int4") and kind.parameters // max(1, rows) % BLOCK != 0
+
+
+def _unencoded_bits(kind: Kind) -> float:
+    """Bits of a weight of a matrix that is not encoded: floats are copied, what is quantised is expanded."""
+    return _LOADED_BITS[kind.form] if kind.form in ("BF16", "F16", "MXFP8", "MXFP4") else 32.0
 
 
 def _format_of(part: Part, weights: Format) -> Format:
