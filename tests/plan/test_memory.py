@@ -67,7 +67,7 @@ def test_rows_that_32_does_not_divide_are_planned_as_they_are_written(tmp_path: 
     if source == "F32":
         write_tiny_m3(spec, tmp_path / "packed")
     else:
-        write_quantised_m3(spec, tmp_path, source)  # type: ignore[arg-type]
+        write_quantised_m3(spec, tmp_path, source)
     with open_checkpoint(tmp_path / "packed") as checkpoint:
         quantize(checkpoint, tmp_path / "out", bits)
     planned = weight_cost(open_subject(str(tmp_path / "packed")), "int8" if bits == 8 else "int4")
@@ -149,7 +149,7 @@ def test_a_branch_costs_its_weights_and_its_lanes(tmp_path: Path) -> None:
     subject = open_subject(str(tmp_path / "base"), str(branch))
     with open_checkpoint(tmp_path / "base") as checkpoint:
         model = load_model(checkpoint, compute_for("native")[0], index=open_index(branch))
-    assert weight_cost(subject, "as-stored").total == weight_nbytes(model)  # type: ignore[arg-type]
+    assert weight_cost(subject, "as-stored").total == weight_nbytes(model)
     assert subject.lane_specs == tuple(model.lane_specs)
     plan = make_plan(subject, PlanSettings())
     assert plan.cache.block_tokens == model.block_tokens == 32
@@ -214,4 +214,4 @@ def loaded_nbytes(path: Path) -> int:
         compute = compute_for("native")[0]
         vision = load_vision(checkpoint, compute, load_tokenizer(checkpoint))
         model = load_model(checkpoint, compute, index=index_for(checkpoint, AUTO))
-        return weight_nbytes(model) + (0 if vision is None else weight_nbytes(vision))  # type: ignore[arg-type]
+        return weight_nbytes(model) + (0 if vision is None else weight_nbytes(vision))
