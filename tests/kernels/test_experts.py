@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from freehold import kernels
 from freehold.core.errors import ArgumentError
 from freehold.kernels import Experts, Gate
+from support.instruction_sets import supported
 
 M3_GATE = Gate(clamped=True, alpha=1.702, limit=7.0)
 
@@ -49,6 +50,21 @@ def test_extreme_gates_are_finite():
     y = gated(gate, torch.ones_like(gate), Gate())
     assert y[0, :3].abs().max() < 1e-8
     assert torch.equal(y[0, 4:], gate[0, 4:])
+
+
+@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("kind", [Gate(), M3_GATE])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_weight_that_is_no_number_is_not_hidden_by_a_limit(isa, kind, which):
+    torch.manual_seed(6)
+    weights = [torch.randn(20, 9), torch.randn(20, 9), torch.randn(9, 20)]
+    weights[which][:] = torch.nan
+    kernels.use_isa(isa)
+    try:
+        y = kernels.gated_mlp(torch.randn(3, 9), Experts([tuple(map(kernels.pack_weight, weights))]), kind)
+    finally:
+        kernels.use_isa(supported()[-1])
+    assert y.isnan().all()
 
 
 @pytest.mark.parametrize("kind", [Gate(), M3_GATE])

@@ -266,6 +266,28 @@ def test_a_read_that_fails_ends_the_answer_and_nothing_else(
         assert len(cache._free) + len(cache._places) == 3
 
 
+def test_a_budget_that_is_too_small_is_refused_before_all_is_written(
+    model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with freehold.LLM(model, expert_budget=2**30):
+        least = 2 * expert_nbytes(home)
+    written, write = [], ExpertWriter.write
+
+    def counting(self: ExpertWriter, layer: int, *others: Any) -> None:
+        written.append(layer)
+        write(self, layer, *others)
+
+    monkeypatch.setattr(ExpertWriter, "write", counting)
+    for file in (home / "experts").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError, match=f"two experts of this model take {least}, the least"):
+        freehold.LLM(model, expert_budget=least - 1)
+    assert 3 <= len(written) < 3 * SPEC.num_experts * 2
+    assert not list((home / "experts").iterdir())
+    with freehold.LLM(model, expert_budget=least) as llm:
+        assert cache_of(llm).num_places == 2
+
+
 def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expert_budget is 4096 bytes; two experts of this model take"):
         freehold.LLM(model, expert_budget=4096)

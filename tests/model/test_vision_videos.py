@@ -179,6 +179,11 @@ def test_an_mp4_that_begins_with_its_index_and_is_cut_off_is_refused() -> None:
     assert not is_cut_off(header + b"\0\0\0\0mdat" + pictures[8:], "mp4")
 
 
+def test_what_another_program_put_behind_an_mp4_is_no_missing_end() -> None:
+    assert not is_cut_off(_MP4 + b"TAGSome title".ljust(128, b"\0"), "mp4")
+    assert is_cut_off(_MP4 + b"\0\0\1\0free", "mp4")
+
+
 def test_a_stream_that_does_not_say_how_long_it_is_is_read() -> None:
     film = _film("matroska", "mpeg4", live="1")
     assert not is_cut_off(film, "matroska")

@@ -205,7 +205,7 @@ def backward(
 ) -> None:
     """Gradients through sparse attention at MiniMax-M3's shape, beside torch's autograd under a dense mask.
 
-    32,768 tokens need about 12 GB of memory and some minutes, all but 4 GB and some seconds for torch.
+    32,768 tokens need about 12 GB of memory and ten minutes, all but 4 GB and a minute for torch.
     """
     from freehold.bench.report import show
     from freehold.bench.suite_backward import BackwardSettings, run

@@ -112,7 +112,8 @@ class ExpertWriter:
         """
         self._path, self._num_experts, self._identity = path, num_experts, identity
         self._partial = path.with_name(f"{path.name}.partial")
-        self._regions: dict[tuple[int, str], Region] = {}
+        self.regions: dict[tuple[int, str], Region] = {}
+        """Those that a matrix came for."""
         self._end = 0
         with _refused(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +129,10 @@ class ExpertWriter:
     def write(self, layer: int, part: str, expert: int, form: dict[str, Any], data: Sequence[memoryview]) -> None:
         """The bytes of a matrix. Raises LoadError if another expert's has another form, or if the disk refuses."""
         nbytes = sum(piece.nbytes for piece in data)
-        region = self._regions.get((layer, part))
+        region = self.regions.get((layer, part))
         if region is None:
             size = ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
-            region = self._regions[layer, part] = Region(layer, part, form, self._end, size)
+            region = self.regions[layer, part] = Region(layer, part, form, self._end, size)
             self._end += size * self._num_experts
         if region.form != form or nbytes > region.nbytes:
             raise LoadError(
@@ -156,7 +157,7 @@ class ExpertWriter:
                     "identity": self._identity,
                     "num_experts": self._num_experts,
                     "nbytes": self._end,
-                    "regions": [asdict(region) for region in self._regions.values()],
+                    "regions": [asdict(region) for region in self.regions.values()],
                 }
             )
             partial = listing(self._path).with_suffix(".partial")

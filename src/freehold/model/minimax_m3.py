@@ -198,9 +198,9 @@ class MiniMaxM3(nn.Module):
         elif not any(model.config.moe):
             raise ConfigError(f"expert_budget is {expert_budget}; {checkpoint.path} has no experts. Leave it out")
         else:
-            with ExpertLoading(checkpoint, compute, model.config.num_experts) as loading:
+            with ExpertLoading(checkpoint, compute, model.config.num_experts, expert_budget) as loading:
                 load_weights(checkpoint, loading.divert(wanted), ignored=ignored)
-                model._stream(loading.cache(expert_budget))
+                model._stream(loading.cache())
         return model
 
     def _stream(self, cache: ExpertCache) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from freehold.core.memory import large_empty
 from freehold.kernels import Experts, PackedWeight
 from freehold.loading.checkpoint import Checkpoint
 from freehold.loading.content_digest import content_digest
-from freehold.loading.expert_file import ALIGNMENT, WAY_OUT, ExpertFile, ExpertWriter, listing
+from freehold.loading.expert_file import ALIGNMENT, WAY_OUT, ExpertFile, ExpertWriter, Region, listing
 from freehold.loading.home import experts_dir
 from freehold.loading.quoting import quoted
 from freehold.model.compute import Compute, NativeCompute
@@ -57,11 +57,10 @@ class ExpertCache:
         self.file, self.stats = file, StreamStats()
         self._coded_inputs = coded_inputs
         layers = sorted({layer for layer, _ in file.regions})
-        sizes = {part: max(file.regions[layer, part].nbytes for layer in layers) for part in PARTS}
+        sizes = _place_sizes(file.regions)
         size = sum(sizes.values())
+        _check_budget(budget, size)
         self.num_places = min(budget // size, len(layers) * file.num_experts)
-        if self.num_places < 2:
-            raise ConfigError(f"expert_budget is {budget} bytes; two experts of this model take {2 * size}, the least")
         self._memory = _aligned(self.num_places, size)
         begins = {"gate": 0, "up": sizes["gate"], "down": sizes["gate"] + sizes["up"]}
         self._buffers = [
@@ -138,6 +137,16 @@ class ExpertCache:
         return self._weights[key]
 
 
+def _place_sizes(regions: Mapping[tuple[int, str], Region]) -> dict[str, int]:
+    """Bytes of memory for each part of an expert, of whichever layer."""
+    return {part: max(region.nbytes for (_, of), region in regions.items() if of == part) for part in PARTS}
+
+
+def _check_budget(budget: int, place: int) -> None:
+    if budget < 2 * place:
+        raise ConfigError(f"expert_budget is {budget} bytes; two experts of this model take {2 * place}, the least")
+
+
 def _aligned(places: int, size: int) -> torch.Tensor:
     """uint8 (places, size) that begins where direct reads may go to."""
     memory = large_empty(places * size + ALIGNMENT, dtype=torch.uint8)
@@ -185,11 +194,12 @@ class ExpertLoading:
     A context manager: it ends when all was read, or nothing more will be.
     """
 
-    def __init__(self, checkpoint: Checkpoint, compute: Compute, num_experts: int) -> None:
-        """Raises ConfigError if the compute has no form that could be read from a file."""
+    def __init__(self, checkpoint: Checkpoint, compute: Compute, num_experts: int, budget: int) -> None:
+        """budget: bytes of memory for experts. Raises ConfigError if the compute has no form that could be read from a
+        file."""
         if not isinstance(compute, NativeCompute):
             raise ConfigError(f"expert_budget goes with the native kernels, not with {compute.name!r}")
-        self._compute = compute
+        self._compute, self._budget = compute, budget
         # Every byte counts: a model that was fetched again, or mended, must not be computed with the experts of before.
         # Its file has the name of the old one, and takes its place.
         self._identity = content_digest(checkpoint)
@@ -228,13 +238,16 @@ class ExpertLoading:
         packed = self._compute.prepare(weight)
         assert isinstance(packed, PackedWeight)
         assert self._writer is not None
+        regions, known = self._writer.regions, len(self._writer.regions)
         self._writer.write(expert.layer, expert.part, expert.expert, form_of(packed), bytes_of(packed))
+        if len(regions) > known and all((expert.layer, part) in regions for part in PARTS):
+            _check_budget(self._budget, sum(_place_sizes(regions).values()))  # not after hours of writing
 
-    def cache(self, budget: int) -> ExpertCache:
-        """Once all sources were read."""
+    def cache(self) -> ExpertCache:
+        """Once all sources were read. Raises ConfigError for a budget that does not hold two experts."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
             self._file = ExpertFile.find(self._path, self._identity)
         assert self._file is not None
-        return ExpertCache(self._file, budget, coded_inputs=self._compute.coded_inputs)
+        return ExpertCache(self._file, self._budget, coded_inputs=self._compute.coded_inputs)

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 _MOST_BOXES = 100_000
 """Boxes of an MP4 that are looked at; a fragment of a second has two."""
+_BOXES = frozenset(
+    b"ftyp styp moov moof mdat mfra sidx ssix emsg prft free skip wide uuid meta meco pdin pnot udta".split()
+)
+"""The boxes of an MP4's first level. What goes on otherwise are marks of another program behind the film."""
 _UNKNOWN_RIFF = (0, 2**32 - 1)
 """What stands for the length of an AVI that could not be filled in when it was written."""
 
@@ -21,6 +25,8 @@ def _mp4(data: bytes) -> bool:
     at = 0
     for _ in range(_MOST_BOXES):
         if at + 8 > len(data):
+            return False
+        if data[at + 4 : at + 8] not in _BOXES:
             return False
         size, least = int.from_bytes(data[at : at + 4], "big"), 8
         if size == 1:
