@@ -12,7 +12,6 @@ from freehold.core.axes import ceil_div
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
 
-
 _ROWS = 4096
 """Queries at a time: of so many only is there a copy in float32."""
 
