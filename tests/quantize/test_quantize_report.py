@@ -13,8 +13,14 @@ from click.testing import CliRunner
 import freehold
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.model import index_branches
+from freehold.model.index_branch import IndexSizes
+from freehold.plan.subject import open_subject
 from freehold.quantize.journal import Done
 from freehold.quantize.report import Reading, agreement, layer_errors, read_text
+from support.tiny_index import write_tiny_index
+from support.tiny_llama import LLAMAS, write_tiny_llama
 from support.tiny_m3 import TinyM3Spec, write_tiny_m3
 
 SPEC = TinyM3Spec("report", (0, 1), (0, 1), num_experts=4, topk=2, block_tokens=32, expert_size=64)
@@ -65,6 +71,34 @@ def test_agreement_counts_blocks_that_both_chose() -> None:
     assert agreement(some, others) == 3 / 5
     assert agreement(some, some) == 1.0
     assert agreement(Reading(likely, {}), Reading(likely, {})) is None
+
+
+def test_a_model_with_a_branch_is_compared_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, text = LLAMAS["plain"], tmp_path / "text.txt"
+    write_tiny_llama(spec, tmp_path / "model")
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        hidden = checkpoint.config["hidden_size"]
+    bare = open_subject(str(tmp_path / "model"), "none").config
+    sizes = IndexSizes(bare.num_kv_heads, bare.head_dim, 32, 2)
+    write_tiny_index(tmp_path / "branches" / "one", tmp_path / "model", sizes, hidden, [1])
+    dense = read_text(tmp_path / "model", TEXT, 300).perplexity
+    monkeypatch.setattr(index_branches, "BRANCHES", tmp_path / "branches")
+    text.write_text(TEXT)
+    arguments = [
+        "quantize",
+        str(tmp_path / "model"),
+        str(tmp_path / "out"),
+        "--bits",
+        "8",
+        "--text",
+        str(text),
+        "--json",
+    ]
+    done = CliRunner().invoke(main, [*arguments, "--text-tokens", "300"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["perplexity_before"] == dense
+    assert result["block_agreement"] is None
 
 
 def test_the_command(directory: Path, tmp_path: Path) -> None:

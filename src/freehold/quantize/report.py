@@ -14,6 +14,7 @@ from freehold.core.errors import ArgumentError
 from freehold.engine.llm import LLM
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
+from freehold.model.index_branches import NONE
 from freehold.model.registry import context_length, load_tokenizer
 from freehold.quantize.journal import Done
 from freehold.quantize.values import Error
@@ -71,8 +72,12 @@ def _too_short(count: int) -> ArgumentError:
 
 
 def read_text(model: Path, text: str, most_tokens: int) -> Reading:
-    """Reads the text's first tokens with a model, loaded for it. Raises ArgumentError if there are not two tokens."""
-    with LLM(model) as llm:
+    """Reads the text's first tokens with a model, loaded for it. Raises ArgumentError if there are not two tokens.
+
+    A branch beside a model that was trained dense stays out: it was made for those weights, and the quantised ones have
+    none, so that its cost would be taken for that of the codes.
+    """
+    with LLM(model, index=NONE) as llm:
         ids = llm.tokenizer.encode(text)[:most_tokens]
         if len(ids) < 2:
             raise _too_short(len(ids))
