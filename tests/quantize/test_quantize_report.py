@@ -18,7 +18,7 @@ from freehold.model import index_branches
 from freehold.model.index_branch import IndexSizes
 from freehold.plan.subject import open_subject
 from freehold.quantize.journal import Done
-from freehold.quantize.report import Reading, agreement, layer_errors, read_text
+from freehold.quantize.report import Reading, agreement, first_tokens, layer_errors, read_tokens
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import LLAMAS, write_tiny_llama
 from support.tiny_m3 import TinyM3Spec, write_tiny_m3
@@ -32,6 +32,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "source"
     write_tiny_m3(SPEC, path)
     return path
+
+
+def _ids(model: Path, most: int) -> list[int]:
+    with open_checkpoint(model) as checkpoint:
+        return first_tokens(checkpoint, TEXT, most)
 
 
 def test_errors_are_summed_by_layer() -> None:
@@ -50,9 +55,10 @@ def test_errors_are_summed_by_layer() -> None:
 
 
 def test_perplexity_is_that_of_the_logits(directory: Path) -> None:
-    reading = read_text(directory, TEXT, 300)
+    ids = _ids(directory, 300)
+    reading = read_tokens(directory, ids)
     with freehold.LLM(directory) as llm:
-        ids = llm.tokenizer.encode(TEXT)[:300]
+        assert ids == llm.tokenizer.encode(TEXT)[:300]
         logits = llm.logits(ids)
     loss = torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:]))
     assert reading.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-6)
@@ -61,7 +67,7 @@ def test_perplexity_is_that_of_the_logits(directory: Path) -> None:
 
 def test_a_text_without_a_next_token(directory: Path) -> None:
     with pytest.raises(ArgumentError, match="the text has 1 tokens"):
-        read_text(directory, "a", 10)
+        _ids(directory, 1)
 
 
 def test_agreement_counts_blocks_that_both_chose() -> None:
@@ -81,7 +87,7 @@ def test_a_model_with_a_branch_is_compared_without_it(tmp_path: Path, monkeypatc
     bare = open_subject(str(tmp_path / "model"), "none").config
     sizes = IndexSizes(bare.num_kv_heads, bare.head_dim, 32, 2)
     write_tiny_index(tmp_path / "branches" / "one", tmp_path / "model", sizes, hidden, [1])
-    dense = read_text(tmp_path / "model", TEXT, 300).perplexity
+    dense = read_tokens(tmp_path / "model", _ids(tmp_path / "model", 300)).perplexity
     monkeypatch.setattr(index_branches, "BRANCHES", tmp_path / "branches")
     text.write_text(TEXT)
     arguments = [
@@ -112,7 +118,7 @@ def test_the_command(directory: Path, tmp_path: Path) -> None:
     assert set(result["relative_errors"]) == {"outside the layers", "layer 0", "layer 1"}
     assert all(0 < error < 0.01 for error in result["relative_errors"].values())
     assert abs(result["perplexity_change"]) < 0.02
-    assert result["perplexity"] == read_text(tmp_path / "out", TEXT, 4096).perplexity
+    assert result["perplexity"] == read_tokens(tmp_path / "out", _ids(directory, 4096)).perplexity
     assert 0.9 < result["block_agreement"] <= 1.0
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1

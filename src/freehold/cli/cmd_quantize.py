@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,12 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
     from freehold.quantize.job import quantize as write
-    from freehold.quantize.report import check_text, layer_errors
+    from freehold.quantize.report import first_tokens, layer_errors
 
     source = resolve(model)
     content = None if text is None else read_utf8(text)  # now: what is wrong with it is no news for the end
     with open_checkpoint(source) as checkpoint, shown_progress(model) as progress:
-        if content is not None:
-            check_text(checkpoint, content, text_tokens)
+        ids = None if content is None else first_tokens(checkpoint, content, text_tokens)
         before = sum(file.stat().st_size for file in checkpoint.files)
         written = write(checkpoint, out, 8 if bits == "8" else 4, progress=progress)
     errors = {name: error.relative for name, error in layer_errors(written.done).items()}
@@ -52,8 +52,8 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
         "resumed": written.resumed,
         "relative_errors": errors,
     }
-    if content is not None:
-        result.update(_read_both(source, written.path, content, text_tokens))
+    if ids is not None:
+        result.update(_read_both(source, written.path, ids))
     if as_json:
         click.echo(json.dumps(result, allow_nan=False))
         return
@@ -72,12 +72,12 @@ def quantize(model: str, out: Path, bits: str, text: Path | None, text_tokens: i
             click.echo(f"blocks chosen as before: {result['block_agreement']:.2%}")
 
 
-def _read_both(source: Path, made: Path, content: str, most_tokens: int) -> dict[str, Any]:
-    from freehold.quantize.report import agreement, read_text
+def _read_both(source: Path, made: Path, ids: Sequence[int]) -> dict[str, Any]:
+    from freehold.quantize.report import agreement, read_tokens
 
-    before, after = (read_text(model, content, most_tokens) for model in (source, made))
+    before, after = (read_tokens(model, ids) for model in (source, made))
     return {
-        "text_tokens": len(before.log_likelihoods) + 1,
+        "text_tokens": len(ids),
         "perplexity_before": before.perplexity,
         "perplexity": after.perplexity,
         "perplexity_change": after.perplexity / before.perplexity - 1,

@@ -54,33 +54,29 @@ class Reading:
         return math.exp(-float(self.log_likelihoods.double().mean()))
 
 
-def check_text(checkpoint: Checkpoint, text: str, most_tokens: int) -> None:
-    """Whether `read_text` can read so much of the text, before hours go into the model that is to read it.
+def first_tokens(checkpoint: Checkpoint, text: str, most: int) -> list[int]:
+    """The text's first tokens, for `read_tokens`: known before hours go into the model that is to read them.
 
-    Raises ArgumentError if there are not two tokens, or more than the model was made for; TokenizerError as loading.
+    Raises ArgumentError if there are not two, or more than the model was made for; TokenizerError as loading.
     """
-    count = len(load_tokenizer(checkpoint).encode(text)[:most_tokens])
-    if count < 2:
-        raise _too_short(count)
-    most = context_length(checkpoint)
-    if count > most:
-        raise ArgumentError(f"the text is to be read over {count} tokens; the model was made for {most}: take fewer")
+    ids = load_tokenizer(checkpoint).encode(text)[:most]
+    if len(ids) < 2:
+        raise ArgumentError(f"the text has {len(ids)} tokens; it needs two or more to be predicted")
+    longest = context_length(checkpoint)
+    if len(ids) > longest:
+        raise ArgumentError(
+            f"the text is to be read over {len(ids)} tokens; the model was made for {longest}: take fewer"
+        )
+    return ids
 
 
-def _too_short(count: int) -> ArgumentError:
-    return ArgumentError(f"the text has {count} tokens; it needs two or more to be predicted")
-
-
-def read_text(model: Path, text: str, most_tokens: int) -> Reading:
-    """Reads the text's first tokens with a model, loaded for it. Raises ArgumentError if there are not two tokens.
+def read_tokens(model: Path, ids: Sequence[int]) -> Reading:
+    """Reads two or more tokens with a model, loaded for it.
 
     A branch beside a model that was trained dense stays out: it was made for those weights, and the quantised ones have
     none, so that its cost would be taken for that of the codes.
     """
     with LLM(model, index=NONE) as llm:
-        ids = llm.tokenizer.encode(text)[:most_tokens]
-        if len(ids) < 2:
-            raise _too_short(len(ids))
         blocks: dict[int, list[torch.Tensor]] = {}
 
         def watch(_start: int) -> BlockObserver:
