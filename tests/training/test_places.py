@@ -232,14 +232,32 @@ def test_a_full_disk_is_said_before_the_work(base: Path, texts: Path, tmp_path: 
     assert not (tmp_path / "work" / "captured").exists()
     run(base, texts, tmp_path)
 
-    def refused(_tensors: object, path: Path, **_options: object) -> None:
-        path.write_bytes(b"half")
-        raise whole_file.SafetensorError("No space left on device")
-
-    monkeypatch.setattr(whole_file, "save_file", refused)
-    with pytest.raises(FreeholdError, match="cannot be written"):
+    monkeypatch.setattr(whole_file, "_header", full)
+    with pytest.raises(FreeholdError, match=r"cannot be written \(No space left on device\)"):
         whole_file.save_whole({}, tmp_path / "x")
     assert not list(tmp_path.glob("x*"))
+
+
+def test_what_is_written_is_known_by_its_name_until_it_is_whole_and_everybody_may_read_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    tensors = {
+        "b": torch.randn(3, 5), "a": torch.randn(7), "steps": torch.tensor(5), "none": torch.zeros(0, 3),
+        "half": torch.randn(3, 3).bfloat16(), "losses": torch.randn(4, dtype=torch.float64),
+        "turned": torch.randn(2, 3).T,
+    }  # fmt: skip
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *_names: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            whole_file.save_whole(tensors, tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.new"]
+    whole_file.save_whole(tensors, tmp_path / "x", metadata={"format": "pt"})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    found = load_file(tmp_path / "x")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(
