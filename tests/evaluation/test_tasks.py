@@ -141,6 +141,7 @@ class Liar(BaseHTTPRequestHandler):
         "long": '{"choices": [{"text": "", "logprobs": {"token_logprobs": [null, -1' + "0" * 400 + "]}}]}",
         "deep": "[" * 100_000,
         "none": "null",
+        "number": '{"choices": [{"text": 5}]}',
     }
     keys: ClassVar[list[str | None]] = []
 
@@ -149,6 +150,8 @@ class Liar(BaseHTTPRequestHandler):
         kind = self.path.split("/")[1]
         if kind == "half":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        elif kind == "refusal":
+            self.wfile.write(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         elif kind == "noise":
             self.wfile.write(b"\x1b[31mHELLO\r\n\r\n")
         elif kind == "elsewhere":
@@ -188,6 +191,7 @@ def liar() -> Iterator[str]:
         ("half", "gave no completion: IncompleteRead"),
         ("noise", r"gave no completion: \x1b[31mHELLO"),
         ("elsewhere", "answered with status 302"),
+        ("refusal", "answered with status 500"),
     ],
 )
 def test_a_server_that_lies_is_named(liar: str, tmp_path: Path, kind: str, message: str) -> None:
@@ -199,6 +203,11 @@ def test_a_server_that_lies_is_named(liar: str, tmp_path: Path, kind: str, messa
     assert done.stdout == ""
     assert message in done.stderr
     assert Liar.keys == []
+
+
+def test_a_completion_that_is_no_text_is_named(liar: str) -> None:
+    with pytest.raises(FreeholdError, match="number/v1 gave 5 as completion; it must be a text"):
+        Endpoint(f"{liar}/number/v1", "m").answer("x", 1)
 
 
 def test_addresses_and_keys_that_cannot_be() -> None:

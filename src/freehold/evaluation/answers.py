@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -87,8 +88,10 @@ class Endpoint:
 
     def answer(self, prompt: str, max_tokens: int) -> str:
         """See `Asked`. Raises FreeholdError if the server does not answer."""
-        found = self._complete(prompt=prompt, max_tokens=max_tokens, temperature=0)
-        return str(found["text"])
+        text = self._complete(prompt=prompt, max_tokens=max_tokens, temperature=0)["text"]
+        if not isinstance(text, str):
+            raise FreeholdError(f"{self.url} gave {printable(repr(text)[:100])} as completion; it must be a text")
+        return text
 
     def losses(self, text: str) -> list[float]:
         """Negative log-likelihood in nats of each of the server's tokens of the text, after the first.
@@ -120,7 +123,9 @@ class Endpoint:
                 choice = json.loads(text)["choices"][0]
                 return {"text": choice["text"], "logprobs": choice.get("logprobs")}
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode(errors="replace")
+            said = ""
+            with contextlib.suppress(*_BAD_ANSWERS):  # it may hang up here, too
+                said = error.read(500).decode(errors="replace")
             raise FreeholdError(f"{self.url} answered with status {error.code}: {printable(said)}") from None
         except _BAD_ANSWERS as error:
             raise FreeholdError(f"{self.url} gave no completion: {printable(str(error).strip())}") from None
