@@ -167,6 +167,9 @@ def test_text_rows_keep_documents_apart() -> None:
     assert len(seen) > 1
     with pytest.raises(ArgumentError, match="a row has 5000"):
         TextRows(texts, lambda text: [ord(c) for c in text], 0, 5000, seed=1)
+    edited = [replace(texts[0], text=texts[0].text[::-1].swapcase()), *texts[1:]]
+    names = {TextRows(some, lambda text: [ord(c) for c in text], 0, 12, seed=1).name for some in (texts, texts, edited)}
+    assert len(names) == 2  # as many tokens, and other rows
     both = batch_of([source.row(1), source.row(2)])
     assert both.documents[0][0] == 0
     assert both.documents[-1][1] == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,11 +73,13 @@ class TextRows:
         self._tokens, self.length, self._seed = torch.tensor(tokens), length, seed
         self._is_start = torch.zeros(len(tokens), dtype=torch.bool)
         self._is_start[self._starts] = True
+        # Texts that were edited may have as many tokens as before.
+        self._digest = hashlib.sha256(self._tokens.numpy().tobytes()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
         """See `Rows`."""
-        return f"{len(self._starts)} documents, {len(self._tokens)} tokens, seed {self._seed}"
+        return f"{len(self._starts)} documents, {len(self._tokens)} tokens (sha256 {self._digest}), seed {self._seed}"
 
     def row(self, number: int) -> Row:
         """See `Rows`."""
