@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import freehold
 from freehold.cli.main import main
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model import index_branches
 from freehold.model.index_branch import IndexSizes
@@ -70,13 +70,19 @@ def test_a_text_without_a_next_token(directory: Path) -> None:
         _ids(directory, 1)
 
 
+@pytest.mark.parametrize("nats", [800.0, math.nan, math.inf])
+def test_a_model_that_predicts_nothing_is_named(nats: float) -> None:
+    with pytest.raises(FreeholdError, match=r"some-model: a token of the text costs (800|nan|inf) nats"):
+        _ = Reading(Path("some-model"), torch.full((3,), -nats), {}).perplexity
+
+
 def test_agreement_counts_blocks_that_both_chose() -> None:
     likely = torch.zeros(1)
-    some = Reading(likely, {1: torch.tensor([[[0, 1, 2]], [[0, 3, -1]]])})
-    others = Reading(likely, {1: torch.tensor([[[0, 2, 5]], [[1, 3, -1]]])})
+    some = Reading(Path("m"), likely, {1: torch.tensor([[[0, 1, 2]], [[0, 3, -1]]])})
+    others = Reading(Path("m"), likely, {1: torch.tensor([[[0, 2, 5]], [[1, 3, -1]]])})
     assert agreement(some, others) == 3 / 5
     assert agreement(some, some) == 1.0
-    assert agreement(Reading(likely, {}), Reading(likely, {})) is None
+    assert agreement(Reading(Path("m"), likely, {}), Reading(Path("m"), likely, {})) is None
 
 
 def test_a_model_with_a_branch_is_compared_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

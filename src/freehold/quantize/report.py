@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.engine.llm import LLM
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
@@ -18,6 +18,7 @@ from freehold.model.index_branches import NONE
 from freehold.model.registry import context_length, load_tokenizer
 from freehold.quantize.journal import Done
 from freehold.quantize.values import Error
+from freehold.training.frozen import MOST_NATS
 
 _LAYER = re.compile(r"(?:layers|blk)\.(\d+)\.")
 _REST = "outside the layers"
@@ -41,17 +42,24 @@ def layer_errors(done: Sequence[Done]) -> dict[str, Error]:
 class Reading:
     """What a model makes of a text.
 
-    log_likelihoods: (tokens - 1,) of each token after the first. blocks: of each sparse layer the chosen blocks,
-    (tokens, num_index_heads, topk).
+    model: which one. log_likelihoods: (tokens - 1,) of each token after the first. blocks: of each sparse layer the
+    chosen blocks, (tokens, num_index_heads, topk).
     """
 
+    model: Path
     log_likelihoods: torch.Tensor
     blocks: dict[int, torch.Tensor]
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood."""
-        return math.exp(-float(self.log_likelihoods.double().mean()))
+        """exp of the mean negative log-likelihood. Raises FreeholdError if no float holds it."""
+        nats = -float(self.log_likelihoods.double().mean())
+        if not nats < MOST_NATS:  # a NaN too
+            raise FreeholdError(
+                f"{self.model}: a token of the text costs {nats:.4g} nats, for which there is no perplexity; such a "
+                "model predicts nothing; what was quantised is written all the same"
+            )
+        return math.exp(nats)
 
 
 def first_tokens(checkpoint: Checkpoint, text: str, most: int) -> list[int]:
@@ -89,7 +97,7 @@ def read_tokens(model: Path, ids: Sequence[int]) -> Reading:
     likely = torch.log_softmax(logits[:-1].double(), dim=-1)
     wanted = torch.tensor(ids[1:])
     chosen = {layer: torch.cat(parts) for layer, parts in blocks.items()}
-    return Reading(likely.gather(1, wanted[:, None])[:, 0].float(), chosen)
+    return Reading(model, likely.gather(1, wanted[:, None])[:, 0].float(), chosen)
 
 
 def agreement(some: Reading, others: Reading) -> float | None:
