@@ -184,6 +184,13 @@ def test_what_another_program_put_behind_an_mp4_is_no_missing_end() -> None:
     assert is_cut_off(_MP4 + b"\0\0\1\0free", "mp4")
 
 
+def test_a_box_of_a_camera_s_own_does_not_hide_that_the_end_is_missing() -> None:
+    place = _MP4.index(b"mdat") - 4
+    film = _MP4[:place] + b"\0\0\0\x14inst" + b"x" * 12 + _MP4[place:]
+    assert not is_cut_off(film, "mp4")
+    assert is_cut_off(film[:-2], "mp4")
+
+
 def test_a_stream_that_does_not_say_how_long_it_is_is_read() -> None:
     film = _film("matroska", "mpeg4", live="1")
     assert not is_cut_off(film, "matroska")

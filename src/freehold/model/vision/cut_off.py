@@ -10,7 +10,8 @@ _MOST_BOXES = 100_000
 _BOXES = frozenset(
     b"ftyp styp moov moof mdat mfra sidx ssix emsg prft free skip wide uuid meta meco pdin pnot udta".split()
 )
-"""The boxes of an MP4's first level. What goes on otherwise are marks of another program behind the film."""
+"""The boxes of an MP4's first level. Others are a camera's own if one of these follows, and else marks of another
+program behind the film."""
 _UNKNOWN_RIFF = (0, 2**32 - 1)
 """What stands for the length of an AVI that could not be filled in when it was written."""
 
@@ -26,14 +27,15 @@ def _mp4(data: bytes) -> bool:
     for _ in range(_MOST_BOXES):
         if at + 8 > len(data):
             return False
-        if data[at + 4 : at + 8] not in _BOXES:
-            return False
+        known = data[at + 4 : at + 8] in _BOXES
         size, least = int.from_bytes(data[at : at + 4], "big"), 8
         if size == 1:
             size, least = int.from_bytes(data[at + 8 : at + 16], "big"), 16
         if size < least:  # 0: it reaches to the end, whatever that is; else damaged, which FFmpeg will say
             return False
         at += size
+        if not known and data[at + 4 : at + 8] not in _BOXES:
+            return False
         if at > len(data):
             return True
     return False
