@@ -151,6 +151,16 @@ def test_recall_needs_something_sparse(base: Path) -> None:
         recall(checkpoint, None, WINDOWS, lambda *_: None)
 
 
+def test_recall_of_a_dense_model_is_refused_before_anything_is_read(base: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.md"
+    text.write_text("some words and others\n" * 300)
+    options = ["--text", str(text), "--windows", "1", "--window-tokens", "64", "--recall"]
+    done = CliRunner().invoke(main, ["eval", str(base), *options])
+    assert done.exit_code == 1
+    assert "has no sparse layer" in done.stderr
+    assert "1 of 1" not in done.stderr
+
+
 def test_a_server_scores_the_windows(tmp_path: Path) -> None:
     write_tiny_llama(SPEC, tmp_path / "model")
     text = tmp_path / "text.md"

@@ -114,7 +114,7 @@ def _read(
 ) -> tuple[list[Reading], list[GroupRecall]]:
     """What a model that runs here makes of the windows."""
     from freehold.evaluation.block_recall import check_recall
-    from freehold.evaluation.perplexity import is_sparse, read, recall
+    from freehold.evaluation.perplexity import check_sparse, is_sparse, read, recall
     from freehold.loading.checkpoint import open_checkpoint
     from freehold.loading.pull import resolve
     from freehold.model.index_branches import index_for
@@ -126,6 +126,8 @@ def _read(
     with open_checkpoint(resolve(model)) as checkpoint:
         held = windows_of(documents, load_tokenizer(checkpoint).encode, window_tokens, windows, seed=seed)
         sidecar = index_for(checkpoint, index)
+        if with_recall:
+            check_sparse(checkpoint, sidecar)  # not after hours of reading
         standard = ["index", "first and recent"] if is_sparse(checkpoint, sidecar) else ["dense"]
         wanted: Any = [way.replace("-", " ") for way in dict.fromkeys(ways)] or standard
         readings = read(checkpoint, sidecar, held, wanted, progress, work=work)

@@ -141,13 +141,18 @@ def recall(
     progress: Progress,
 ) -> list[GroupRecall]:
     """How well each sparse layer and group chooses, on these windows. Raises ArgumentError if nothing is sparse."""
-    if not is_sparse(checkpoint, index):
-        raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
+    check_sparse(checkpoint, index)
     check_recall(len(windows[0].token_ids))
     compute, watched = NativeCompute(), WatchedBlockAttention()
     compute.attention = watched
     reader = _reader(load_model(checkpoint, compute, index=index), windows)
     return recalls_of(watched, reader, windows, lambda done: progress("recall", done, len(windows)))
+
+
+def check_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> None:
+    """Raises ArgumentError if nothing chooses blocks, of which there could be a recall."""
+    if not is_sparse(checkpoint, index):
+        raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
 
 
 def is_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> bool:
