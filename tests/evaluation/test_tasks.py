@@ -232,7 +232,8 @@ def asked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lengths", "400,30"], "does not fit into 6 tokens"),
+        (["--lengths", "400,30"], "lengths has 30, of which 24 are for the answer: the question does not fit into 6"),
+        (["--lengths", "12"], "lengths has 12, of which 24 are for the answer"),
         (["--lengths", "400,2049"], "lengths has 2049; the model's context has 2048 tokens"),
         (["--lengths", "400", "--task", "lookup"], "are no tokens of this model"),
         (["--lengths", "400", "--picture", "nowhere/map.png"], "map.png"),

@@ -191,6 +191,28 @@ def test_a_box_of_a_camera_s_own_does_not_hide_that_the_end_is_missing() -> None
     assert is_cut_off(film[:-2], "mp4")
 
 
+def _blinking(frames: int) -> bytes:
+    pictures = [Image.fromarray(np.full((40, 60, 3), 20 + 30 * n, np.uint8) ^ np.eye(40, 60, 0, np.uint8)[..., None])
+                for n in range(frames)]  # fmt: skip
+    out = io.BytesIO()
+    pictures[0].save(out, format="GIF", save_all=True, append_images=pictures[1:], duration=1000, loop=0)
+    return out.getvalue()
+
+
+def test_a_gif_is_refused_wherever_it_is_cut_off() -> None:
+    data = _blinking(4)
+    assert read_video(data, CONFIG).seconds == read_video(data + b"\0\0 marks", CONFIG).seconds == (0.0, 2.0)
+    for length in range(20, len(data)):
+        with pytest.raises(RequestError):
+            read_video(data[:length], CONFIG)
+
+
+def test_a_gif_that_was_made_to_be_slow_counts_as_whole() -> None:
+    header = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+    assert not is_cut_off(header + b"\x21\xfe" + b"\1a" * 3_000_000, "gif")
+    assert is_cut_off(header + b"\x21\xfe" + b"\1a" * 1_000, "gif")
+
+
 def test_a_stream_that_does_not_say_how_long_it_is_is_read() -> None:
     film = _film("matroska", "mpeg4", live="1")
     assert not is_cut_off(film, "matroska")

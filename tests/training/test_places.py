@@ -103,18 +103,21 @@ def test_work_is_not_done_among_other_files(base: Path, texts: Path, tmp_path: P
 
 
 def test_the_same_conversion_comes_out_again_and_another_does_not(base: Path, texts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, texts = tmp_path / "out", shutil.copytree(texts, tmp_path / "texts")
     assert converted(base, out, texts).exit_code == 0
     made = contents(out)
     assert converted(base, out, texts).exit_code == 0
     assert contents(out) == made
     assert "which this command did not write" in said(converted(base, out, texts, "--seed", "1"))
     assert "which this command did not write" in said(converted(base, out, texts, "--keep-dense", "1"))
-    assert contents(out) == made
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
     for name in ("model.safetensors", "losses.jsonl"):  # as a process that was killed leaves it
         (out / name).unlink()
     assert converted(base, out, texts).exit_code == 0
+    assert contents(out) == made
+    for path in texts.iterdir():
+        path.write_text(path.read_text()[::-1])
+    assert "which this command did not write" in said(converted(base, out, texts))
     assert contents(out) == made
 
 
@@ -232,7 +235,7 @@ def test_a_full_disk_is_said_before_the_work(base: Path, texts: Path, tmp_path: 
     assert not (tmp_path / "work" / "captured").exists()
     run(base, texts, tmp_path)
 
-    monkeypatch.setattr(whole_file, "_header", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(FreeholdError, match=r"cannot be written \(No space left on device\)"):
         whole_file.save_whole({}, tmp_path / "x")
     assert not list(tmp_path.glob("x*"))

@@ -181,8 +181,9 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         ("steps", 0, "at least 1"),
         ("learning_rate", 0.0, "positive"),
         ("clip", float("nan"), "positive"),
-        ("dense_steps", -1, "negative"),
-        ("looking_weight", -1.0, "negative"),
+        ("dense_steps", -1, "number from 0 on"),
+        ("looking_weight", -1.0, "number from 0 on"),
+        ("exit_weight", float("inf"), "number from 0 on"),
     ):
         with pytest.raises(ArgumentError, match=f"{name} is .*{text}"):
             replace(SETTINGS, **{name: value})
@@ -220,6 +221,7 @@ def test_the_command_makes_a_model_that_answers(tmp_path: Path) -> None:
         (["--retrieval", "--config", "small"], "the model has 257 tokens; --retrieval needs"),
         (["--retrieval", "--text", "."], "exclude each other"),
         (["--retrieval", "--tokenizer", "x"], "--tokenizer is for texts"),
+        (["--tokenizer", "nowhere"], "no model 'nowhere': it is neither a path nor the name of a pulled model"),
         (["--retrieval", "--row-tokens", "1000"], "row_tokens is 1000"),
         (["--learning-rate", "-1"], "learning_rate is -1.0"),
     ],

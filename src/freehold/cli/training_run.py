@@ -17,6 +17,7 @@ import torch.distributed as dist
 from freehold.cli.working import shown_work
 from freehold.core.errors import ArgumentError
 from freehold.loading.json_object import read_json_object
+from freehold.loading.registry import resolve
 from freehold.model.minimax_m3_config import MiniMaxM3Config
 from freehold.model.tokenizer import Tokenizer
 from freehold.training.bytes_tokenizer import END, bytes_tokenizer, write_bytes_tokenizer
@@ -89,12 +90,14 @@ class TrainingRun:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:
-        where = self.options["tokenizer"]
-        if where is None:
-            return None
-        if self.options["retrieval"]:
+        if self.options["retrieval"] and self.options["tokenizer"] is not None:
             raise ArgumentError("--tokenizer is for texts; --retrieval has words of its own")
-        return Tokenizer.from_directory(Path(where))
+        return None if self._tokenizer_path is None else Tokenizer.from_directory(self._tokenizer_path)
+
+    @cached_property
+    def _tokenizer_path(self) -> Path | None:
+        where = self.options["tokenizer"]
+        return None if where is None else resolve(where)
 
     def _rows(self, config: MiniMaxM3Config) -> tuple[Rows, str]:
         """What to learn from, and where it is from."""
@@ -125,13 +128,13 @@ class TrainingRun:
         return TextRows(learnt, encode, end, length, seed=o["seed"]), origin
 
     def _write_tokenizer(self) -> None:
-        where = self.options["tokenizer"]
+        where = self._tokenizer_path
         if where is None:
             write_bytes_tokenizer(self.out, RETRIEVAL_WORDS.spelt() if self.options["retrieval"] else ())
             return
         for name in _TOKENIZER_FILES:
-            if (Path(where) / name).exists():
-                shutil.copyfile(Path(where) / name, self.out / name)
+            if (where / name).exists():
+                shutil.copyfile(where / name, self.out / name)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -54,9 +55,13 @@ def check_all(
                 "task lookup asks in the words of freehold train --retrieval, which are no tokens of this model; leave "
                 "it out, or name a model that was trained so"
             )
-    for task in tasks:
-        for _ in _questions(asked, task, min(lengths) - _room(task), depths, questions, seed):
-            pass
+    # Questions of one kind differ by a few words: what fits into twice the tokens fits surely.
+    for task, length in itertools.product(tasks, sorted({n for n in lengths if n <= 2 * min(lengths)})):
+        try:
+            for _ in _questions(asked, task, length - _room(task), depths, questions, seed):
+                pass
+        except ArgumentError as error:
+            raise ArgumentError(f"lengths has {length}, of which {_room(task)} are for the answer: {error}") from None
 
 
 def _room(task: Asking) -> int:

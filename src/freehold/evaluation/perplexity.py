@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.errors import ArgumentError, FreeholdError
+from freehold.core.nats import MOST_NATS
 from freehold.evaluation.answers import Endpoint
 from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, check_recall, recalls_of
 from freehold.evaluation.kept_losses import KeptLosses
@@ -23,7 +24,7 @@ from freehold.model.compute import NativeCompute
 from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.registry import family_of, load_model
 from freehold.training.corpus import Document, Window, windows_of
-from freehold.training.frozen import MOST_NATS, WindowReader
+from freehold.training.frozen import WindowReader
 
 Way = Literal["dense", "index", "first and recent", "oracle", "as served"]
 WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")

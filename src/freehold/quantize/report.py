@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from freehold.core.errors import ArgumentError, FreeholdError
+from freehold.core.nats import MOST_NATS
 from freehold.engine.llm import LLM
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import BlockObserver
@@ -18,7 +19,6 @@ from freehold.model.index_branches import NONE
 from freehold.model.registry import context_length, load_tokenizer
 from freehold.quantize.journal import Done
 from freehold.quantize.values import Error
-from freehold.training.frozen import MOST_NATS
 
 _LAYER = re.compile(r"(?:layers|blk)\.(\d+)\.")
 _REST = "outside the layers"

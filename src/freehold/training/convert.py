@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from freehold.core.errors import ArgumentError, ConfigError, FreeholdError
+from freehold.core.nats import MOST_NATS
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.compute import compute_for
 from freehold.model.index_branch import IndexSizes
@@ -29,7 +30,7 @@ from freehold.training.captured import Captured
 from freehold.training.corpus import Document, Window, windows_of
 from freehold.training.dense_choice import Harm, harms
 from freehold.training.distil import DistilSettings, Student, train
-from freehold.training.frozen import MOST_NATS, FrozenModel
+from freehold.training.frozen import FrozenModel
 from freehold.training.index_init import Init, Projections, first_index
 from freehold.training.lessons import Lessons
 from freehold.training.places import check_out, check_work
@@ -189,11 +190,10 @@ class _Conversion:
             return False
 
     def _description(self) -> dict[str, Any]:
-        tokens = hashlib.sha256(repr([w.token_ids for w in (*self.windows, *self.judged)]).encode()).hexdigest()
         s = self.settings
         return {
             "base": self.checkpoint.digest(),
-            "tokens": tokens,
+            "tokens": self._tokens_digest(),
             "init": s.init,
             "windows": len(self.windows),
             "window_tokens": s.window_tokens,
@@ -201,6 +201,10 @@ class _Conversion:
             # Over every key, a branch learns the same whatever it will choose.
             **({"block_tokens": s.block_tokens, "topk": s.topk} if s.distil.sparse_steps else {}),
         }
+
+    def _tokens_digest(self) -> str:
+        """Of the windows, those that judge too: an edited text has the same name, and may have as many tokens."""
+        return hashlib.sha256(repr([w.token_ids for w in (*self.windows, *self.judged)]).encode()).hexdigest()
 
     def run(self) -> Converted:
         captured = self._capture("captured", self.windows)
@@ -314,6 +318,7 @@ class _Conversion:
             "documents": len(learned),
             "names_sha256": names,
             "tokens": len(self.windows) * self.settings.window_tokens,
+            "tokens_sha256": self._tokens_digest(),
             "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
         }
 

@@ -16,10 +16,6 @@ from freehold.model.llama import Llama, LlamaLayer
 _CHUNK = 512
 
 
-MOST_NATS = 700.0
-"""A token that costs more has a perplexity which no float holds."""
-
-
 class WindowReader:
     """Runs a model over whole windows of up to `length` tokens, through the kernels; it holds K and V of one window."""
 

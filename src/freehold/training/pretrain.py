@@ -67,7 +67,7 @@ class PretrainSettings:
             raise ArgumentError(f"clip is {self.clip}; it must be a positive number")
         for name in ("dense_steps", "weight_decay", "index_weight", "exit_weight", "looking_weight", "balance_rate"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; it must not be negative")
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be a number from 0 on")
         check_seed(self.seed)
 
     def rate(self, highest: float, step: int) -> float:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from freehold.core.errors import CorruptFileError, FreeholdError
-
-_TYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
-"""Those of states, weights and losses, as safetensors calls them."""
 
 
 def beside(path: Path) -> Path:
@@ -32,38 +26,18 @@ def save_whole(
     Raises FreeholdError if they cannot be written, for example to a full disk.
     """
     first = beside(path) if first is None else first
-    # safetensors' own `save_file` writes to a file with a name that nobody knows, which a killed process leaves behind,
-    # and that only its owner may read.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    # Not safetensors' `save_file`: it begins under a name that nobody knows, which a killed process leaves behind, and
+    # that only its owner may read.
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = save(whole, metadata=None if metadata is None else dict(metadata))
     try:
-        with first.open("wb") as file:
-            file.write(_header(tensors, order, metadata))
-            for name in order:
-                file.write(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        first.write_bytes(data)
     except OSError as error:
         first.unlink(missing_ok=True)
         raise FreeholdError(
             f"{path}: cannot be written ({error.strerror or error}); make room, and give the same command again"
         ) from None
     os.replace(first, path)
-
-
-def _header(tensors: Mapping[str, Tensor], order: Sequence[str], metadata: Mapping[str, str] | None) -> bytes:
-    """What stands before the bytes of the tensors. order: in which they follow; wide types first, so that each begins
-    at a multiple of its numbers' size."""
-    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    begin = 0
-    for name in order:
-        tensor = tensors[name]
-        entries[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, begin + tensor.nbytes],
-        }
-        begin += tensor.nbytes
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
 
 
 def write_whole(text: str, path: Path) -> None:

@@ -12,14 +12,16 @@ _BOXES = frozenset(
 )
 """The boxes of an MP4's first level. Others are a camera's own if one of these follows, and else marks of another
 program behind the film."""
+_MOST_PIECES = 2_000_000
+"""Pieces of a GIF's blocks that are looked at; 255 bytes each are the usual."""
 _UNKNOWN_RIFF = (0, 2**32 - 1)
 """What stands for the length of an AVI that could not be filled in when it was written."""
 
 
 def is_cut_off(data: bytes, name: str) -> bool:
-    """Whether the file is shorter than it says. name: "mp4", "matroska" or "avi". One that does not say, as streams do
-    not, or that is cut just between two of its pieces, counts as whole."""
-    return {"mp4": _mp4, "matroska": _matroska, "avi": _avi}[name](data)
+    """Whether the file is shorter than it says. name: "mp4", "matroska", "avi" or "gif". One that does not say, as
+    streams do not, or that is cut just between two of its pieces, counts as whole; a GIF has a mark at its end."""
+    return {"mp4": _mp4, "matroska": _matroska, "avi": _avi, "gif": _gif}[name](data)
 
 
 def _mp4(data: bytes) -> bool:
@@ -49,6 +51,33 @@ def _avi(data: bytes) -> bool:
             return False
         at += 8 + size + size % 2
     return at > len(data) + 1  # the filling byte behind an odd length may be left out
+
+
+def _gif(data: bytes) -> bool:
+    """Of its blocks, each with a chain of pieces of up to 255 bytes behind it."""
+    if len(data) < 13:
+        return True
+    at = 13 + _colours_nbytes(data[10])
+    left = _MOST_PIECES
+    while at < len(data):
+        if data[at] == 0x21:  # an extension
+            at += 2
+        elif data[at] == 0x2C and at + 10 <= len(data):  # a picture
+            at += 11 + _colours_nbytes(data[at + 9])
+        else:
+            return data[at] == 0x2C  # 0x3B: the end; else damaged, or marks of another program
+        size = 1
+        while size:
+            left -= 1
+            if at >= len(data) or not left:
+                return left > 0
+            size = data[at]
+            at += 1 + size
+    return True
+
+
+def _colours_nbytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _matroska(data: bytes) -> bool:

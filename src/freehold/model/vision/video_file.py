@@ -41,6 +41,8 @@ def read_video(data: bytes, config: VisionConfig, budget: Budget | None = None) 
 
 def _animation(data: bytes, config: VisionConfig, budget: Budget) -> Video:
     picture = open_image(data)
+    if picture.format == "GIF":
+        _check_whole(data, "gif")
     times, now = [], 0.0
     for number in _frame_numbers(picture, budget):
         times.append(now)
@@ -116,8 +118,7 @@ def _container(data: bytes) -> str:
 
 def _file(data: bytes, config: VisionConfig, budget: Budget) -> Video:
     name = _container(data)
-    if is_cut_off(data, name):
-        raise _damaged(EOFError(f"it has {len(data)} bytes, and says that there are more"))
+    _check_whole(data, name)
     try:
         import av
     except ImportError:
@@ -134,6 +135,11 @@ def _file(data: bytes, config: VisionConfig, budget: Budget) -> Video:
         raise
     except Exception as error:  # FFmpeg's errors are of many classes
         raise _damaged(error) from None
+
+
+def _check_whole(data: bytes, name: str) -> None:
+    if is_cut_off(data, name):
+        raise _damaged(EOFError(f"it has {len(data)} bytes, and says that there are more"))
 
 
 def _open(av: Any, data: bytes, name: str) -> tuple[Any, Any]:
