@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from freehold.core.errors import ArgumentError
@@ -350,6 +350,9 @@ CALL_TAGS = [piece for piece in NOISE if piece.startswith(NS + "<") and len(piec
     tagged=st.lists(st.sampled_from([*CALL_TAGS, "a", "1", "\n"]), max_size=30),
     mode=st.sampled_from(["enabled", "disabled", "adaptive", None]),
     seed=st.integers(0, 2**32),
+)
+@example(
+    pieces=[NS + '<invoke name="f">', NS + "<l>", "null", NS + "<s>", NS + "</l>"], tagged=[], mode="enabled", seed=0
 )
 def test_any_text_is_read_as_a_reader_of_the_whole_reads_it(
     pieces: list[str], tagged: list[str], mode: str | None, seed: int

@@ -251,6 +251,8 @@ def _items(tree: Tree, schema: Any, *, streams: bool) -> list[Any]:
     found = [_value(child, items, streams=streams and items != {}) for child in tree.tags]
     if not tree.text.strip():
         return found
+    if tree.text.strip() == "null":  # beside tags it is an item, and no list that is null
+        return [*found, _of_text(tree.text, items)]
     whole = _of_text(tree.text, {"type": "array", "items": items})
     return [*found, *(whole if isinstance(whole, list) else [whole])]
 

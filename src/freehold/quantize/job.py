@@ -118,11 +118,10 @@ def _check_free(target: Target) -> None:
         return
     if target.path.is_dir() and not any(target.path.iterdir()):
         return
-    # "." and "/" are always there, so that the second, which they have none of, is not asked for. A link that leads
-    # nowhere is somebody's, too.
-    for path in (target.path, partial_of(target.path)):
-        if os.path.lexists(path):
-            raise ArgumentError(f"{path}: is there already; name another place, or remove it")
+    # Of "." and "/", which are always there, nothing else has a name. A link that leads nowhere is somebody's, too.
+    if os.path.lexists(target.path) or os.path.lexists(partial_of(target.path)):
+        path = target.path if os.path.lexists(target.path) else partial_of(target.path)
+        raise ArgumentError(f"{path}: is there already; name another place, or remove it")
 
 
 def _check_own(files: Sequence[File], journal: Journal) -> None:
