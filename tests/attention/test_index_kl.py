@@ -90,6 +90,14 @@ def test_teachers_and_what_projections_read_get_nothing():
     assert all(bool((g != 0).any()) for g in grads[5:])
 
 
+def test_a_second_gradient_is_refused():
+    q, k = torch.randn(20, 2, 16), torch.randn(20, 1, 16)
+    index_q, index_k = torch.randn(20, 1, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    first = torch.autograd.grad(index_kl_loss(q, k, index_q, index_k), (index_q, index_k), create_graph=True)
+    with pytest.raises(ArgumentError, match="index_kl_loss is differentiable once"):
+        torch.autograd.grad(first[0].square().sum(), index_q)
+
+
 def test_a_sample_of_positions_is_part_of_the_whole():
     q, k, index_q, index_k = inputs(30, 30, 2, 2, 8, 6)
     each = torch.stack([index_kl_loss(q[i : i + 1], k, index_q[i : i + 1], index_k, query_start=i) for i in range(30)])

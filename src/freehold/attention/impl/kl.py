@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freehold.attention.impl.once import Once
 from freehold.attention.impl.reference import tokens_of
 
 _BUDGET = 1 << 25
@@ -42,17 +43,17 @@ class IndexKL(torch.autograd.Function):
         work = _dense if task.block_ids is None else _sparse
         loss, index_q_grad, index_k_grad = work(_exact(index_q), _exact(index_k), _exact(q), _exact(k), task)
         count = max(1, index_q.shape[0] * index_q.shape[1])
-        ctx.save_for_backward(index_q_grad / count, index_k_grad / count)
-        ctx.dtypes = index_q.dtype, index_k.dtype
+        ctx.save_for_backward(index_q_grad / count, index_k_grad / count, index_q, index_k)
         return loss / count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """The gradients times `factor`."""
-        index_q_grad, index_k_grad = ctx.saved_tensors
-        q_type, k_type = ctx.dtypes
-        return (factor * index_q_grad).to(q_type), (factor * index_k_grad).to(k_type), None, None, None
+        index_q_grad, index_k_grad, index_q, index_k = ctx.saved_tensors
+        gradients = (factor * index_q_grad).to(index_q.dtype), (factor * index_k_grad).to(index_k.dtype)
+        told = "index_kl_loss is differentiable once"
+        to_q, to_k = Once.apply(told, 2, *gradients, index_q, index_k)  # type: ignore[no-untyped-call]
+        return to_q, to_k, None, None, None
 
 
 Result = tuple[Tensor, Tensor, Tensor]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from freehold import kernels
+from freehold.attention.impl.once import Once
 from freehold.core.axes import ceil_div
 from freehold.core.blocks import LaneSpec, LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
@@ -138,15 +139,17 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse, block_ids = ctx.saved_tensors
         dtype = q.dtype if q.dtype == k.dtype else torch.float32
         stored = [t.detach().to(dtype).contiguous() for t in (q, k, v)]
         dq, dk, dv = kernels.attend_backward(
-            stored[0], stored[1], stored[2], out, grad.float().contiguous(), lse, block_ids, **ctx.where
+            stored[0], stored[1], stored[2], out.detach(), grad.detach().float().contiguous(), lse, block_ids,
+            **ctx.where,
         )  # fmt: skip
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+        told = "attention in the kernels is differentiable once: give impl='reference' to differentiate twice"
+        gradients = Once.apply(told, 3, dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), q, k, v, grad)  # type: ignore[no-untyped-call]
+        return *gradients, None, None, None, None
 
 
 def dense_attention(
