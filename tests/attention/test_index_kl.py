@@ -145,7 +145,7 @@ def test_scores_that_are_far_apart_give_no_nan():
         ({"query_start": 7}, "query_start is 7"),
         ({"block_ids": torch.zeros(2, 3, 1, dtype=torch.int32)}, r"block_ids has shape \(2, 3, 1\)"),
         ({"block_ids": torch.ones(2, 2, 1, dtype=torch.int32)}, "none after the query's own block"),
-        ({"index_scale": 0.0}, "scale is 0.0"),
+        ({"index_scale": 0.0}, "index_scale is 0.0; .* index_dim"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -234,7 +234,7 @@ def index_kl_loss(
                 f"(total_q, num_kv_heads, topk) = ({q.shape[0]}, {k.shape[1]}, at least 1)"
             )
         _check_block_ids(block_ids, positions.to(block_ids.device) // block_tokens)
-    task = Task(positions, block_ids, block_tokens, _scale(scale, q), _scale(index_scale, index_q))
+    task = Task(positions, block_ids, block_tokens, _scale(scale, q), _scale(index_scale, index_q, "index_"))
     return IndexKL.apply(index_q, index_k, q, k, task)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -242,7 +242,8 @@ def _impl(impl: str, *inputs: torch.Tensor) -> ModuleType:
     return _IMPLS[choose_impl(impl, *inputs)[0]]
 
 
-def _scale(scale: Any, q: torch.Tensor) -> float:
+def _scale(scale: Any, q: torch.Tensor, branch: str = "") -> float:
+    """branch: what its name begins with in errors."""
     if scale is None:
         return float(q.shape[2] ** -0.5)
     if (
@@ -250,7 +251,8 @@ def _scale(scale: Any, q: torch.Tensor) -> float:
         or not torch.finfo(torch.float32).tiny <= cast(float, scale) <= torch.finfo(torch.float32).max
     ):
         raise ArgumentError(
-            f"scale is {scale!r}; it must be a positive number of float32, or None for head_dim ** -0.5"
+            f"{branch}scale is {scale!r}; it must be a positive number of float32, or None for "
+            f"{branch or 'head_'}dim ** -0.5"
         )
     return float(scale)
 
