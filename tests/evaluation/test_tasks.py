@@ -303,6 +303,13 @@ def test_lookups_fill_a_map() -> None:
     ]
 
 
+@pytest.mark.parametrize(("depths", "questions"), [(5, 1), (5, 4), (48, 1), (7, 6)])
+def test_few_lookups_are_about_every_depth(depths: int, questions: int) -> None:
+    asked = {"depths": depths, "questions": questions, "seed": 0, "progress": lambda *_: None}
+    cells = ask_all(Lookup(), ["lookup"], [400, 900], **asked)
+    assert [cell.questions for cell in cells] == [questions] * (2 * depths)
+
+
 def test_lookups_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ArgumentError, match="does not fit into 100 tokens; it needs 194"):
         lookups(RETRIEVAL_WORDS, 100, 1, depths=1, seed=0)

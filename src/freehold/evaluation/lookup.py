@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 
 from freehold.core.errors import ArgumentError
 from freehold.evaluation.tasks import Question
@@ -16,8 +18,9 @@ def lookups(words: RetrievalWords, tokens: int, count: int, *, depths: int, seed
     """`count` questions of `tokens` tokens. Up to `FACTS` of them in turn are about the same text: prompts that differ
     in their last token alone.
 
-    The facts of a text lie at random, as many in each of `depths` equal parts as in the others; a question's depth is
-    the middle of its fact's part, 0 the beginning of the text and 1 its end. Raises ArgumentError if they do not fit.
+    The facts of a text lie at random, as many in each of `depths` equal parts as in the others, and the parts are asked
+    about in turn; a question's depth is the middle of its fact's part, 0 the beginning of the text and 1 its end.
+    Raises ArgumentError if they do not fit.
     """
     if not 1 <= depths <= FACTS:
         raise ArgumentError(f"depths is {depths}; a text has {FACTS} facts, and each part needs one")
@@ -48,4 +51,14 @@ def _about_one_text(words: RetrievalWords, tokens: int, count: int, depths: int,
         asked = "".join(spelt[t - words.first] for t in words.question(names[i]))
         return Question(text + asked, (spelt[words.value_id(values[i]) - words.first],), (parts[i] + 0.5) / depths)
 
-    return [question(i) for i in rng.sample(range(FACTS), count)]
+    return [question(i) for i in _in_turn(rng.sample(range(FACTS), FACTS), parts)[:count]]
+
+
+def _in_turn(facts: Sequence[int], parts: Sequence[int]) -> list[int]:
+    """The facts so that every part has its turn before one has another: a few questions are about every depth."""
+    asked = Counter[int]()
+    turns = []
+    for fact in facts:
+        turns.append((asked[parts[fact]], fact))
+        asked[parts[fact]] += 1
+    return [fact for _, fact in sorted(turns, key=lambda turn: turn[0])]
