@@ -161,6 +161,15 @@ def test_recall_of_a_dense_model_is_refused_before_anything_is_read(base: Path, 
     assert "1 of 1" not in done.stderr
 
 
+def test_a_minimax_m3_without_sparse_layers_is_dense(tmp_path: Path) -> None:
+    write_tiny_m3(TinyM3Spec("dense", sparse_layers=(0, 0, 0)), tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        with pytest.raises(ArgumentError, match="has no sparse layer"):
+            recall(checkpoint, None, WINDOWS, lambda *_: None)
+        with pytest.raises(ArgumentError, match="without an index there is only dense"):
+            read(checkpoint, None, WINDOWS, ("index",), lambda *_: None)
+
+
 def test_a_server_scores_the_windows(tmp_path: Path) -> None:
     write_tiny_llama(SPEC, tmp_path / "model")
     text = tmp_path / "text.md"

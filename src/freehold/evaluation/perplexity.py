@@ -22,7 +22,7 @@ from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import Model
 from freehold.model.compute import NativeCompute
 from freehold.model.index_sidecar import IndexSidecar
-from freehold.model.registry import family_of, load_model
+from freehold.model.registry import is_trained_sparse, load_model
 from freehold.training.corpus import Document, Window, windows_of
 from freehold.training.frozen import WindowReader
 
@@ -158,7 +158,7 @@ def check_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> None:
 
 def is_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> bool:
     """Whether there are blocks to choose: by a branch, or because the model was trained so."""
-    return index is not None or family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) == "m3"
+    return index is not None or is_trained_sparse(checkpoint)
 
 
 def _reader(model: Model, windows: Sequence[Window]) -> WindowReader:

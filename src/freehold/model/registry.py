@@ -79,6 +79,12 @@ def context_length(checkpoint: Checkpoint) -> int:
     return _empty(checkpoint).config.context_length
 
 
+def is_trained_sparse(checkpoint: Checkpoint) -> bool:
+    """Whether some layer of the model itself chooses blocks. Raises as `load_model`."""
+    model = _empty(checkpoint)
+    return isinstance(model, MiniMaxM3) and any(model.config.sparse_attention)
+
+
 def _empty(checkpoint: Checkpoint) -> Llama | MiniMaxM3:
     """The text model without its weights."""
     family = family_of(checkpoint.config, checkpoint.format, str(checkpoint.path))
