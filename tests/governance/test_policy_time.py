@@ -47,12 +47,15 @@ HOSTILE = [
 GLOBS = ("x*y*z.py", "x/**/y/**/z.py", "*x*x*x*x*y", "**/x/*/x*/**/y")
 
 
-def seconds(find: object, text: str) -> float:
+def seconds(find: object, text: str, *, below: float) -> float:
+    """The least of some tries, of which there are more where other work has the memory and the core's other half."""
     best = 1e9
-    for _ in range(2):
+    for _ in range(8):
         start = time.thread_time()
         list(find(text))  # type: ignore[operator]
         best = min(best, time.thread_time() - start)
+        if best < below:
+            break
     return best
 
 
@@ -62,18 +65,18 @@ def test_no_text_takes_long(piece: str) -> None:
     text = (piece * (65_536 // len(piece) + 1))[:65_536]
     marker = Marker("m", DataClass.SECRET, ("Nightjar",), GLOBS, GLOBS).detector()
     for detector in (*_OWN, marker):
-        assert seconds(detector.find, text) < 0.25, detector.name
+        assert seconds(detector.find, text, below=0.25) < 0.25, detector.name
 
 
 @pytest.mark.parametrize("text", ["xy" * 30_000, "x*y" * 20_000, ".x" * 30_000, "/x/y" * 15_000, "x" * 65_000])
 @pytest.mark.parametrize("glob", GLOBS)
 def test_no_glob_takes_long(glob: str, text: str) -> None:
     find = Marker("m", DataClass.SECRET, (), (glob,)).detector().find
-    assert seconds(find, text + "z.p") < 0.25
+    assert seconds(find, text + "z.p", below=0.25) < 0.25
 
 
 def test_lines_that_are_no_code_take_no_long_time() -> None:
-    assert seconds(find_source_code, "with x y\n" * 7000) < 0.1
+    assert seconds(find_source_code, "with x y\n" * 7000, below=0.1) < 0.1
 
 
 @pytest.mark.parametrize(

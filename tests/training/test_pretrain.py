@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from freehold.cli.main import main
 from freehold.core.errors import ArgumentError
+from freehold.training import pretrain
 from freehold.training.corpus import Document
 from freehold.training.looking import NO_SOURCE
 from freehold.training.m3_forward import NO_TARGET, Batch, M3Forward
@@ -78,13 +79,17 @@ def test_where_to_look_is_learnt_if_it_has_a_weight(tmp_path: Path) -> None:
     assert not torch.equal(found[0][1], found[1][1])
 
 
-def test_another_run_is_not_continued(tmp_path: Path) -> None:
+def test_another_run_is_not_continued(tmp_path: Path, monkeypatch) -> None:
     Trainer(CONFIG, rows(), SETTINGS, tmp_path)
     for other in (rows(1), RetrievalRows(RETRIEVAL_WORDS, 97, seed=0)):
         with pytest.raises(ArgumentError, match="holds another training"):
             Trainer(CONFIG, other, SETTINGS, tmp_path)
     with pytest.raises(ArgumentError, match="holds another training"):
         Trainer(CONFIG, rows(), replace(SETTINGS, learning_rate=1e-3), tmp_path)
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
+        monkeypatch.setattr(pretrain.dist, name, lambda value=value: value)
+    with pytest.raises(ArgumentError, match="holds another training"):
+        Trainer(CONFIG, rows(), SETTINGS, tmp_path)
 
 
 def test_an_expert_that_gets_too_much_is_chosen_less(tmp_path: Path) -> None:

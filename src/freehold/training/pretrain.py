@@ -138,7 +138,10 @@ class Trainer:
             self._cut_log()
 
     def _description(self) -> dict[str, Any]:
-        return {"config": release_config(self.config), "rows": self.rows.name, "settings": asdict(self.settings)}
+        # Several processes learn what one does but for the order of a sum: half of each would be bits of neither.
+        several = {"processes": self.world} if self.world > 1 else {}
+        rows, settings = self.rows.name, asdict(self.settings)
+        return {"config": release_config(self.config), "rows": rows, "settings": settings, **several}
 
     def _cut_log(self) -> None:
         """Steps after the state was kept will be done, and told, again."""

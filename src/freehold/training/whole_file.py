@@ -32,12 +32,13 @@ def save_whole(
     data = save(whole, metadata=None if metadata is None else dict(metadata))
     try:
         first.write_bytes(data)
+        os.replace(first, path)
     except OSError as error:
         first.unlink(missing_ok=True)
         raise FreeholdError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, and give the same command again"
+            f"{path}: cannot be written ({error.strerror or error}); make room, or allow it, and give the same command "
+            "again"
         ) from None
-    os.replace(first, path)
 
 
 def write_whole(text: str, path: Path) -> None:
