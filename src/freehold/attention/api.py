@@ -139,7 +139,8 @@ def sparse_attention(
 ) -> torch.Tensor:
     """`select_blocks`, then `attend_blocks`: MiniMax Sparse Attention. num_index_heads must equal num_kv_heads.
 
-    Differentiable in q, k and v; the index branch gets no gradient from here (it is trained by its own loss).
+    Differentiable in q, k and v (in the kernels once, in the reference again); the index branch gets no gradient
+    from here (it is trained by its own loss).
     """
     _check_ndim(q=(q, 3), k=(k, 3), v=(v, 3), index_q=(index_q, 3), index_k=(index_k, 2))
     _check_equal("num_index_heads = num_kv_heads", index_q=index_q.shape[1], k=k.shape[1])
