@@ -153,7 +153,7 @@ def recall(
 def check_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> None:
     """Raises ArgumentError if nothing chooses blocks, of which there could be a recall."""
     if not is_sparse(checkpoint, index):
-        raise ArgumentError(f"{checkpoint.path} has no sparse layer; give its index branch")
+        raise ArgumentError(f"{checkpoint.path} has no sparse layer; without an index branch there is no recall")
 
 
 def is_sparse(checkpoint: Checkpoint, index: IndexSidecar | None) -> bool:
