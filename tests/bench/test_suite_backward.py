@@ -34,6 +34,14 @@ def test_a_long_rival_is_measured_on_one_group(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(row["seconds"]["theirs"]["samples"])) == 1
 
 
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_a_long_rival_is_of_the_type_that_is_faster_here(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    monkeypatch.setattr(suite_backward, "_ONCE", 100)
+    monkeypatch.setattr(suite_backward, "fastest", lambda ways: faster if len(ways) > 1 else next(iter(ways)))
+    (row,) = run(BackwardSettings(tokens=(130,), **SMALL), lambda _: None).data["rows"]
+    assert row["rival"] == faster
+
+
 def test_another_gradient_is_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = suite_backward._Case.ours
     monkeypatch.setattr(suite_backward._Case, "ours", lambda self: tuple(1.2 * x for x in ours(self)))

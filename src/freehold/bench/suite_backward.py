@@ -23,12 +23,15 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 _ONCE = 16384
 """From so many tokens on torch computes one group of heads, once: the others take as long."""
+_TRIAL = 2048
+"""Tokens with which torch's faster type is found for such lengths."""
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 _COLUMNS = ("tokens", "ours s", "torch s", "ratio", "peak memory", "torch's way")
 _NOTES = (
     "forwards and backwards, for q, k and v; blocks chosen beforehand; ratio: torch's time / ours",
     "torch: scaled_dot_product_attention with the chosen blocks as a mask, the groups of heads as its batch",
-    f"from {_ONCE:,} tokens on torch is measured once, on one group of heads, and its time taken for each of them",
+    f"from {_ONCE:,} tokens on torch is measured once, on one group of heads, and its time taken for each of them;"
+    f" its type is the one that is faster with {_TRIAL:,}",
     "peak memory: of the whole process, torch's library and the inputs among it, before any rival ran; longest first",
 )
 
@@ -169,10 +172,12 @@ def _measure(s: BackwardSettings, tokens: int, *, first: bool) -> Row:
     groups = 1 if tokens >= _ONCE else s.kv_heads
     ways = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if tokens >= _ONCE:
-        # The faster type of both at shorter lengths; a mask as floats of 32 bits may not fit here.
-        ways = {"bfloat16": torch.bfloat16}
+        # Both would take hours, and which is faster depends on the machine: without BF16 arithmetic it is float32.
+        short = _Case(s, min(tokens, _TRIAL))
+        faster = fastest({name: short.rival(dtype, groups) for name, dtype in ways.items()})
+        ways = {faster: ways[faster]}
     rivals = {name: case.rival(dtype, groups) for name, dtype in ways.items()}
-    name = fastest(rivals) if len(rivals) > 1 else next(iter(rivals))
+    name = fastest(rivals)
     if tokens >= _ONCE:
         begin = time.perf_counter()
         theirs = rivals[name]()
