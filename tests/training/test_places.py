@@ -110,6 +110,7 @@ def test_the_same_conversion_comes_out_again_and_another_does_not(base: Path, te
     assert contents(out) == made
     assert "which this command did not write" in said(converted(base, out, texts, "--seed", "1"))
     assert "which this command did not write" in said(converted(base, out, texts, "--keep-dense", "1"))
+    assert contents(out) == made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
     for name in ("model.safetensors", "losses.jsonl"):  # as a process that was killed leaves it
         (out / name).unlink()

@@ -172,7 +172,7 @@ def _measure(s: BackwardSettings, tokens: int, *, first: bool) -> Row:
     groups = 1 if tokens >= _ONCE else s.kv_heads
     ways = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if tokens >= _ONCE:
-        # Both would take hours, and which is faster depends on the machine: without BF16 arithmetic it is float32.
+        # Each takes minutes a group, and which is faster depends on the machine: without BF16 arithmetic it is float32.
         short = _Case(s, min(tokens, _TRIAL))
         faster = fastest({name: short.rival(dtype, groups) for name, dtype in ways.items()})
         ways = {faster: ways[faster]}
