@@ -33,7 +33,8 @@ def test_the_sizes_are_the_published_ones() -> None:
 
 def test_both_ways_answer_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    done = CliRunner().invoke(main, ["bench", "slice", "--quick", "--json", "--directory", str(tmp_path / "slice")])
+    options = ["--quick", "--threads", "1", "--json", "--directory", str(tmp_path / "slice")]
+    done = CliRunner().invoke(main, ["bench", "slice", *options])
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout.splitlines()[-1])
     memory, disk = data["runs"]["all in RAM"], data["runs"]["experts from disk"]

@@ -227,13 +227,35 @@ class Llama(nn.Module):
         observer: BlockObserver | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
-        h = self.embedding.lookup(token_ids)
+        h = self.run_layers(self.embedding.lookup(token_ids), spans, lanes, observer=observer)
+        return self.logits(h[logit_rows])
+
+    @torch.no_grad()
+    def run_layers(
+        self,
+        h: Tensor,
+        spans: Spans,
+        lanes: Sequence[LayerLanes],
+        *,
+        layers: range | None = None,
+        observer: BlockObserver | None = None,
+    ) -> Tensor:
+        """The residual stream, (rows, hidden_size) float32, from before `layers` to behind them. h may be overwritten.
+
+        layers: neighbours, in order; left out, all. lanes: of every layer; only those of `layers` are read and written.
+        """
         cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
-        for i, (layer, layer_lanes) in enumerate(zip(self.layers, lanes, strict=True)):
-            h, block_ids = layer(h, cos, sin, spans, layer_lanes, dense=self.dense or i in self.dense_layers)
+        for i in range(len(self.layers)) if layers is None else layers:
+            dense = self.dense or i in self.dense_layers
+            h, block_ids = self.layers[i](h, cos, sin, spans, lanes[i], dense=dense)
             if observer is not None and block_ids is not None:
                 observer(i, block_ids)
-        return self.head(self.norm(h[logit_rows]))  # type: ignore[no-any-return]
+        return h
+
+    @torch.no_grad()
+    def logits(self, h: Tensor) -> Tensor:
+        """(rows, hidden_size), behind the last layer -> (rows, vocab_size)."""
+        return self.head(self.norm(h))  # type: ignore[no-any-return]
 
     @staticmethod
     def from_checkpoint(

@@ -24,23 +24,35 @@ class Harm:
 def harms(
     sparse: FrozenModel, windows: Sequence[Window], layers: Iterable[int], progress: Callable[[int], None]
 ) -> list[Harm]:
-    """Each layer's harm, the largest first. sparse: the model with a branch in each of the layers."""
-    every = frozenset(layers)
-    model, before = sparse.model, sparse.model.dense_layers
+    """Each layer's harm, the largest first. sparse: the model with a branch in each of the layers.
+
+    Below a layer everything is dense, and the same for each layer above: it is computed once. So half of the layers
+    run for each measurement, and what is held is one residual stream per window.
+    """
+    model, before, every = sparse.model, sparse.model.dense_layers, frozenset(layers)
+    end = len(model.layers)
     try:
         model.dense_layers = every
-        dense = [late(sparse, window) for window in windows]
+        streams = [sparse.embedded(window.token_ids) for window in windows]
+        dense = _late(sparse, streams, windows, 0)
         found = []
-        for layer in sorted(every):
-            model.dense_layers = every - {layer}
-            more = torch.cat([late(sparse, w) - base for w, base in zip(windows, dense, strict=True)]).double()
-            found.append(Harm(layer, float(more.mean()), float(more.std() / len(more) ** 0.5)))
-            progress(layer)
+        for layer in range(end):
+            if layer in every:
+                model.dense_layers = every - {layer}
+                more = (_late(sparse, streams, windows, layer) - dense).double()
+                found.append(Harm(layer, float(more.mean()), float(more.std() / len(more) ** 0.5)))
+                progress(layer)
+            model.dense_layers = every
+            streams = [sparse.run_layers(h, range(layer, layer + 1)) for h in streams]
     finally:
         model.dense_layers = before
     return sorted(found, key=lambda harm: -harm.nats)
 
 
-def late(model: FrozenModel, window: Window) -> torch.Tensor:
-    """Losses of the second half of a window."""
-    return model.losses(window.token_ids)[len(window.token_ids) // 2 :]
+def _late(model: FrozenModel, streams: Sequence[torch.Tensor], windows: Sequence[Window], layer: int) -> torch.Tensor:
+    """Losses of the second half of each window, one behind the other, given what stands before a layer."""
+    found = []
+    for h, window in zip(streams, windows, strict=True):
+        behind = model.run_layers(h, range(layer, len(model.model.layers)))
+        found.append(model.losses_behind(behind, window.token_ids, len(window.token_ids) // 2))
+    return torch.cat(found)

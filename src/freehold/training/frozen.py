@@ -29,13 +29,10 @@ class WindowReader:
 
     def losses(self, token_ids: Sequence[int], observer: BlockObserver | None = None) -> Tensor:
         """Negative log-likelihood in nats of each token after the first: (len(token_ids) - 1,) float32."""
-        wanted = torch.tensor(token_ids[1:])
         found = []
         for start in range(0, len(token_ids), _CHUNK):
             rows = torch.arange(min(_CHUNK, len(token_ids) - start))
-            likely = torch.log_softmax(self._step(token_ids, start, rows, observer), dim=-1)
-            here = wanted[start : start + len(rows)]
-            found.append(-likely[: len(here)].gather(1, here[:, None])[:, 0])
+            found.append(_surprise(self._step(token_ids, start, rows, observer), token_ids, start))
         return torch.cat(found)
 
     def _step(
@@ -44,12 +41,14 @@ class WindowReader:
         if len(token_ids) > self.length:
             raise ArgumentError(f"the window has {len(token_ids)} tokens; there is room for {self.length}")
         part = torch.tensor(token_ids[start : start + _CHUNK])
-        spans = Spans.pack([Span(start, len(part), self._slots)], self.block_tokens)
-        return self._model.forward(part, spans, self.lanes, logit_rows=rows, observer=observer)
+        return self._model.forward(part, self._spans(start, len(part)), self.lanes, logit_rows=rows, observer=observer)
+
+    def _spans(self, start: int, rows: int) -> Spans:
+        return Spans.pack([Span(start, rows, self._slots)], self.block_tokens)
 
 
 class FrozenModel(WindowReader):
-    """The same, and what the layers of a dense model read."""
+    """The same for a Llama model, and what stands between its layers."""
 
     def __init__(self, model: Llama, length: int) -> None:
         super().__init__(model, length)
@@ -73,3 +72,29 @@ class FrozenModel(WindowReader):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def embedded(self, token_ids: Sequence[int]) -> Tensor:
+        """The residual stream of a window before the first layer: (len(token_ids), hidden_size) float32."""
+        return self.model.embedding.lookup(torch.tensor(token_ids))
+
+    def run_layers(self, h: Tensor, layers: range) -> Tensor:
+        """The residual stream of a window from before these layers to behind them; h stays as it is.
+
+        Behind the last one it has the bits that the whole model would have: the layers before are not computed again.
+        """
+        done = []
+        for start in range(0, len(h), _CHUNK):
+            part = h[start : start + _CHUNK].clone()
+            done.append(self.model.run_layers(part, self._spans(start, len(part)), self.lanes, layers=layers))
+        return torch.cat(done)
+
+    def losses_behind(self, h: Tensor, token_ids: Sequence[int], first: int) -> Tensor:
+        """`losses` from position `first` on, given the residual stream behind the last layer."""
+        starts = range(first, len(token_ids), _CHUNK)
+        return torch.cat([_surprise(self.model.logits(h[i : i + _CHUNK]), token_ids, i) for i in starts])
+
+
+def _surprise(logits: Tensor, token_ids: Sequence[int], start: int) -> Tensor:
+    """Nats of the tokens that follow positions `start` and on; the last position of all has none."""
+    following = torch.tensor(token_ids[start + 1 : start + 1 + len(logits)], dtype=torch.int64)
+    return -torch.log_softmax(logits, dim=-1)[: len(following)].gather(1, following[:, None])[:, 0]

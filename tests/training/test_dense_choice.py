@@ -1,0 +1,69 @@
+"""What each layer's sparseness costs, by another route: the whole model for every measurement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freehold.loading.checkpoint import open_checkpoint
+from freehold.model.compute import compute_for
+from freehold.model.index_branch import IndexSizes
+from freehold.model.index_sidecar import open_index
+from freehold.model.llama import Llama
+from freehold.training.corpus import Window
+from freehold.training.dense_choice import harms
+from freehold.training.frozen import FrozenModel
+from support.portable_random import portable_tokens
+from support.tiny_index import write_tiny_index
+from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
+
+LENGTH = 1301
+SPEC = TinyLlamaSpec("judged", num_layers=4, seed=5, context_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> FrozenModel:
+    """A model whose layers 0, 2 and 3 have a random branch."""
+    base, branch = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("branch")
+    write_tiny_llama(SPEC, base)
+    write_tiny_index(branch, base, IndexSizes(SPEC.num_kv_heads, 16, 16, 3), SPEC.hidden_size, [0, 2, 3])
+    with open_checkpoint(base) as checkpoint:
+        return FrozenModel(Llama.from_checkpoint(checkpoint, compute_for("native")[0], open_index(branch)), LENGTH)
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Window]:
+    lengths = (LENGTH, 1024)
+    return [Window("prose", tuple(int(t) for t in portable_tokens(n, seed=n, name="judged"))) for n in lengths]
+
+
+def test_harms_are_those_of_whole_models(frozen: FrozenModel, windows: list[Window]) -> None:
+    said: list[int] = []
+    found = harms(frozen, windows, [0, 2, 3], said.append)
+    assert said == [0, 2, 3]
+    assert frozen.model.dense_layers == frozenset()
+    assert [harm.nats for harm in found] == sorted((harm.nats for harm in found), reverse=True)
+
+    def late(dense: set[int]) -> torch.Tensor:
+        frozen.model.dense_layers = frozenset(dense)
+        return torch.cat([frozen.losses(w.token_ids)[len(w.token_ids) // 2 :] for w in windows]).double()
+
+    try:
+        base = late({0, 2, 3})
+        for harm in found:
+            more = late({0, 2, 3} - {harm.layer}) - base
+            assert more.abs().max() > 0
+            assert harm.nats == pytest.approx(float(more.mean()), rel=1e-4, abs=1e-9)
+            assert harm.error == pytest.approx(float(more.std() / len(more) ** 0.5), rel=1e-4)
+    finally:
+        frozen.model.dense_layers = frozenset()
+
+
+@pytest.mark.parametrize("first", [1, 3, 4])
+def test_upper_layers_alone_give_the_bits_of_all(frozen: FrozenModel, windows: list[Window], first: int) -> None:
+    ids = windows[0].token_ids
+    before = frozen.run_layers(frozen.embedded(ids), range(first))
+    kept = before.clone()
+    behind = frozen.run_layers(before, range(first, 4))
+    assert torch.equal(before, kept)
+    assert torch.equal(frozen.losses_behind(behind, ids, 0), frozen.losses(ids))
