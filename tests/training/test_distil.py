@@ -15,9 +15,10 @@ from freehold.training.index_init import Projections
 from freehold.training.recall import recall_of
 
 HIDDEN, DIM, GROUPS, LENGTH = 24, 8, 2, 128
+EVERY = torch.arange(LENGTH)
 
 
-def lesson(window: int) -> Lesson:
+def lesson(window: int, positions: torch.Tensor) -> Lesson:
     """Attention whose keys really are one key, which a branch can learn."""
     generator = torch.Generator().manual_seed(99)
     one, to_q = (
@@ -26,9 +27,8 @@ def lesson(window: int) -> Lesson:
     )
     x = torch.randn(LENGTH, HIDDEN, generator=torch.Generator().manual_seed(window)) * 0.7
     k = (x @ one)[:, None].repeat(1, GROUPS, 1)
-    return Lesson(
-        x, (x @ to_q).view(LENGTH, GROUPS * 2, DIM), k, torch.ones(LENGTH, DIM // 2), torch.zeros(LENGTH, DIM // 2)
-    )
+    q = (x[positions] @ to_q).view(-1, GROUPS * 2, DIM)
+    return Lesson(x, positions, q, k, torch.ones(LENGTH, DIM // 2), torch.zeros(LENGTH, DIM // 2))
 
 
 def student(**settings) -> Student:
@@ -43,18 +43,18 @@ def student(**settings) -> Student:
 
 def test_a_branch_learns_where_attention_goes():
     before = student()
-    sizes, positions = IndexSizes(GROUPS, DIM, 16, 2), torch.arange(64, LENGTH)
-    unseen = lesson(1000)
-    first = recall_of(before.q, before.k, unseen, positions, sizes)
+    sizes = IndexSizes(GROUPS, DIM, 16, 2)
+    unseen = lesson(1000, torch.arange(64, LENGTH))
+    first = recall_of(before.q, before.k, unseen, sizes)
     after = train(before, lesson, 8, LENGTH, layer=0)
-    last = recall_of(after.q, after.k, unseen, positions, sizes)
+    last = recall_of(after.q, after.k, unseen, sizes)
     assert sum(after.losses[-10:]) < 0.8 * sum(after.losses[:10])
     assert first.mass + 0.02 < last.mass <= last.oracle + 1e-6
     assert last.oracle == pytest.approx(first.oracle)
 
 
 def test_enough_blocks_hold_everything():
-    recall = recall_of(student().q, student().k, lesson(0), torch.arange(LENGTH), IndexSizes(GROUPS, DIM, 16, 8))
+    recall = recall_of(student().q, student().k, lesson(0, EVERY), IndexSizes(GROUPS, DIM, 16, 8))
     assert (recall.mass, recall.oracle, recall.blocks) == pytest.approx((1, 1, 1))
 
 

@@ -255,7 +255,7 @@ class _Conversion:
     def _recall(self, layer: int, judged: Captured, branch: Projections) -> Recall:
         lessons, length = Lessons(self.model, judged, layer), self.settings.window_tokens
         positions = torch.linspace(length // 2, length - 1, _JUDGED_ROWS).long()
-        each = [recall_of(branch.q, branch.k, lessons.of(w), positions, self.sizes) for w in range(len(self.judged))]
+        each = [recall_of(branch.q, branch.k, lessons.of(w, positions), self.sizes) for w in range(len(self.judged))]
         return Recall(*(sum(getattr(r, name) for r in each) / len(each) for name in ("mass", "oracle", "blocks")))
 
     def _dense(self, branches: dict[int, Projections]) -> tuple[frozenset[int], tuple[Harm, ...]]:

@@ -60,10 +60,12 @@ class DistilSettings:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One window of a layer: x (length, hidden_size), q (length, num_q_heads, head_dim) and k (length, num_kv_heads,
-    head_dim) as attention sees them, cos and sin (length, head_dim / 2)."""
+    """Some queries of a layer over one window: x (length, hidden_size), positions (queries,) int64, ascending; q
+    (queries, num_q_heads, head_dim) and k (length, num_kv_heads, head_dim) as attention sees them; cos and sin (length,
+    head_dim / 2)."""
 
     x: Tensor
+    positions: Tensor
     q: Tensor
     k: Tensor
     cos: Tensor
@@ -80,12 +82,12 @@ class Student:
         self._optimizer = torch.optim.AdamW([self.q, self.k], lr=1.0, betas=_BETAS, weight_decay=0.0)
         self.losses: list[float] = []
 
-    def learn(self, lesson: Lesson, positions: Tensor) -> float:
+    def learn(self, lesson: Lesson) -> float:
         """One update; the loss before it. Raises FreeholdError if it is no number."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step)
         self._optimizer.zero_grad()
-        loss = self.loss(lesson, positions)
+        loss = self.loss(lesson)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         if not all(bool(t.isfinite().all()) for t in (loss, self.q, self.k)):
@@ -97,13 +99,13 @@ class Student:
         self.losses.append(float(loss.detach()))
         return self.losses[-1]
 
-    def loss(self, lesson: Lesson, positions: Tensor) -> Tensor:
-        """KL(attention || index) of some queries of a window: over every key they see, or, once that is learnt, over
-        the blocks that the branch chooses."""
-        index_q, index_k = index_of(self.q, self.k, lesson, positions)
-        block_ids = None if self.step < self.settings.steps else self._chosen(index_q, index_k, positions)
+    def loss(self, lesson: Lesson) -> Tensor:
+        """KL(attention || index) of a lesson's queries: over every key they see, or, once that is learnt, over the
+        blocks that the branch chooses."""
+        index_q, index_k = index_of(self.q, self.k, lesson)
+        block_ids = None if self.step < self.settings.steps else self._chosen(index_q, index_k, lesson.positions)
         return index_kl_loss(
-            lesson.q[positions], lesson.k, index_q, index_k, positions=positions, block_ids=block_ids,
+            lesson.q, lesson.k, index_q, index_k, positions=lesson.positions, block_ids=block_ids,
             block_tokens=self.sizes.block_tokens,
         )  # fmt: skip
 
@@ -141,9 +143,9 @@ class Student:
         self._optimizer.load_state_dict(state)
 
 
-def index_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The branch's queries (positions, num_kv_heads, dim) and keys (length, dim) with projections q and k."""
-    rope = ReferenceCompute().rope
+def index_of(q: Tensor, k: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """The branch's queries (queries, num_kv_heads, dim) and keys (length, dim) with projections q and k."""
+    rope, positions = ReferenceCompute().rope, lesson.positions
     dim = k.shape[0]
     index_q = (lesson.x[positions] @ q.T).view(len(positions), -1, dim)
     index_k = (lesson.x @ k.T).view(-1, 1, dim)
@@ -155,7 +157,7 @@ def index_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor) -> tuple[T
 
 def train(
     student: Student,
-    lesson_of: Callable[[int], Lesson],
+    lesson_of: Callable[[int, Tensor], Lesson],
     num_windows: int,
     length: int,
     *,
@@ -166,7 +168,7 @@ def train(
     """All steps that the student has not done yet. What a step sees depends on the seed, the layer and its number
     alone, so that a run that was killed ends with the bits of one that was not.
 
-    lesson_of(window) -> the layer's lesson. state: file of the student's state, kept every `save_every` steps.
+    lesson_of(window, positions) -> the layer's lesson. state: file of the student's state, kept every `save_every` steps.
     """
     settings = student.settings
     if state is not None and state.exists():
@@ -177,7 +179,7 @@ def train(
         # Early positions have few keys to choose from, and are dense at inference anyway.
         least = min(256, length // 4)
         positions = torch.tensor(sorted(draw.sample(range(least, length), min(settings.queries, length - least))))
-        loss = student.learn(lesson_of(window), positions)
+        loss = student.learn(lesson_of(window, positions))
         if state is not None and (student.step % settings.save_every == 0 or student.step == settings.all_steps):
             student.save(state)
         progress(student.step, loss)

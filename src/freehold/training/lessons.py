@@ -22,14 +22,15 @@ class Lessons:
         positions = torch.arange(captured.shape[2])
         self._cos, self._sin = model.compute.rope_table(positions, model.rope.inv_freq, model.rope.scale)
 
-    def of(self, window: int) -> Lesson:
-        """The lesson of a window."""
+    def of(self, window: int, positions: Tensor) -> Lesson:
+        """The lesson of a window's queries at `positions`."""
         c, x = self._model.config, self._captured.inputs(self._layer, window)
-        q, k = self._model.compute.linears(x, [self._attention.q_proj, self._attention.k_proj])
-        rope = self._model.compute.rope
-        q = rope(q.view(-1, c.num_q_heads, c.head_dim), self._cos, self._sin)
-        k = rope(k.view(-1, c.num_kv_heads, c.head_dim), self._cos, self._sin)
-        return Lesson(x, q, k, self._cos, self._sin)
+        compute, attention = self._model.compute, self._attention
+        (q,) = compute.linears(x[positions], [attention.q_proj])
+        (k,) = compute.linears(x, [attention.k_proj])
+        q = compute.rope(q.view(-1, c.num_q_heads, c.head_dim), self._cos[positions], self._sin[positions])
+        k = compute.rope(k.view(-1, c.num_kv_heads, c.head_dim), self._cos, self._sin)
+        return Lesson(x, positions, q, k, self._cos, self._sin)
 
     def attention(self) -> Projections:
         """The layer's own projections, as float32 matrices."""

@@ -26,14 +26,14 @@ class Recall:
     blocks: float
 
 
-def recall_of(q: Tensor, k: Tensor, lesson: Lesson, positions: Tensor, sizes: IndexSizes) -> Recall:
-    """Of the branch with projections q and k, for queries at `positions` (ascending) of a lesson's window."""
-    index_q, index_k = index_of(q, k, lesson, positions)
+def recall_of(q: Tensor, k: Tensor, lesson: Lesson, sizes: IndexSizes) -> Recall:
+    """Of the branch with projections q and k, for a lesson's queries."""
+    index_q, index_k = index_of(q, k, lesson)
     scale = lesson.k.shape[2] ** -0.5
     masses, oracles, hits = [], [], []
-    for first in range(0, len(positions), _ROWS):
-        here = positions[first : first + _ROWS]
-        mass = block_masses(lesson.q[here], lesson.k, here, sizes.block_tokens, scale)
+    for first in range(0, len(lesson.positions), _ROWS):
+        here = lesson.positions[first : first + _ROWS]
+        mass = block_masses(lesson.q[first : first + _ROWS], lesson.k, here, sizes.block_tokens, scale)
         local = here // sizes.block_tokens
         best = block_mask(top_blocks(mass, local, sizes.topk, sizes.local_blocks, sizes.init_blocks), mass.shape[2])
         chosen = block_mask(_choose(index_q[first : first + _ROWS], index_k, here, sizes), mass.shape[2])
