@@ -168,7 +168,8 @@ def train(
     """All steps that the student has not done yet. What a step sees depends on the seed, the layer and its number
     alone, so that a run that was killed ends with the bits of one that was not.
 
-    lesson_of(window, positions) -> the layer's lesson. state: file of the student's state, kept every `save_every` steps.
+    lesson_of(window, positions) -> the layer's lesson. state: file of the student's state, kept every `save_every`
+    steps.
     """
     settings = student.settings
     if state is not None and state.exists():
