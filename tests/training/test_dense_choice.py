@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from freehold.core.blocks import Span, Spans
+from freehold.core.errors import ArgumentError
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.compute import compute_for
 from freehold.model.index_branch import IndexSizes
@@ -67,3 +69,33 @@ def test_upper_layers_alone_give_the_bits_of_all(frozen: FrozenModel, windows: l
     behind = frozen.run_layers(before, range(first, 4))
     assert torch.equal(before, kept)
     assert torch.equal(frozen.losses_behind(behind, ids, 0), frozen.losses(ids))
+
+
+def test_a_window_that_is_too_long_is_refused(frozen: FrozenModel) -> None:
+    """The last block has room for more than the model was made for."""
+    window = Window("prose", (1,) * (LENGTH + 1))
+    with pytest.raises(ArgumentError, match=f"the window has {LENGTH + 1} tokens; there is room for {LENGTH}"):
+        harms(frozen, [window], [0], lambda _: None)
+    assert frozen.model.dense_layers == frozenset()
+
+
+def test_nothing_is_judged_beyond_the_last_layer_that_is_asked_for(
+    frozen: FrozenModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[range] = []
+    run = frozen.run_layers
+    monkeypatch.setattr(frozen, "run_layers", lambda h, layers: (ran.append(layers), run(h, layers))[1])
+    assert harms(frozen, windows, [], lambda _: None) == []
+    ran.clear()
+    found = harms(frozen, windows[:1], [2], lambda _: None)
+    assert [harm.layer for harm in found] == [2]
+    assert ran == [range(4), range(1), range(1, 2), range(2, 4)]
+
+
+def test_every_layer_needs_its_lane(frozen: FrozenModel, windows: list[Window]) -> None:
+    model = frozen.model
+    ids = torch.tensor(windows[0].token_ids[:16])
+    spans = Spans.pack([Span(0, 16, range(1))], 16)
+    for lanes in (frozen.lanes[:-1], [*frozen.lanes, frozen.lanes[0]]):
+        with pytest.raises(ValueError, match="zip"):
+            model.forward(ids, spans, lanes, logit_rows=torch.arange(1))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from freehold.attention import index_kl_loss, select_blocks
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, CorruptFileError, FreeholdError
 from freehold.model.index_branch import IndexSizes
 from freehold.training.distil import DistilSettings, Lesson, Student, train
 from freehold.training.index_init import Projections
 from freehold.training.recall import recall_of
+from freehold.training.whole_file import load_state, save_whole
 
 HIDDEN, DIM, GROUPS, LENGTH = 24, 8, 2, 128
 EVERY = torch.arange(LENGTH)
@@ -120,6 +122,39 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, stops):
     assert torch.equal(again.k, whole.k)
     done = train(student(), lesson, 8, LENGTH, layer=3, state=state)  # nothing is left to do
     assert torch.equal(done.q, whole.q)
+
+
+BROKEN = {
+    "a value that is no number": ("q", lambda t: t.index_fill(0, torch.tensor([3]), torch.nan), "q has values"),
+    "another type": ("k.exp_avg", lambda t: t.double(), "k.exp_avg is missing, or of another shape or type"),
+    "a negative square": ("q.exp_avg_sq", lambda t: t - 1.0, "q.exp_avg_sq has a negative square"),
+    "losses in a square": ("losses", lambda t: t[None], "its losses are missing"),
+    "losses that are whole numbers": ("losses", lambda t: t.long(), "its losses are missing"),
+    "losses of steps never done": ("losses", lambda t: torch.cat([t, t]), "not that of its 120 losses"),
+    "another number of steps": ("k.step", lambda t: t + 1, "not that of its 60 losses"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_state_that_no_training_wrote_is_refused(tmp_path: Path, what: str):
+    state = tmp_path / "state.safetensors"
+    train(student(), lesson, 8, LENGTH, layer=3, state=state)
+    name, broken, said = BROKEN[what]
+    kept = load_state(state)
+    save_whole({**kept, name: broken(kept[name])}, state)
+    fresh = student()
+    before = fresh.q.clone()
+    with pytest.raises(CorruptFileError, match=rf"state.safetensors: is damaged \(.*{said}"):
+        train(fresh, lesson, 8, LENGTH, layer=3, state=state)
+    assert torch.equal(fresh.q, before)
+
+
+def test_a_loss_that_is_no_number_names_the_layer():
+    def broken(window: int, positions: torch.Tensor) -> Lesson:
+        return replace(lesson(window, positions), x=torch.full((LENGTH, HIDDEN), torch.nan))
+
+    with pytest.raises(FreeholdError, match="layer 3, step 1: the loss is nan"):
+        train(student(), broken, 8, LENGTH, layer=3)
 
 
 def test_the_layer_decides_what_is_seen():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import random
 import shutil
@@ -223,6 +225,30 @@ def test_a_damaged_state_is_named(base: Path, texts: Path, tmp_path: Path) -> No
         run(base, texts, tmp_path)
     state.unlink()
     assert run(base, texts, tmp_path) == made
+
+
+def test_a_directory_in_the_place_of_a_file_is_named(base: Path, texts: Path, tmp_path: Path) -> None:
+    made = run(base, texts, tmp_path)
+    work = tmp_path / "work"
+    for name, said in (
+        ("layer-0.safetensors", "is damaged .* remove it"),
+        ("captured", "cannot be written .* remove it"),
+    ):
+        (work / name).unlink()
+        (work / name).mkdir()
+        with pytest.raises(FreeholdError, match=rf"{name}: {said}"):
+            run(base, texts, tmp_path)
+        (work / name).rmdir()
+    assert run(base, texts, tmp_path) == made
+
+
+def test_a_number_of_windows_that_is_none_is_captured_again(base: Path, texts: Path, tmp_path: Path) -> None:
+    made = run(base, texts, tmp_path)
+    state = tmp_path / "work" / "captured.json"
+    told = json.loads(state.read_text())
+    state.write_text(json.dumps({**told, "windows": math.inf}))
+    assert run(base, texts, tmp_path) == made
+    assert json.loads(state.read_text()) == told
 
 
 def test_a_full_disk_is_said_before_the_work(base: Path, texts: Path, tmp_path: Path, monkeypatch) -> None:

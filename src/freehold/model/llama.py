@@ -245,9 +245,10 @@ class Llama(nn.Module):
         layers: neighbours, in order; left out, all. lanes: of every layer; only those of `layers` are read and written.
         """
         cos, sin = self.compute.rope_table(spans.positions, self.rope.inv_freq, self.rope.scale)
-        for i in range(len(self.layers)) if layers is None else layers:
-            dense = self.dense or i in self.dense_layers
-            h, block_ids = self.layers[i](h, cos, sin, spans, lanes[i], dense=dense)
+        each = list(zip(self.layers, lanes, strict=True))
+        for i in range(len(each)) if layers is None else layers:
+            layer, lane = each[i]
+            h, block_ids = layer(h, cos, sin, spans, lane, dense=self.dense or i in self.dense_layers)
             if observer is not None and block_ids is not None:
                 observer(i, block_ids)
         return h

@@ -26,7 +26,7 @@ class Captured:
         Raises ArgumentError if there is no room for it, or a capture of another shape is there.
         """
         self.shape = num_layers, num_windows, length, hidden_size
-        self._state = path.with_name(f"{path.name}.json")
+        self._path, self._state = path, path.with_name(f"{path.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         count = math.prod(self.shape)
         nbytes = count * torch.bfloat16.itemsize
@@ -42,7 +42,7 @@ class Captured:
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
             shape, windows = tuple(state["shape"]), int(state["windows"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nobody knows what is in it
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):  # nobody knows what is in it
             return 0
         if shape != self.shape:
             raise ArgumentError(
@@ -55,7 +55,9 @@ class Captured:
         """Captures what is missing. progress(done, total) after each window."""
         for number in range(self.done, len(windows)):
             self._window(model, windows[number], number)
-            # The mapping is shared, so what was written outlives this process whatever ends it.
+            # The mapping is shared, so what was written outlives this process whatever ends it; and the machine, before
+            # a file says so.
+            _sync(self._path)
             self.done = number + 1
             write_whole(json.dumps({"shape": self.shape, "windows": self.done}), self._state)
             progress(number + 1, len(windows))
@@ -71,9 +73,23 @@ class Captured:
         return self._all[layer, window].float()
 
 
+def _sync(path: Path) -> None:
+    """Waits until what the mapping of a file has is on the disk."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def _reserve(path: Path, nbytes: int) -> None:
     """Room for the whole file: a mapping that finds the disk full later ends the process without a word."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ArgumentError(
+            f"{path}: cannot be written ({error.strerror}); remove it, or name another directory as place of the work"
+        ) from None
     try:
         os.ftruncate(file, 0)
         if hasattr(os, "posix_fallocate"):

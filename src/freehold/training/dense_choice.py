@@ -27,23 +27,24 @@ def harms(
     """Each layer's harm, the largest first. sparse: the model with a branch in each of the layers.
 
     Below a layer everything is dense, and the same for each layer above: it is computed once. So half of the layers
-    run for each measurement, and what is held is one residual stream per window.
+    run for each measurement, and what is held is one residual stream per window, and one that is being computed.
     """
     model, before, every = sparse.model, sparse.model.dense_layers, frozenset(layers)
-    end = len(model.layers)
+    last = max(every, default=-1)
     try:
         model.dense_layers = every
         streams = [sparse.embedded(window.token_ids) for window in windows]
         dense = _late(sparse, streams, windows, 0)
         found = []
-        for layer in range(end):
+        for layer in range(last + 1):
             if layer in every:
                 model.dense_layers = every - {layer}
                 more = (_late(sparse, streams, windows, layer) - dense).double()
                 found.append(Harm(layer, float(more.mean()), float(more.std() / len(more) ** 0.5)))
                 progress(layer)
             model.dense_layers = every
-            streams = [sparse.run_layers(h, range(layer, layer + 1)) for h in streams]
+            for number in range(len(streams) if layer < last else 0):
+                streams[number] = sparse.run_layers(streams[number], range(layer, layer + 1))
     finally:
         model.dense_layers = before
     return sorted(found, key=lambda harm: -harm.nats)

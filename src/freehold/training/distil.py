@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from freehold.model.compute import ReferenceCompute
 from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import damaged, load_state, save_whole
+from freehold.training.whole_file import check_kept, damaged, load_state, save_whole
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -126,13 +126,8 @@ class Student:
     def restore(self, path: Path) -> None:
         """Goes on where `save` was. Raises CorruptFileError if the file is not what `save` wrote."""
         tensors = load_state(path)
+        self._check_state(path, tensors)
         keys = ("exp_avg", "exp_avg_sq", "step")
-        for name, w in (("q", self.q), ("k", self.k)):
-            for part in (name, *(f"{name}.{key}" for key in keys[:2])):
-                if part not in tensors or tensors[part].shape != w.shape:
-                    raise damaged(path, f"{part} is missing, or of another shape")
-        if not {"losses", "q.step", "k.step"} <= tensors.keys():
-            raise damaged(path, "the number of steps is missing")
         with torch.no_grad():
             self.q.copy_(tensors["q"])
             self.k.copy_(tensors["k"])
@@ -141,6 +136,20 @@ class Student:
         state: dict[str, Any] = self._optimizer.state_dict()
         state["state"] = {i: {key: tensors[f"{name}.{key}"] for key in keys} for i, name in enumerate(("q", "k"))}
         self._optimizer.load_state_dict(state)
+
+    def _check_state(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Raises CorruptFileError for tensors that `save` cannot have written."""
+        for name, w in (("q", self.q), ("k", self.k)):
+            for part in (name, f"{name}.exp_avg", f"{name}.exp_avg_sq"):
+                check_kept(path, tensors, part, w)
+            if bool((tensors[f"{name}.exp_avg_sq"] < 0).any()):
+                raise damaged(path, f"{name}.exp_avg_sq has a negative square")
+        losses = tensors.get("losses", torch.empty(0))
+        steps = [tensors.get(f"{name}.step", torch.empty(0)) for name in ("q", "k")]
+        if losses.dtype != torch.float64 or losses.ndim != 1 or not bool(losses.isfinite().all()):
+            raise damaged(path, "its losses are missing, or are no numbers")
+        if len(losses) > self.settings.all_steps or any(t.ndim or float(t) != len(losses) for t in steps):
+            raise damaged(path, f"the number of steps is missing, or is not that of its {len(losses)} losses")
 
 
 def index_of(q: Tensor, k: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -180,7 +189,10 @@ def train(
         # Early positions have few keys to choose from, and are dense at inference anyway.
         least = min(256, length // 4)
         positions = torch.tensor(sorted(draw.sample(range(least, length), min(settings.queries, length - least))))
-        loss = student.learn(lesson_of(window, positions))
+        try:
+            loss = student.learn(lesson_of(window, positions))
+        except FreeholdError as error:
+            raise FreeholdError(f"layer {layer}, {error}") from None
         if state is not None and (student.step % settings.save_every == 0 or student.step == settings.all_steps):
             student.save(state)
         progress(student.step, loss)

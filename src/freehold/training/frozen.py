@@ -38,10 +38,13 @@ class WindowReader:
     def _step(
         self, token_ids: Sequence[int], start: int, rows: Tensor, observer: BlockObserver | None = None
     ) -> Tensor:
-        if len(token_ids) > self.length:
-            raise ArgumentError(f"the window has {len(token_ids)} tokens; there is room for {self.length}")
+        self._check(len(token_ids))
         part = torch.tensor(token_ids[start : start + _CHUNK])
         return self._model.forward(part, self._spans(start, len(part)), self.lanes, logit_rows=rows, observer=observer)
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self.length:
+            raise ArgumentError(f"the window has {tokens} tokens; there is room for {self.length}")
 
     def _spans(self, start: int, rows: int) -> Spans:
         return Spans.pack([Span(start, rows, self._slots)], self.block_tokens)
@@ -82,11 +85,13 @@ class FrozenModel(WindowReader):
 
         Behind the last one it has the bits that the whole model would have: the layers before are not computed again.
         """
-        done = []
+        self._check(len(h))
+        done = torch.empty_like(h)
         for start in range(0, len(h), _CHUNK):
             part = h[start : start + _CHUNK].clone()
-            done.append(self.model.run_layers(part, self._spans(start, len(part)), self.lanes, layers=layers))
-        return torch.cat(done)
+            spans = self._spans(start, len(part))
+            done[start : start + len(part)] = self.model.run_layers(part, spans, self.lanes, layers=layers)
+        return done
 
     def losses_behind(self, h: Tensor, token_ids: Sequence[int], first: int) -> Tensor:
         """`losses` from position `first` on, given the residual stream behind the last layer."""

@@ -22,7 +22,7 @@ from freehold.training.m3_weights import Weights, first_weights, is_bias, is_ind
 from freehold.training.places import check_out, check_work
 from freehold.training.rows import Rows, batch_of
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import beside, damaged, load_state, save_whole, write_whole
+from freehold.training.whole_file import beside, check_kept, damaged, load_state, save_whole, write_whole
 
 _BETAS = (0.9, 0.95)
 _LAST = 0.1
@@ -165,9 +165,8 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         tensors = load_state(path)
         for name, w in self.weights.items():
-            kept = [f"weight.{name}", *(f"{key}.{name}" for key in _MOMENTS[:2] if w.requires_grad)]
-            if any(one not in tensors or tensors[one].shape != w.shape for one in kept):
-                raise damaged(path, f"{name} is missing, or of another shape")
+            for part in ("weight", *(_MOMENTS[:2] if w.requires_grad else ())):
+                check_kept(path, tensors, f"{part}.{name}", w)
         if not {"steps", *(f"step.{name}" for name in self._order)} <= tensors.keys():
             raise damaged(path, "the number of steps is missing")
         with torch.no_grad():

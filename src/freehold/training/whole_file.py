@@ -56,8 +56,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """What `save_whole` wrote. Raises CorruptFileError if it is damaged."""
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise damaged(path, str(error)) from None
+
+
+def check_kept(path: Path, tensors: Mapping[str, Tensor], name: str, like: Tensor) -> None:
+    """Raises CorruptFileError if a state has no tensor `name` that something like this could have been saved as."""
+    found = tensors.get(name)
+    if found is None or found.shape != like.shape or found.dtype != like.dtype:
+        raise damaged(path, f"{name} is missing, or of another shape or type")
+    if not bool(found.isfinite().all()):
+        raise damaged(path, f"{name} has values that are no numbers")
 
 
 def damaged(path: Path, why: str) -> CorruptFileError:
