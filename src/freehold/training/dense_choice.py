@@ -52,8 +52,11 @@ def harms(
 
 def _late(model: FrozenModel, streams: Sequence[torch.Tensor], windows: Sequence[Window], layer: int) -> torch.Tensor:
     """Losses of the second half of each window, one behind the other, given what stands before a layer."""
-    found = []
-    for h, window in zip(streams, windows, strict=True):
-        behind = model.run_layers(h, range(layer, len(model.model.layers)))
-        found.append(model.losses_behind(behind, window.token_ids, len(window.token_ids) // 2))
-    return torch.cat(found)
+    above = range(layer, len(model.model.layers))
+    # A window's stream behind the last layer has no name: it would be held while the next one is computed.
+    return torch.cat(
+        [
+            model.losses_behind(model.run_layers(h, above), window.token_ids, len(window.token_ids) // 2)
+            for h, window in zip(streams, windows, strict=True)
+        ]
+    )
