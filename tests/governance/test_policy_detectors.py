@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from freehold.governance.policy.classes import DataClass
 from freehold.governance.policy.classify import Classifier
 from freehold.governance.policy.detect_ids import find_ids
-from freehold.governance.policy.detect_numbers import find_cards, find_ibans, is_card
+from freehold.governance.policy.detect_numbers import find_cards, find_ibans
 from freehold.governance.policy.detect_secrets import find_private_keys, find_tokens, find_url_passwords
 from freehold.governance.policy.detect_words import find_emails, find_phones, find_source_code
 from freehold.governance.policy.settings import read_settings
@@ -65,8 +65,7 @@ def test_a_word_before_a_card_does_not_hide_it() -> None:
 def test_a_changed_digit_is_no_card(number: str, place: int, by: int) -> None:
     place %= len(number)
     changed = number[:place] + str((int(number[place]) + by) % 10) + number[place + 1 :]
-    assert not is_card(changed)
-    assert number not in set(find_cards(changed))
+    assert set(find_cards(changed)) == set()
 
 
 @pytest.mark.parametrize(

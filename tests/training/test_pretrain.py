@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from freehold.cli.main import main
-from freehold.core.errors import ArgumentError
+from freehold.core.errors import ArgumentError, CorruptFileError
 from freehold.training import pretrain
 from freehold.training.corpus import Document
 from freehold.training.looking import NO_SOURCE
@@ -28,6 +28,7 @@ from freehold.training.pretrain import PretrainSettings, Trainer, write_model
 from freehold.training.retrieval_rows import RetrievalRows, RetrievalWords
 from freehold.training.rows import TextRows, batch_of
 from freehold.training.shapes import RETRIEVAL, RETRIEVAL_WORDS
+from freehold.training.whole_file import load_state, save_whole
 from support.proofs import PROVE
 
 CONFIG = replace(RETRIEVAL, hidden_size=32, num_q_heads=2, num_kv_heads=1, num_index_heads=1, topk=3)
@@ -64,6 +65,29 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
     logs = [(tmp_path / run / "losses.jsonl").read_text() for run in ("whole", "again")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == list(range(1, 10))
+
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
+BROKEN = {
+    "no number of steps": ("steps", lambda t: t.float(), "number of steps is missing"),
+    "more steps than there are": ("steps", lambda t: t + 1, "is none of 9"),
+    "a weight with more steps": (f"step.{EXPERT}", lambda t: t + 1, "is none of 9"),
+    "a weight's step that is no number": (f"step.{EXPERT}", lambda t: t * torch.nan, "is none of 9"),
+    "a negative square": (f"exp_avg_sq.{EXPERT}", lambda t: t - 1.0, "has a negative square"),
+    "another shape": (f"exp_avg.{EXPERT}", lambda t: t[1:], "of another shape or type"),
+    "a weight that is no number": (f"weight.{EXPERT}", lambda t: t * torch.inf, "has values that are no numbers"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_state_that_no_training_wrote_is_refused(tmp_path: Path, what: str) -> None:
+    Trainer(CONFIG, rows(), SETTINGS, tmp_path).run()
+    state = tmp_path / "state.safetensors"
+    name, broken, said = BROKEN[what]
+    kept = load_state(state)
+    save_whole({**kept, name: broken(kept[name])}, state)
+    with pytest.raises(CorruptFileError, match=rf"state.safetensors: is damaged \(.*{said}"):
+        Trainer(CONFIG, rows(), SETTINGS, tmp_path)
 
 
 def test_where_to_look_is_learnt_if_it_has_a_weight(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import BinaryIO
 import xxhash
 
 from freehold.cache.identity import Identity
-from freehold.cache.label import pack_label, sync_directory, unpack_label
+from freehold.cache.label import pack_label, unpack_label
 from freehold.cache.layout import CHECKSUM_BYTES, RecordLayout
 from freehold.cache.prefix import ROOT
 from freehold.cache.record import Record, checksum, stamp_of, unpack_header
 from freehold.cache.shelf import Shelf, shelf_path
 from freehold.cache.store import BlockStore
+from freehold.core.durable import sync
 from freehold.core.errors import StoreError
 
 _MAGIC = b"FHARCH01"
@@ -53,7 +54,7 @@ def export_blocks(shelf: Shelf, records: Sequence[Record], target: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-        sync_directory(target.absolute().parent)
+        sync(target.absolute().parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

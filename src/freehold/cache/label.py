@@ -11,6 +11,7 @@ from freehold.cache.damage import DamageLog, is_our_limit
 from freehold.cache.identity import Identity
 from freehold.cache.layout import RecordLayout
 from freehold.cache.record import checksum
+from freehold.core.durable import sync
 from freehold.core.errors import StoreError
 
 LABEL_NAMES = ("identity.json", "identity.copy.json")
@@ -106,13 +107,4 @@ def write_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     os.replace(partial, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from freehold.cache.label import sync_directory
 from freehold.cache.layout import PAGE_BYTES, RecordLayout
+from freehold.core.durable import sync
 
 _MOST_BUFFERS = 1024  # of one preadv or pwritev: IOV_MAX on Linux
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
@@ -165,7 +165,7 @@ class Segments:
                 descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
                 self._descriptors[key] = descriptor
                 if new:
-                    sync_directory(self.directory)
+                    sync(self.directory)
         return descriptor
 
     def close(self) -> None:

@@ -85,4 +85,4 @@ def tasks(
     click.echo(f"{'task':<10} {'tokens':>8} {'depth':>6} {'found':>6}")
     for cell in cells:
         depth = "-" if cell.depth is None else f"{100 * cell.depth:.0f} %"
-        click.echo(f"{cell.task:<10} {cell.length:>8,} {depth:>6} {cell.score:>6.2f}")
+        click.echo(f"{cell.task:<10} {cell.length:>8,} {depth:>6} {cell.score:>6.3f}")

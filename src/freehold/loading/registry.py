@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from freehold.core.durable import sync
 from freehold.core.errors import ArgumentError, CorruptFileError, DownloadError, ModelNotFoundError
 from freehold.loading.home import models_dir
 
@@ -178,17 +179,9 @@ def partial_directory() -> Iterator[Path]:
 
 def keep(path: Path, place: Path) -> None:
     """Give a finished file its place, replacing what is there, so that a crash leaves the old or the new."""
-    _sync(path)
+    sync(path)
     os.replace(path, place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(place.parent)
 
 
 def resolve(model: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from freehold.core.durable import sync
 from freehold.core.errors import ArgumentError
 from freehold.training.corpus import Window
 from freehold.training.frozen import FrozenModel
@@ -57,7 +58,7 @@ class Captured:
             self._window(model, windows[number], number)
             # The mapping is shared, so what was written outlives this process whatever ends it; and the machine, before
             # a file says so.
-            _sync(self._path)
+            sync(self._path)
             self.done = number + 1
             write_whole(json.dumps({"shape": self.shape, "windows": self.done}), self._state)
             progress(number + 1, len(windows))
@@ -71,15 +72,6 @@ class Captured:
     def inputs(self, layer: int, window: int) -> Tensor:
         """x (length, hidden_size) float32 of a layer and window."""
         return self._all[layer, window].float()
-
-
-def _sync(path: Path) -> None:
-    """Waits until what the mapping of a file has is on the disk."""
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _reserve(path: Path, nbytes: int) -> None:

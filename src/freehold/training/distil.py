@@ -18,7 +18,7 @@ from freehold.model.compute import ReferenceCompute
 from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import check_kept, damaged, load_state, save_whole
+from freehold.training.whole_file import check_kept, check_moments, damaged, load_state, save_whole
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -140,10 +140,8 @@ class Student:
     def _check_state(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Raises CorruptFileError for tensors that `save` cannot have written."""
         for name, w in (("q", self.q), ("k", self.k)):
-            for part in (name, f"{name}.exp_avg", f"{name}.exp_avg_sq"):
-                check_kept(path, tensors, part, w)
-            if bool((tensors[f"{name}.exp_avg_sq"] < 0).any()):
-                raise damaged(path, f"{name}.exp_avg_sq has a negative square")
+            check_kept(path, tensors, name, w)
+            check_moments(path, tensors, f"{name}.exp_avg", f"{name}.exp_avg_sq", w)
         losses = tensors.get("losses", torch.empty(0))
         steps = [tensors.get(f"{name}.step", torch.empty(0)) for name in ("q", "k")]
         if losses.dtype != torch.float64 or losses.ndim != 1 or not bool(losses.isfinite().all()):

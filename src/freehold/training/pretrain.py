@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from freehold.core.errors import ArgumentError, CorruptFileError, FreeholdError
 from freehold.model.minimax_m3_config import MiniMaxM3Config
@@ -22,7 +23,7 @@ from freehold.training.m3_weights import Weights, first_weights, is_bias, is_ind
 from freehold.training.places import check_out, check_work
 from freehold.training.rows import Rows, batch_of
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import beside, check_kept, damaged, load_state, save_whole, write_whole
+from freehold.training.whole_file import beside, check_kept, check_moments, damaged, load_state, save_whole, write_whole
 
 _BETAS = (0.9, 0.95)
 _LAST = 0.1
@@ -164,11 +165,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         tensors = load_state(path)
-        for name, w in self.weights.items():
-            for part in ("weight", *(_MOMENTS[:2] if w.requires_grad else ())):
-                check_kept(path, tensors, f"{part}.{name}", w)
-        if not {"steps", *(f"step.{name}" for name in self._order)} <= tensors.keys():
-            raise damaged(path, "the number of steps is missing")
+        self._check_state(path, tensors)
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(tensors[f"weight.{name}"])
@@ -178,6 +175,21 @@ class Trainer:
         }
         self._optimizer.load_state_dict(state)
         self.step = int(tensors["steps"])
+
+    def _check_state(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Raises CorruptFileError for tensors that `_save` cannot have written."""
+        for name, w in self.weights.items():
+            check_kept(path, tensors, f"weight.{name}", w)
+        missing = torch.empty(0)
+        steps = tensors.get("steps", missing)
+        if steps.ndim or steps.dtype != torch.int64 or not 0 < steps <= self.settings.steps:
+            raise damaged(path, f"the number of steps is missing, or is none of {self.settings.steps}")
+        for name in self._order:
+            check_moments(path, tensors, f"exp_avg.{name}", f"exp_avg_sq.{name}", self.weights[name])
+            taken = tensors.get(f"step.{name}", missing)
+            # An expert that no token came to takes no step.
+            if taken.ndim or not 0 < taken <= steps:
+                raise damaged(path, f"step.{name} is missing, or is none of {int(steps)}")
 
     # Steps.
 

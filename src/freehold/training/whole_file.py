@@ -69,6 +69,14 @@ def check_kept(path: Path, tensors: Mapping[str, Tensor], name: str, like: Tenso
         raise damaged(path, f"{name} has values that are no numbers")
 
 
+def check_moments(path: Path, tensors: Mapping[str, Tensor], mean: str, square: str, like: Tensor) -> None:
+    """The same for what AdamW remembers of a weight: running means of its gradients and of their squares."""
+    check_kept(path, tensors, mean, like)
+    check_kept(path, tensors, square, like)
+    if bool((tensors[square] < 0).any()):
+        raise damaged(path, f"{square} has a negative square")
+
+
 def damaged(path: Path, why: str) -> CorruptFileError:
     """Of a state that is kept to go on from."""
     return CorruptFileError(f"{path}: is damaged ({why}); remove it, and the command does again what it held")

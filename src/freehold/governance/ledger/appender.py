@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from freehold.core.durable import sync
 from freehold.core.errors import GovernanceError
 from freehold.governance.ledger.checkpoint import Checkpoint
-from freehold.governance.ledger.files import LedgerFiles, Segment, held, read_leaf, sync_directory, write_whole
+from freehold.governance.ledger.files import LedgerFiles, Segment, held, read_leaf, write_whole
 from freehold.governance.ledger.merkle import Frontier, leaf_hash
 from freehold.governance.ledger.pending import Pending, write_pending
 from freehold.governance.ledger.record import LedgerRecord
@@ -156,7 +157,7 @@ class Appender:
         folder = self._files.path / "records"
         segment = _Segment(Segment(first, folder / f"{first:012d}.jsonl"))
         try:
-            sync_directory(folder)
+            sync(folder)
         except OSError:
             segment.close()
             raise

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from freehold.core.durable import sync
 from freehold.core.errors import GovernanceError
 from freehold.governance.ledger.checkpoint import Checkpoint
 from freehold.governance.ledger.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
@@ -284,13 +285,4 @@ def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
         draft.unlink(missing_ok=True)
         raise
     if durable:
-        sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path.parent)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import accumulate
 
 from freehold.governance.policy.detector import Detector
 
@@ -19,7 +21,7 @@ _NETWORKS = re.compile(
 )
 _DOUBLED = {"0": 0, "1": 2, "2": 4, "3": 6, "4": 8, "5": 1, "6": 3, "7": 5, "8": 7, "9": 9}
 _LEAST_DIGITS, _MOST_DIGITS = 13, 19
-_FIRST_DIGITS = "234568"
+_PREFIX_DIGITS = 4  # which alone say the network
 # Between groups of digits stand signs, up to so many.
 _PART = r"(?:[^\w\x00]|_)"
 _CARD_RUN = re.compile(rf"(?<![0-9])[0-9]{{1,19}}(?:{_PART}{{1,8}}[0-9]{{1,19}})*(?![0-9])")
@@ -37,9 +39,11 @@ def luhn_fits(digits: str) -> bool:
     return (sum(map(int, digits[-1::-2])) + sum(_DOUBLED[digit] for digit in digits[-2::-2])) % 10 == 0
 
 
-def is_card(digits: str) -> bool:
-    """Whether a network issues such numbers, and the check digit fits."""
-    return _NETWORKS.fullmatch(digits) is not None and len(set(digits)) > 1 and luhn_fits(digits)
+@cache
+def _issued_lengths(prefix: str) -> tuple[int, ...]:
+    """How many digits numbers have that networks issue and that begin so."""
+    lengths = range(_LEAST_DIGITS, _MOST_DIGITS + 1)
+    return tuple(length for length in lengths if _NETWORKS.fullmatch(prefix.ljust(length, "0")))
 
 
 def find_cards(text: str) -> Iterator[str]:
@@ -67,15 +71,17 @@ def _cards_among(groups: Sequence[tuple[str, str]]) -> Iterator[str]:
 
     groups: digits, and the signs that follow them.
     """
-    for first, (start, _) in enumerate(groups):
-        if start[0] not in _FIRST_DIGITS:
-            continue
-        digits = ""
-        for last in range(first + 1, min(first + _MOST_DIGITS, len(groups)) + 1):
-            digits += groups[last - 1][0]
-            if len(digits) > _MOST_DIGITS:
-                break
-            if len(digits) >= _LEAST_DIGITS and is_card(digits) and _is_one_number(groups[first:last]):
+    run = "".join(digits for digits, _ in groups)
+    # Where a group begins in the run, and one more where the last ends.
+    starts = [0, *accumulate(len(digits) for digits, _ in groups)]
+    group_at = {start: group for group, start in enumerate(starts)}
+    for first, start in enumerate(starts[:-1]):
+        for length in _issued_lengths(run[start : start + _PREFIX_DIGITS]):
+            last = group_at.get(start + length)
+            if last is None:
+                continue
+            digits = run[start : start + length]
+            if len(set(digits)) > 1 and luhn_fits(digits) and _is_one_number(groups[first:last]):
                 yield digits
 
 

@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from freehold.core.durable import sync
 from freehold.core.errors import ConfigError
 from freehold.server.operation.principal import SCOPES, Allowance, Principal
 
@@ -230,8 +231,4 @@ def _write(path: Path, records: Sequence[KeyRecord]) -> None:
     except BaseException:
         os.unlink(name)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
