@@ -55,19 +55,14 @@ class Captured:
     def fill(self, model: FrozenModel, windows: Sequence[Window], progress: Callable[[int, int], None]) -> None:
         """Captures what is missing. progress(done, total) after each window."""
         for number in range(self.done, len(windows)):
-            self._window(model, windows[number], number)
+            for layer, x in enumerate(model.layer_inputs(windows[number].token_ids)):
+                self._all[layer, number] = x
             # The mapping is shared, so what was written outlives this process whatever ends it; and the machine, before
             # a file says so.
             sync(self._path)
             self.done = number + 1
             write_whole(json.dumps({"shape": self.shape, "windows": self.done}), self._state)
             progress(number + 1, len(windows))
-
-    def _window(self, model: FrozenModel, window: Window, number: int) -> None:
-        def take(layer: int, start: int, x: Tensor) -> None:
-            self._all[layer, number, start : start + x.shape[0]] = x.bfloat16()
-
-        model.layer_inputs(window.token_ids, take)
 
     def inputs(self, layer: int, window: int) -> Tensor:
         """x (length, hidden_size) float32 of a layer and window."""

@@ -267,7 +267,7 @@ class _Conversion:
             return frozenset(), ()
         found = harms(
             self._with_branches(_EVERY, branches), self.judged, branches,
-            lambda layer: self.progress("layers judged", layer + 1, len(branches)),
+            lambda done, of: self.progress("layers of windows judged", done, of),
         )  # fmt: skip
         return frozenset(harm.layer for harm in found[: self.settings.dense_layers]), tuple(found)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from freehold.training.corpus import Window
 from freehold.training.frozen import FrozenModel
@@ -22,41 +23,45 @@ class Harm:
 
 
 def harms(
-    sparse: FrozenModel, windows: Sequence[Window], layers: Iterable[int], progress: Callable[[int], None]
+    sparse: FrozenModel, windows: Sequence[Window], layers: Iterable[int], progress: Callable[[int, int], None]
 ) -> list[Harm]:
-    """Each layer's harm, the largest first. sparse: the model with a branch in each of the layers.
-
-    Below a layer everything is dense, and the same for each layer above: it is computed once. So half of the layers
-    run for each measurement, and what is held is one residual stream per window, and one that is being computed.
-    """
-    model, before, every = sparse.model, sparse.model.dense_layers, frozenset(layers)
-    last = max(every, default=-1)
+    """Each layer's harm, the largest first. sparse: the model with a branch in each of the layers. progress(done, of)
+    after each layer of a window."""
+    model, before, every = sparse.model, sparse.model.dense_layers, sorted(set(layers))
+    more: dict[int, list[Tensor]] = {layer: [] for layer in every}
     try:
-        model.dense_layers = every
-        streams = [sparse.embedded(window.token_ids) for window in windows]
-        dense = _late(sparse, streams, windows, 0)
-        found = []
-        for layer in range(last + 1):
-            if layer in every:
-                model.dense_layers = every - {layer}
-                more = (_late(sparse, streams, windows, layer) - dense).double()
-                found.append(Harm(layer, float(more.mean()), float(more.std() / len(more) ** 0.5)))
-                progress(layer)
-            model.dense_layers = every
-            for number in range(len(streams) if layer < last else 0):
-                streams[number] = sparse.run_layers(streams[number], range(layer, layer + 1))
+        for number, window in enumerate(windows):
+            for place, (layer, costs) in enumerate(_costs(sparse, window, every), number * len(every) + 1):
+                more[layer].append(costs)
+                progress(place, len(windows) * len(every))
     finally:
         model.dense_layers = before
+    found = [_harm(layer, torch.cat(costs).double()) for layer, costs in more.items() if costs]
     return sorted(found, key=lambda harm: -harm.nats)
 
 
-def _late(model: FrozenModel, streams: Sequence[torch.Tensor], windows: Sequence[Window], layer: int) -> torch.Tensor:
-    """Losses of the second half of each window, one behind the other, given what stands before a layer."""
-    above = range(layer, len(model.model.layers))
-    # A window's stream behind the last layer has no name: it would be held while the next one is computed.
-    return torch.cat(
-        [
-            model.losses_behind(model.run_layers(h, above), window.token_ids, len(window.token_ids) // 2)
-            for h, window in zip(streams, windows, strict=True)
-        ]
-    )
+def _harm(layer: int, costs: Tensor) -> Harm:
+    return Harm(layer, float(costs.mean()), float(costs.std() / len(costs) ** 0.5))
+
+
+def _costs(sparse: FrozenModel, window: Window, every: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """(layer, what its sparseness costs each token of the second half of a window) for each layer, in order.
+
+    Below a layer everything is dense, and the same for each layer above: it is computed once. Of its first tokens a
+    sparse layer leaves nothing out, so that they, and their K and V in all layers, are those of the dense model:
+    they stay in the lanes.
+    """
+    model, ids, half = sparse.model, window.token_ids, len(window.token_ids) // 2
+    whole, dense = range(len(model.layers)), frozenset(every)
+    first = sparse.stretch_of(min(half, sparse.seen_whole))
+    model.dense_layers = dense
+    h = sparse.embedded(ids)
+    known = sparse.losses_behind(sparse.run_layers(h, whole), ids, half)
+    h = h[first:].clone()
+    below = 0
+    for layer in every:
+        h = sparse.run_layers(h, range(below, layer), first)
+        below = layer
+        model.dense_layers = dense - {layer}
+        yield layer, sparse.losses_behind(sparse.run_layers(h, whole[layer:], first), ids, half) - known
+        model.dense_layers = dense

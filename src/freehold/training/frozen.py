@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from freehold.core.axes import DEFAULT_BLOCK_TOKENS, ceil_div
 from freehold.core.blocks import LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
 from freehold.model.base import BlockObserver, Model
+from freehold.model.index_branch import IndexBranch
 from freehold.model.llama import Llama, LlamaLayer
 
 _CHUNK = 512
@@ -57,46 +58,54 @@ class FrozenModel(WindowReader):
         super().__init__(model, length)
         self.model = model
 
-    def layer_inputs(self, token_ids: Sequence[int], take: Callable[[int, int, Tensor], None]) -> None:
-        """Calls take(layer, first position, x) for every layer and stretch of the window, x (rows, hidden_size) what
-        the layer's attention reads: the normalised residual stream."""
-        start = 0
-
-        def watch(number: int) -> Callable[..., None]:
-            def before(layer: LlamaLayer, inputs: tuple[Tensor, ...]) -> None:
-                take(number, start, layer.attention_norm(inputs[0]))
-
-            return before
-
-        handles = [layer.register_forward_pre_hook(watch(i)) for i, layer in enumerate(self.model.layers)]
-        try:
-            for start in range(0, len(token_ids), _CHUNK):
-                self._step(token_ids, start, torch.zeros(1, dtype=torch.int64))
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def embedded(self, token_ids: Sequence[int]) -> Tensor:
         """The residual stream of a window before the first layer: (len(token_ids), hidden_size) float32."""
         return self.model.embedding.lookup(torch.tensor(token_ids))
 
-    def run_layers(self, h: Tensor, layers: range) -> Tensor:
+    @property
+    def seen_whole(self) -> int:
+        """Of how many first tokens of a window a sparse layer leaves nothing out."""
+        branches = [module.sizes for module in self.model.modules() if isinstance(module, IndexBranch)]
+        return min((sizes.topk * sizes.block_tokens for sizes in branches), default=self.length)
+
+    @staticmethod
+    def stretch_of(position: int) -> int:
+        """Where the stretch begins in which a position is computed."""
+        return position // _CHUNK * _CHUNK
+
+    def run_layers(self, h: Tensor, layers: range, first: int = 0) -> Tensor:
         """The residual stream of a window from before these layers to behind them; h stays as it is.
 
-        Behind the last one it has the bits that the whole model would have: the layers before are not computed again.
+        first: h begins with the token at this position, where a stretch begins; K and V of earlier ones, of all these
+        layers, are those of the last call. Behind the last layer it has the bits that the whole model would have: the
+        layers before are not computed again.
         """
-        self._check(len(h))
+        self._check(first + len(h))
         done = torch.empty_like(h)
         for start in range(0, len(h), _CHUNK):
             part = h[start : start + _CHUNK].clone()
-            spans = self._spans(start, len(part))
+            spans = self._spans(first + start, len(part))
             done[start : start + len(part)] = self.model.run_layers(part, spans, self.lanes, layers=layers)
         return done
 
+    def layer_inputs(self, token_ids: Sequence[int]) -> Iterator[Tensor]:
+        """What the attention of each layer reads, one layer after the other: the normalised residual stream of the
+        window, (len(token_ids), hidden_size) float32. What stands behind the last attention is not computed."""
+        h = self.embedded(token_ids)
+        for number, layer in enumerate(self.model.layers):
+            if number:
+                h = self.run_layers(h, range(number - 1, number))
+            assert isinstance(layer, LlamaLayer)
+            yield layer.attention_norm(h)
+
     def losses_behind(self, h: Tensor, token_ids: Sequence[int], first: int) -> Tensor:
-        """`losses` from position `first` on, given the residual stream behind the last layer."""
+        """`losses` from position `first` on, given the residual stream behind the last layer; h may lack tokens before
+        that position."""
+        missing = len(token_ids) - len(h)
         starts = range(first, len(token_ids), _CHUNK)
-        return torch.cat([_surprise(self.model.logits(h[i : i + _CHUNK]), token_ids, i) for i in starts])
+        return torch.cat(
+            [_surprise(self.model.logits(h[i - missing : i - missing + _CHUNK]), token_ids, i) for i in starts]
+        )
 
 
 def _surprise(logits: Tensor, token_ids: Sequence[int], start: int) -> Tensor:
