@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -12,19 +11,8 @@ from freehold.cache import BlockCache
 from freehold.cache import Sequence as CachedSequence
 from freehold.core.blocks import Span, Spans
 from freehold.core.visuals import Overlay
+from freehold.model.alone import kernels_alone
 from freehold.model.base import BlockObserver, Model, SeeingModel
-
-
-@contextmanager
-def _torch_alone() -> Iterator[None]:
-    """Keeps torch's operators on the calling thread. Beside our kernels they are small, but some wake torch's threads
-    all the same (an index of 4,096 elements does), and these stay awake for milliseconds on the kernels' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Runner:
@@ -33,7 +21,6 @@ class Runner:
     def __init__(self, model: Model, cache: BlockCache) -> None:
         self.model = model
         self.cache = cache
-        self._threads = _torch_alone if model.compute_name == "native" else nullcontext
 
     def run(
         self,
@@ -51,7 +38,7 @@ class Runner:
             [Span(start, length, sequence.slots) for sequence, start, length in pieces], self.cache.block_tokens
         )
         wanted, lanes = torch.tensor(logit_rows, dtype=torch.int64), self.cache.pool.lanes
-        with self._threads():
+        with kernels_alone(self.model):
             if overlay is None:
                 token_ids = torch.tensor(
                     [t for sequence, start, length in pieces for t in sequence.tokens[start : start + length]]

@@ -1,8 +1,8 @@
 """`convert`: an index branch for a dense model, trained against its own attention.
 
-One pass of the frozen model keeps what every layer reads; then each layer's branch is trained alone, so that memory
-holds one layer at a time. Everything is kept in a work directory: the same call goes on where a killed one was, with
-the bits of one that was not.
+One pass of the frozen model keeps what every layer reads; then the branches of some layers at a time are trained, so
+that memory holds these layers alone. Everything is kept in a work directory: the same call goes on where a killed one
+was, with the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from freehold.training.index_init import Init, Projections, first_index
 from freehold.training.lessons import Lessons
 from freehold.training.places import check_out, check_work
 from freehold.training.recall import Recall, recall_of
+from freehold.training.side_by_side import side_by_side
 from freehold.training.sidecar_writer import rounded, write_sidecar
 from freehold.training.whole_file import beside, load_state, write_whole
 
@@ -209,13 +211,8 @@ class _Conversion:
     def run(self) -> Converted:
         captured = self._capture("captured", self.windows)
         judged = self._capture("judged", self.judged)
-        branches, losses, recalls = {}, {}, {}
-        for layer in range(self.model.config.num_layers):
-            student = self._train(layer, captured)
-            branches[layer] = rounded(Projections(student.q, student.k))
-            last = student.losses[-50:]
-            losses[layer] = sum(last) / len(last)
-            recalls[layer] = self._recall(layer, judged, branches[layer])
+        learnt = self._learn(captured, judged)
+        branches, losses, recalls = (dict(enumerate(each)) for each in zip(*learnt, strict=True))
         dense, found = self._dense(branches)
         sparse = tuple(i for i in branches if i not in dense)
         chosen = {i: branches[i] for i in sparse}
@@ -233,7 +230,27 @@ class _Conversion:
         )
         return captured
 
-    def _train(self, layer: int, captured: Captured) -> Student:
+    def _learn(self, captured: Captured, judged: Captured) -> list[tuple[Projections, float, Recall]]:
+        """Of every layer: the branch, the mean loss of its last steps, and its recall. No layer's depends on another's:
+        they are trained side by side."""
+        layers, steps = self.model.config.num_layers, self.settings.distil.all_steps
+        taken, telling = [0] * layers, Lock()
+
+        def learn(layer: int, go_on: Callable[[], None]) -> tuple[Projections, float, Recall]:
+            def report(step: int, _loss: float) -> None:
+                go_on()
+                with telling:
+                    taken[layer] = step
+                    self.progress("steps", sum(taken), layers * steps)
+
+            student = self._train(layer, captured, report)
+            taken[layer] = steps  # those of a command before, too
+            branch, last = rounded(Projections(student.q, student.k)), student.losses[-50:]
+            return branch, sum(last) / len(last), self._recall(layer, judged, branch)
+
+        return side_by_side(learn, layers)
+
+    def _train(self, layer: int, captured: Captured, report: Callable[[int, float], None]) -> Student:
         lessons, settings = Lessons(self.model, captured, layer), self.settings.distil
         c = self.model.config
         state = self.work / f"layer-{layer}.safetensors"
@@ -242,11 +259,6 @@ class _Conversion:
             lessons.attention(), lessons.sample(_SAMPLE_ROWS), num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
             init=self.settings.init, generator=generator,
         )  # fmt: skip
-        total = settings.all_steps * c.num_layers
-
-        def report(step: int, _loss: float) -> None:
-            self.progress("steps", layer * settings.all_steps + step, total)
-
         return train(
             Student(first, settings, self.sizes), lessons.of, len(self.windows), self.settings.window_tokens,
             layer=layer, state=state, progress=report,

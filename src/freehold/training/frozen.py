@@ -10,6 +10,7 @@ from torch import Tensor
 from freehold.core.axes import DEFAULT_BLOCK_TOKENS, ceil_div
 from freehold.core.blocks import LayerLanes, Span, Spans
 from freehold.core.errors import ArgumentError
+from freehold.model.alone import kernels_alone
 from freehold.model.base import BlockObserver, Model
 from freehold.model.index_branch import IndexBranch
 from freehold.model.llama import Llama, LlamaLayer
@@ -41,7 +42,10 @@ class WindowReader:
     ) -> Tensor:
         self._check(len(token_ids))
         part = torch.tensor(token_ids[start : start + _CHUNK])
-        return self._model.forward(part, self._spans(start, len(part)), self.lanes, logit_rows=rows, observer=observer)
+        with kernels_alone(self._model):
+            return self._model.forward(
+                part, self._spans(start, len(part)), self.lanes, logit_rows=rows, observer=observer
+            )
 
     def _check(self, tokens: int) -> None:
         if tokens > self.length:
@@ -82,10 +86,11 @@ class FrozenModel(WindowReader):
         """
         self._check(first + len(h))
         done = torch.empty_like(h)
-        for start in range(0, len(h), _CHUNK):
-            part = h[start : start + _CHUNK].clone()
-            spans = self._spans(first + start, len(part))
-            done[start : start + len(part)] = self.model.run_layers(part, spans, self.lanes, layers=layers)
+        with kernels_alone(self.model):
+            for start in range(0, len(h), _CHUNK):
+                part = h[start : start + _CHUNK].clone()
+                spans = self._spans(first + start, len(part))
+                done[start : start + len(part)] = self.model.run_layers(part, spans, self.lanes, layers=layers)
         return done
 
     def layer_inputs(self, token_ids: Sequence[int]) -> Iterator[Tensor]:

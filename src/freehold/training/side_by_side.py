@@ -1,0 +1,76 @@
+"""Pieces of work side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+from freehold import kernels
+
+_MOST = 8
+"""Pieces at once: each has memory of its own."""
+
+T = TypeVar("T")
+
+
+class _StoppedError(Exception):
+    """Of a piece that goes on no longer."""
+
+
+def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> list[T]:
+    """What work(number, go_on) returns for each number below `count`; so many at once as torch and the kernels may use
+    threads, up to eight.
+
+    Each piece has one thread, of torch and of the kernels too: small operators take less time so than where several
+    threads share each of them, and what they compute does not depend on it. A piece calls go_on() now and then, which
+    ends it once another has failed, whose error is raised, or the caller was interrupted.
+    """
+    stopped = Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise _StoppedError
+
+    def piece_of(number: int) -> T:
+        go_on()
+        try:
+            return work(number, go_on)
+        except BaseException:
+            stopped.set()  # before this thread begins another piece
+            raise
+
+    workers = max(1, min(torch.get_num_threads(), kernels.threads(), count, _MOST))
+    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        pieces = [pool.submit(piece_of, number) for number in range(count)]
+        try:
+            wait(pieces, return_when=FIRST_EXCEPTION)
+        finally:
+            stopped.set()
+            for piece in pieces:
+                piece.cancel()
+    for piece in pieces:
+        _raise_error_of(piece)
+    return [piece.result() for piece in pieces]
+
+
+def _raise_error_of(piece: Future[T]) -> None:
+    error = None if piece.cancelled() else piece.exception()
+    if error is not None and not isinstance(error, _StoppedError):
+        raise error
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    ours, torchs = kernels.threads(), torch.get_num_threads()
+    kernels.set_threads(1)
+    torch.set_num_threads(1)  # a new thread's operators have what was set last
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torchs)
+        kernels.set_threads(ours)
