@@ -71,8 +71,9 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
 BROKEN = {
     "no number of steps": ("steps", lambda t: t.float(), "number of steps is missing"),
     "more steps than there are": ("steps", lambda t: t + 1, "is none of 9"),
-    "a weight with more steps": (f"step.{EXPERT}", lambda t: t + 1, "is none of 9"),
-    "a weight's step that is no number": (f"step.{EXPERT}", lambda t: t * torch.nan, "is none of 9"),
+    "a weight with more steps": (f"step.{EXPERT}", lambda t: t + 1, "is not the 9 of all"),
+    "a weight with fewer steps": (f"step.{EXPERT}", lambda t: t - 1, "is not the 9 of all"),
+    "a weight's step that is no number": (f"step.{EXPERT}", lambda t: t * torch.nan, "is not the 9 of all"),
     "a negative square": (f"exp_avg_sq.{EXPERT}", lambda t: t - 1.0, "has a negative square"),
     "another shape": (f"exp_avg.{EXPERT}", lambda t: t[1:], "of another shape or type"),
     "a weight that is no number": (f"weight.{EXPERT}", lambda t: t * torch.inf, "has values that are no numbers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -52,10 +53,7 @@ def test_an_error_ends_the_others_and_is_raised() -> None:
             other.wait(20)
             raise ValueError("the second")
         other.set()
-        for _ in range(2000):
-            go_on()
-            time.sleep(0.01)
-        raise AssertionError("went on")
+        _go_on_for_long(go_on)
 
     with pytest.raises(ValueError, match="the second"):
         side_by_side(work, 9)
@@ -64,21 +62,51 @@ def test_an_error_ends_the_others_and_is_raised() -> None:
 
 def test_an_interrupted_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
+    begun = threading.Barrier(3, timeout=20)
 
     def work(number: int, go_on: GoOn) -> None:
+        begun.wait()
         try:
-            for _ in range(2000):
-                go_on()
-                time.sleep(0.01)
-        except Exception:
+            _go_on_for_long(go_on)
+        finally:
             ended.append(number)
-            raise
 
     def interrupted(*_: object, **__: object) -> None:
-        time.sleep(0.1)
+        begun.wait()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("freehold.training.side_by_side.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         side_by_side(work, 9)
     assert sorted(ended) == [0, 1]
+
+
+def test_pieces_that_cannot_begin_end_those_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    ended: list[str] = []
+
+    def work(number: int, go_on: GoOn) -> None:
+        begun.set()
+        try:
+            _go_on_for_long(go_on)
+        except Exception as error:
+            ended.append(type(error).__name__)
+            raise
+
+    class Full(ThreadPoolExecutor):
+        def submit(self, *piece: object) -> Future[None]:  # type: ignore[override]
+            if self._threads and begun.wait(20):
+                raise RuntimeError("can't start new thread")
+            return super().submit(*piece)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("freehold.training.side_by_side.ThreadPoolExecutor", Full)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        side_by_side(work, 9)
+    assert ended == ["_StoppedError"]
+
+
+def _go_on_for_long(go_on: GoOn) -> None:
+    for _ in range(2000):
+        go_on()
+        time.sleep(0.01)
+    raise AssertionError("went on")

@@ -15,9 +15,11 @@ def kernels_alone(model: Model) -> Iterator[None]:
     """Keeps torch's operators on the calling thread if the model computes with our kernels. Beside these they are
     small, but some wake torch's threads all the same (an index of 4,096 elements does), which stay awake for
     milliseconds on the kernels' cores."""
+    if model.compute_name != "native":
+        yield
+        return
     threads = torch.get_num_threads()
-    if model.compute_name == "native":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

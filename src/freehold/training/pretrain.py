@@ -187,9 +187,8 @@ class Trainer:
         for name in self._order:
             check_moments(path, tensors, f"exp_avg.{name}", f"exp_avg_sq.{name}", self.weights[name])
             taken = tensors.get(f"step.{name}", missing)
-            # An expert that no token came to takes no step.
-            if taken.ndim or not 0 < taken <= steps:
-                raise damaged(path, f"step.{name} is missing, or is none of {int(steps)}")
+            if taken.ndim or float(taken) != int(steps):
+                raise damaged(path, f"step.{name} is missing, or is not the {int(steps)} of all")
 
     # Steps.
 

@@ -46,8 +46,10 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
 
     workers = max(1, min(torch.get_num_threads(), kernels.threads(), count, _MOST))
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        pieces = [pool.submit(piece_of, number) for number in range(count)]
+        pieces: list[Future[T]] = []
         try:
+            for number in range(count):
+                pieces.append(pool.submit(piece_of, number))
             wait(pieces, return_when=FIRST_EXCEPTION)
         finally:
             stopped.set()
