@@ -11,10 +11,11 @@ import torch
 
 from freehold import kernels
 from freehold.bench import floors as floors_module
-from freehold.bench.floors import Floor, Floors, measure_floors, using_threads
+from freehold.bench.floors import Floor, Floors, measure_floors
 from freehold.bench.machine import Machine, cpu_name, peak_memory, resident_memory, this_machine
 from freehold.bench.traffic import cache_elements_read, file_nbytes_read, weight_nbytes, weight_nbytes_read
 from freehold.core.errors import ArgumentError
+from freehold.kernels import using_threads
 from freehold.loading.checkpoint import open_checkpoint
 from support.tiny_engine import LLAMA, M3, tiny_model
 from support.tiny_m3 import SHAPES, write_tiny_m3_gguf

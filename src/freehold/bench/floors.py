@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,19 +73,6 @@ class Floors:
         )
 
 
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """torch and the kernels use so many threads inside, and what they used before afterwards."""
-    before = torch.get_num_threads(), kernels.threads()
-    torch.set_num_threads(threads)
-    kernels.set_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        kernels.set_threads(before[1])
-
-
 def measure_floors(
     threads: int,
     *,
@@ -101,7 +87,7 @@ def measure_floors(
     read = measure_read(threads, quick=quick, clock=clock)
     matrix_size = MATRIX_SIZE // (4 if quick else 1)
     products = 2 * matrix_size**3
-    with using_threads(threads):
+    with kernels.using_threads(threads):
         single = _limit(_products(matrix_size, torch.float32), products, clock)
         half = _limit(_products(matrix_size, torch.bfloat16), products, clock)
         return Floors(
@@ -118,7 +104,7 @@ def measure_read(threads: int, *, quick: bool = False, clock: Callable[[], float
     if threads < 1:
         raise ArgumentError(f"threads is {threads}; it must be at least 1")
     rows = READ_NBYTES // _ROW_NBYTES // (4 if quick else 1)
-    with using_threads(threads):
+    with kernels.using_threads(threads):
         return _limit(_readers(rows), rows * _ROW_NBYTES, clock)
 
 

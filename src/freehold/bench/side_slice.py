@@ -6,12 +6,12 @@ import time
 from dataclasses import asdict
 from typing import Any, cast
 
-from freehold.bench.floors import using_threads
 from freehold.bench.random_m3 import Letters
 from freehold.bench.timeline import Timeline
 from freehold.bench.traffic import cache_elements_read, weight_nbytes, weight_nbytes_read
 from freehold.core.config import EngineConfig
 from freehold.engine.engine import Engine
+from freehold.kernels import using_threads
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.compute import compute_for
 from freehold.model.minimax_m3 import MiniMaxM3

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from freehold.bench.floors import Floors, measure_floors, using_threads
+from freehold.bench.floors import Floors, measure_floors
 from freehold.bench.harness import Comparison, Samples, check_rounds, fastest, round_figures, time_calls
 from freehold.bench.machine import this_machine
 from freehold.bench.msa_layer import HEAD_DIM, INDEX_DIM, NUM_KV_HEADS, NUM_Q_HEADS, TOPK, MsaLayer, Reading
 from freehold.bench.report import Report
 from freehold.core.errors import ArgumentError
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

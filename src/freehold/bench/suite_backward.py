@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freehold.attention import attend_blocks, select_blocks
-from freehold.bench.floors import using_threads
 from freehold.bench.harness import Comparison, Samples, check_rounds, fastest, round_figures, time_calls
 from freehold.bench.machine import peak_memory, this_machine
 from freehold.bench.report import Report
 from freehold.core.errors import FreeholdError
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 Run = Callable[[], tuple[Tensor, ...]]

@@ -11,10 +11,11 @@ import torch
 from freehold.bench.case import COLD_NBYTES, Case
 from freehold.bench.cases_attention import attention_cases
 from freehold.bench.cases_dense import dense_cases
-from freehold.bench.floors import Floors, measure_floors, using_threads
+from freehold.bench.floors import Floors, measure_floors
 from freehold.bench.harness import Comparison, check_rounds, fastest, round_figures, time_calls
 from freehold.bench.machine import this_machine
 from freehold.bench.report import Report
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from tempfile import TemporaryDirectory
 
-from freehold.bench.floors import using_threads
 from freehold.bench.harness import round_figures
 from freehold.bench.machine import peak_memory, this_machine
 from freehold.bench.random_m3 import BENCH_M3, random_engine
@@ -19,6 +18,7 @@ from freehold.bench.timeline import Timeline, Timing
 from freehold.core.config import EngineConfig
 from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.engine.engine import Engine
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from freehold.bench.floors import using_threads
 from freehold.bench.harness import round_figures
 from freehold.bench.machine import resident_memory, this_machine
 from freehold.bench.random_m3 import BENCH_M3, random_engine
@@ -19,6 +18,7 @@ from freehold.bench.session_shape import random_prefix
 from freehold.bench.timeline import Timeline, Timing
 from freehold.core.config import EngineConfig
 from freehold.core.errors import FreeholdError
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from freehold.bench.floors import using_threads
 from freehold.bench.harness import round_figures
 from freehold.bench.machine import peak_memory, this_machine
 from freehold.bench.random_m3 import BENCH_M3, random_engine
@@ -19,6 +18,7 @@ from freehold.bench.report import Report
 from freehold.bench.session_shape import PUBLISHED_STEPS, Session, forks, published_session, random_prefix, tool_calls
 from freehold.core.config import EngineConfig, KvDtype
 from freehold.core.errors import ArgumentError
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

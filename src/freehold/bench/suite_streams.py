@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from freehold.bench.floors import using_threads
 from freehold.bench.harness import round_figures
 from freehold.bench.machine import this_machine
 from freehold.bench.random_m3 import BENCH_M3, random_engine
@@ -18,6 +17,7 @@ from freehold.core.config import EngineConfig
 from freehold.core.errors import ArgumentError
 from freehold.engine.engine import Engine
 from freehold.engine.llm import LLM
+from freehold.kernels import using_threads
 
 Say = Callable[[str], None]
 

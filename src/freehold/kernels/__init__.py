@@ -12,6 +12,7 @@ from freehold.kernels.experts import Experts, Gate, experts, experts_in_waves, g
 from freehold.kernels.fused_layer import FusedLayer, FusedLayerParts, IndexParts
 from freehold.kernels.library import isa, set_threads, threads, use_isa
 from freehold.kernels.linear import linear, linears
+from freehold.kernels.using_threads import using_threads
 from freehold.kernels.weights import PackedWeight, pack_codes, pack_weight
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "sparse",
     "threads",
     "use_isa",
+    "using_threads",
     "write",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
@@ -45,7 +44,7 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
             raise
 
     workers = max(1, min(torch.get_num_threads(), kernels.threads(), count, _MOST))
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+    with kernels.using_threads(1), ThreadPoolExecutor(workers) as pool:
         pieces: list[Future[T]] = []
         try:
             for number in range(count):
@@ -64,15 +63,3 @@ def _raise_error_of(piece: Future[T]) -> None:
     error = None if piece.cancelled() else piece.exception()
     if error is not None and not isinstance(error, _StoppedError):
         raise error
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    ours, torchs = kernels.threads(), torch.get_num_threads()
-    kernels.set_threads(1)
-    torch.set_num_threads(1)  # a new thread's operators have what was set last
-    try:
-        yield
-    finally:
-        torch.set_num_threads(torchs)
-        kernels.set_threads(ours)
