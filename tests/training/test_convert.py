@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import freehold
 from freehold.cli.cmd_convert import convert as convert_command
-from freehold.core.errors import ArgumentError, ConfigError
+from freehold.core.errors import ArgumentError, ConfigError, FreeholdError
 from freehold.evaluation.perplexity import read
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.index_sidecar import open_index
@@ -89,7 +90,7 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("stop", [2, 5, 9, 19, 36, 44])
+@pytest.mark.parametrize("stop", [1, 2, 5, 9, 19, 36, 44, 51])
 def test_an_interrupted_conversion_ends_with_the_same_bytes(base: Path, tmp_path: Path, stop: int) -> None:
     run(base, tmp_path / "whole", tmp_path / "work")
     left = stop
@@ -134,6 +135,18 @@ def test_what_cannot_be_converted_is_named(base: Path, tmp_path: Path) -> None:
     every = ConvertSettings(**{**_fields(SETTINGS), "keep_dense": (0, 1, 2)})
     with pytest.raises(ArgumentError, match="nothing is left to be sparse"):
         run(base, tmp_path / "out", tmp_path / "work", every)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e30])
+def test_a_model_that_predicts_nothing_is_refused_before_the_work(tmp_path: Path, value: float) -> None:
+    write_tiny_llama(SPEC, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    head = weights["lm_head.weight"]
+    save_file({**weights, "lm_head.weight": head * value}, file, metadata={"format": "pt"})
+    with pytest.raises(FreeholdError, match="nats a token, densely; a model that predicts nothing is not converted"):
+        run(tmp_path / "base", tmp_path / "out", tmp_path / "work")
+    assert not (tmp_path / "work" / "captured").exists()
 
 
 def test_the_command_begins_with_the_settings_of_the_library() -> None:

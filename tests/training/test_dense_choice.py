@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,11 +17,13 @@ from freehold.model.llama import Llama
 from freehold.training.corpus import Window
 from freehold.training.dense_choice import harms
 from freehold.training.frozen import FrozenModel
+from freehold.training.kept_losses import KeptLosses
 from support.portable_random import portable_tokens
 from support.tiny_index import write_tiny_index
 from support.tiny_llama import TinyLlamaSpec, write_tiny_llama
 
 LENGTH = 1301
+NOTHING = KeptLosses(None, "")
 SPEC = TinyLlamaSpec("judged", num_layers=4, seed=5, context_length=LENGTH)
 
 
@@ -41,7 +45,7 @@ def windows() -> list[Window]:
 
 def test_harms_are_those_of_whole_models(frozen: FrozenModel, windows: list[Window]) -> None:
     said: list[tuple[int, int]] = []
-    found = harms(frozen, windows, [0, 2, 3], lambda *done: said.append(done))
+    found = harms(frozen, windows, [0, 2, 3], NOTHING, lambda *done: said.append(done))
     assert said == [(i, 6) for i in range(1, 7)]
     assert frozen.model.dense_layers == frozenset()
     assert [harm.nats for harm in found] == sorted((harm.nats for harm in found), reverse=True)
@@ -61,6 +65,42 @@ def test_harms_are_those_of_whole_models(frozen: FrozenModel, windows: list[Wind
         frozen.model.dense_layers = frozenset()
 
 
+def test_what_was_judged_before_is_not_judged_again(
+    frozen: FrozenModel, windows: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted behind each layer: the rest has the bits of a judgement that was not, and nothing runs twice."""
+    whole = harms(frozen, windows, [0, 2, 3], NOTHING, lambda *_: None)
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    run, ran = frozen.run_layers, 0
+
+    def watched(h: torch.Tensor, layers: range, first: int = 0) -> torch.Tensor:
+        nonlocal ran
+        ran += 1
+        return run(h, layers, first)
+
+    monkeypatch.setattr(frozen, "run_layers", watched)
+    for stop in range(1, 7):
+        kept = KeptLosses(tmp_path, "a model")
+
+        def killed(done: int, _of: int, stop: int = stop) -> None:
+            if done == stop:
+                raise Killed
+
+        ran = 0
+        with pytest.raises(Killed):
+            harms(frozen, windows, [0, 2, 3], kept, killed)
+        assert ran == 3  # the dense model, and the layer from its two sides
+    assert frozen.model.dense_layers == frozenset()
+    ran = 0
+    assert harms(frozen, windows, [0, 2, 3], KeptLosses(tmp_path, "a model"), lambda *_: None) == whole
+    assert ran == 0
+    harms(frozen, windows, [0, 2, 3], KeptLosses(tmp_path, "another model"), lambda *_: None)
+    assert ran == 14
+
+
 @pytest.mark.parametrize("first", [1, 3, 4])
 def test_upper_layers_alone_give_the_bits_of_all(frozen: FrozenModel, windows: list[Window], first: int) -> None:
     ids = windows[0].token_ids
@@ -75,7 +115,7 @@ def test_a_window_that_is_too_long_is_refused(frozen: FrozenModel) -> None:
     """The last block has room for more than the model was made for."""
     window = Window("prose", (1,) * (LENGTH + 1))
     with pytest.raises(ArgumentError, match=f"the window has {LENGTH + 1} tokens; there is room for {LENGTH}"):
-        harms(frozen, [window], [0], lambda *_: None)
+        harms(frozen, [window], [0], NOTHING, lambda *_: None)
     assert frozen.model.dense_layers == frozenset()
 
 
@@ -91,10 +131,10 @@ def test_what_no_sparseness_changes_is_computed_once(
         return run(h, layers, first)
 
     monkeypatch.setattr(frozen, "run_layers", watched)
-    assert harms(frozen, windows[:1], [], lambda *_: None) == []
+    assert harms(frozen, windows[:1], [], NOTHING, lambda *_: None) == []
     ran.clear()
     first = {48: 0, 640: 512}[frozen.seen_whole]
-    assert [harm.layer for harm in harms(frozen, windows[:1], [2], lambda *_: None)] == [2]
+    assert [harm.layer for harm in harms(frozen, windows[:1], [2], NOTHING, lambda *_: None)] == [2]
     assert ran == [(range(4), 0), (range(2), first), (range(2, 4), first)]
 
 

@@ -130,8 +130,8 @@ BROKEN = {
     "a negative square": ("q.exp_avg_sq", lambda t: t - 1.0, "q.exp_avg_sq has a negative square"),
     "losses in a square": ("losses", lambda t: t[None], "its losses are missing"),
     "losses that are whole numbers": ("losses", lambda t: t.long(), "its losses are missing"),
-    "losses of steps never done": ("losses", lambda t: torch.cat([t, t]), "not that of its 120 losses"),
-    "another number of steps": ("k.step", lambda t: t + 1, "not that of its 60 losses"),
+    "losses of steps never done": ("losses", lambda t: torch.cat([t, t]), "120 losses of 60 steps"),
+    "another number of steps": ("k.step", lambda t: t + 1, "k.step is missing, or is not the 60 of all"),
 }
 
 

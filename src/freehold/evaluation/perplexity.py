@@ -16,7 +16,6 @@ from freehold.core.errors import ArgumentError, FreeholdError
 from freehold.core.nats import MOST_NATS
 from freehold.evaluation.answers import Endpoint
 from freehold.evaluation.block_recall import GroupRecall, WatchedBlockAttention, check_recall, recalls_of
-from freehold.evaluation.kept_losses import KeptLosses
 from freehold.evaluation.oracle import FirstAndRecentBlockAttention, OracleBlockAttention
 from freehold.loading.checkpoint import Checkpoint
 from freehold.model.base import Model
@@ -25,6 +24,7 @@ from freehold.model.index_sidecar import IndexSidecar
 from freehold.model.registry import is_trained_sparse, load_model
 from freehold.training.corpus import Document, Window, windows_of
 from freehold.training.frozen import WindowReader
+from freehold.training.kept_losses import KeptLosses
 
 Way = Literal["dense", "index", "first and recent", "oracle", "as served"]
 WAYS: tuple[Way, ...] = ("dense", "index", "first and recent", "oracle")

@@ -33,6 +33,7 @@ from freehold.training.dense_choice import Harm, harms
 from freehold.training.distil import DistilSettings, Student, train
 from freehold.training.frozen import FrozenModel
 from freehold.training.index_init import Init, Projections, first_index
+from freehold.training.kept_losses import KeptLosses
 from freehold.training.lessons import Lessons
 from freehold.training.places import check_out, check_work
 from freehold.training.recall import Recall, recall_of
@@ -46,6 +47,8 @@ _CARD = "conversion.json"
 """In the work directory: of which conversion it is."""
 _EVERY, _CHOSEN = "every-layer", "chosen-layers"
 """Branches in it."""
+_LOSSES = "losses"
+"""In it: of held-out windows, as far as they were read."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, so much, of so much)."""
@@ -127,7 +130,7 @@ def convert(
     """Trains the branch of every layer and writes those of the sparse ones to `out`. origin: of the texts, in words.
 
     Raises ConfigError for a model that is not of the Llama family, ArgumentError for texts without enough tokens or a
-    work directory of another conversion.
+    work directory of another conversion, FreeholdError for a model that predicts nothing.
     """
     if family_of(checkpoint.config, checkpoint.format, str(checkpoint.path)) != "llama":
         raise ConfigError(f"{checkpoint.path}: only models of the Llama family are converted; this one has a branch")
@@ -209,6 +212,7 @@ class _Conversion:
         return hashlib.sha256(repr([w.token_ids for w in (*self.windows, *self.judged)]).encode()).hexdigest()
 
     def run(self) -> Converted:
+        before, tokens = self._nats("densely", FrozenModel(self.model, self.settings.window_tokens), self._kept(""))
         captured = self._capture("captured", self.windows)
         judged = self._capture("judged", self.judged)
         learnt = self._learn(captured, judged)
@@ -216,7 +220,8 @@ class _Conversion:
         dense, found = self._dense(branches)
         sparse = tuple(i for i in branches if i not in dense)
         chosen = {i: branches[i] for i in sparse}
-        perplexities = self._perplexities(chosen)
+        after, _ = self._nats("sparsely", *self._with_branches(_CHOSEN, chosen))
+        perplexities = Perplexities(math.exp(before), math.exp(after), tokens)
         card = self._card(losses, recalls, found, perplexities, dense)
         self._check_out()  # hours may have passed
         write_sidecar(self.out, chosen, self.sizes, self.checkpoint.digest(), card)
@@ -277,32 +282,37 @@ class _Conversion:
             return frozenset(named), ()
         if self.settings.dense_layers == 0:
             return frozenset(), ()
+        sparse, kept = self._with_branches(_EVERY, branches)
         found = harms(
-            self._with_branches(_EVERY, branches), self.judged, branches,
+            sparse, self.judged, branches, kept,
             lambda done, of: self.progress("layers of windows judged", done, of),
         )  # fmt: skip
         return frozenset(harm.layer for harm in found[: self.settings.dense_layers]), tuple(found)
 
-    def _with_branches(self, name: str, branches: dict[int, Projections]) -> FrozenModel:
-        """The model with these branches, which are kept in the work directory under a name."""
+    def _with_branches(self, name: str, branches: dict[int, Projections]) -> tuple[FrozenModel, KeptLosses]:
+        """The model with these branches, which are kept in the work directory under a name, and its losses."""
         directory = self.work / name
         write_sidecar(directory, branches, self.sizes, self.checkpoint.digest(), {})
-        sparse = Llama.from_checkpoint(self.checkpoint, self.model.compute, open_index(directory))
-        return FrozenModel(sparse, self.settings.window_tokens)
+        index = open_index(directory)
+        sparse = Llama.from_checkpoint(self.checkpoint, self.model.compute, index)
+        return FrozenModel(sparse, self.settings.window_tokens), self._kept(index.checkpoint.digest())
 
-    def _perplexities(self, branches: dict[int, Projections]) -> Perplexities:
-        sparse = self._with_branches(_CHOSEN, branches)
-        both: list[torch.Tensor] = []
-        for dense_layers in (frozenset(branches), frozenset[int]()):
-            sparse.model.dense_layers = dense_layers
-            both.append(torch.cat([sparse.losses(window.token_ids) for window in self.judged]).double())
-        nats = [float(losses.mean()) for losses in both]
-        if not max(nats) < MOST_NATS:  # a NaN too
+    def _kept(self, branch: str) -> KeptLosses:
+        return KeptLosses(self.work / _LOSSES, f"{self.checkpoint.digest()} {branch}")
+
+    def _nats(self, how: str, model: FrozenModel, kept: KeptLosses) -> tuple[float, int]:
+        """Mean loss of held-out tokens, and their number. Raises FreeholdError if the model predicts none of them."""
+        found = []
+        for number, window in enumerate(self.judged, 1):
+            found.append(kept.of("all layers", window, model.losses))
+            self.progress(f"held-out windows read {how}", number, len(self.judged))
+        nats = float(torch.cat(found).double().mean())
+        if not nats < MOST_NATS:  # a NaN too
             raise FreeholdError(
-                f"{self.checkpoint.path}: held-out text costs {nats[0]:.4g} nats a token, and {nats[1]:.4g} with its "
-                "branch; a model that predicts nothing is not converted"
+                f"{self.checkpoint.path}: held-out text costs {nats:.4g} nats a token, {how}; a model that predicts "
+                "nothing is not converted"
             )
-        return Perplexities(math.exp(nats[0]), math.exp(nats[1]), both[0].numel())
+        return nats, sum(map(len, found))
 
     def _card(
         self,
@@ -351,6 +361,6 @@ def remove_work(work: Path) -> None:
         (work / name).unlink(missing_ok=True)
     for path in (*work.glob("layer-*.safetensors"), *work.glob("*.new")):
         path.unlink()
-    for name in (_EVERY, _CHOSEN):
+    for name in (_EVERY, _CHOSEN, _LOSSES):
         shutil.rmtree(work / name, ignore_errors=True)
     (work / _CARD).unlink(missing_ok=True)

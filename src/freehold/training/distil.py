@@ -18,7 +18,7 @@ from freehold.model.compute import ReferenceCompute
 from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import check_kept, check_moments, damaged, load_state, save_whole
+from freehold.training.whole_file import MOMENTS, check_kept, check_moments, damaged, load_state, save_whole
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -119,7 +119,7 @@ class Student:
         state = self._optimizer.state_dict()["state"]
         tensors = {"q": self.q.detach(), "k": self.k.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         for number, name in enumerate(("q", "k")):
-            for key in ("exp_avg", "exp_avg_sq", "step"):
+            for key in MOMENTS:
                 tensors[f"{name}.{key}"] = state[number][key].clone()
         save_whole(tensors, path)
 
@@ -127,27 +127,25 @@ class Student:
         """Goes on where `save` was. Raises CorruptFileError if the file is not what `save` wrote."""
         tensors = load_state(path)
         self._check_state(path, tensors)
-        keys = ("exp_avg", "exp_avg_sq", "step")
         with torch.no_grad():
             self.q.copy_(tensors["q"])
             self.k.copy_(tensors["k"])
         self.losses = tensors["losses"].tolist()
         self.step = len(self.losses)
         state: dict[str, Any] = self._optimizer.state_dict()
-        state["state"] = {i: {key: tensors[f"{name}.{key}"] for key in keys} for i, name in enumerate(("q", "k"))}
+        state["state"] = {i: {key: tensors[f"{name}.{key}"] for key in MOMENTS} for i, name in enumerate(("q", "k"))}
         self._optimizer.load_state_dict(state)
 
     def _check_state(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Raises CorruptFileError for tensors that `save` cannot have written."""
-        for name, w in (("q", self.q), ("k", self.k)):
-            check_kept(path, tensors, name, w)
-            check_moments(path, tensors, f"{name}.exp_avg", f"{name}.exp_avg_sq", w)
         losses = tensors.get("losses", torch.empty(0))
-        steps = [tensors.get(f"{name}.step", torch.empty(0)) for name in ("q", "k")]
         if losses.dtype != torch.float64 or losses.ndim != 1 or not bool(losses.isfinite().all()):
             raise damaged(path, "its losses are missing, or are no numbers")
-        if len(losses) > self.settings.all_steps or any(t.ndim or float(t) != len(losses) for t in steps):
-            raise damaged(path, f"the number of steps is missing, or is not that of its {len(losses)} losses")
+        if len(losses) > self.settings.all_steps:
+            raise damaged(path, f"it has {len(losses)} losses of {self.settings.all_steps} steps")
+        for name, w in (("q", self.q), ("k", self.k)):
+            check_kept(path, tensors, name, w)
+            check_moments(path, tensors, [f"{name}.{key}" for key in MOMENTS], w, len(losses))
 
 
 def index_of(q: Tensor, k: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:

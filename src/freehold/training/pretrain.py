@@ -23,14 +23,22 @@ from freehold.training.m3_weights import Weights, first_weights, is_bias, is_ind
 from freehold.training.places import check_out, check_work
 from freehold.training.rows import Rows, batch_of
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import beside, check_kept, check_moments, damaged, load_state, save_whole, write_whole
+from freehold.training.whole_file import (
+    MOMENTS,
+    beside,
+    check_kept,
+    check_moments,
+    damaged,
+    load_state,
+    save_whole,
+    write_whole,
+)
 
 _BETAS = (0.9, 0.95)
 _LAST = 0.1
 """What remains of the learning rate at the end."""
 _STATE, _LOG, _WHAT = "state.safetensors", "losses.jsonl", "training.json"
 _CARD = "card.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ class Trainer:
         state = self._optimizer.state_dict()["state"]
         tensors: Weights = {f"weight.{name}": w.detach() for name, w in self.weights.items()}
         for number, name in enumerate(self._order):
-            tensors |= {f"{key}.{name}": state[number][key] for key in _MOMENTS}
+            tensors |= {f"{key}.{name}": state[number][key] for key in MOMENTS}
         tensors["steps"] = torch.tensor(self.step)
         save_whole(tensors, self.work / _STATE)
 
@@ -171,7 +179,7 @@ class Trainer:
                 w.copy_(tensors[f"weight.{name}"])
         state: dict[str, Any] = self._optimizer.state_dict()
         state["state"] = {
-            number: {key: tensors[f"{key}.{name}"] for key in _MOMENTS} for number, name in enumerate(self._order)
+            number: {key: tensors[f"{key}.{name}"] for key in MOMENTS} for number, name in enumerate(self._order)
         }
         self._optimizer.load_state_dict(state)
         self.step = int(tensors["steps"])
@@ -180,15 +188,11 @@ class Trainer:
         """Raises CorruptFileError for tensors that `_save` cannot have written."""
         for name, w in self.weights.items():
             check_kept(path, tensors, f"weight.{name}", w)
-        missing = torch.empty(0)
-        steps = tensors.get("steps", missing)
+        steps = tensors.get("steps", torch.empty(0))
         if steps.ndim or steps.dtype != torch.int64 or not 0 < steps <= self.settings.steps:
             raise damaged(path, f"the number of steps is missing, or is none of {self.settings.steps}")
         for name in self._order:
-            check_moments(path, tensors, f"exp_avg.{name}", f"exp_avg_sq.{name}", self.weights[name])
-            taken = tensors.get(f"step.{name}", missing)
-            if taken.ndim or float(taken) != int(steps):
-                raise damaged(path, f"step.{name} is missing, or is not the {int(steps)} of all")
+            check_moments(path, tensors, [f"{key}.{name}" for key in MOMENTS], self.weights[name], int(steps))
 
     # Steps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from freehold.core.errors import CorruptFileError, FreeholdError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW remembers of a weight: see `check_moments`."""
 
 
 def beside(path: Path) -> Path:
@@ -53,11 +56,16 @@ def write_whole(text: str, path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """What `save_whole` wrote. Raises CorruptFileError if it is damaged."""
+    """What `save_whole` wrote. Raises CorruptFileError if it is damaged, FreeholdError if it cannot be read."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise damaged(path, str(error)) from None
+    except OSError as error:
+        raise FreeholdError(
+            f"{path}: cannot be read ({error.strerror or error}); allow it, or remove it, and the command does again "
+            "what it held"
+        ) from None
 
 
 def check_kept(path: Path, tensors: Mapping[str, Tensor], name: str, like: Tensor) -> None:
@@ -69,12 +77,17 @@ def check_kept(path: Path, tensors: Mapping[str, Tensor], name: str, like: Tenso
         raise damaged(path, f"{name} has values that are no numbers")
 
 
-def check_moments(path: Path, tensors: Mapping[str, Tensor], mean: str, square: str, like: Tensor) -> None:
-    """The same for what AdamW remembers of a weight: running means of its gradients and of their squares."""
+def check_moments(path: Path, tensors: Mapping[str, Tensor], names: Sequence[str], like: Tensor, steps: int) -> None:
+    """The same for what AdamW remembers of a weight, under these names, one for each of MOMENTS: running means of its
+    gradients and of their squares, and that it took all `steps`."""
+    mean, square, step = names
     check_kept(path, tensors, mean, like)
     check_kept(path, tensors, square, like)
     if bool((tensors[square] < 0).any()):
         raise damaged(path, f"{square} has a negative square")
+    taken = tensors.get(step)
+    if taken is None or taken.ndim or float(taken) != steps:
+        raise damaged(path, f"{step} is missing, or is not the {steps} of all")
 
 
 def damaged(path: Path, why: str) -> CorruptFileError:

@@ -1,4 +1,4 @@
-"""The losses of windows that were read before, so that an evaluation that was interrupted goes on where it was."""
+"""The losses of windows that were read before, so that what reads many goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ class KeptLosses:
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
-    def of(self, way: str, window: Window, read: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """The window's losses, (tokens - 1,) float32: those that are kept, or what `read` finds for its tokens."""
+    def of(self, way: str, window: Window, read: Callable[[Sequence[int]], Tensor], *, first: int = 0) -> Tensor:
+        """The window's losses from position `first` on, (tokens - 1 - first,) float32: those that are kept, or what
+        `read` finds for its tokens."""
         if self._directory is None:
             return read(window.token_ids)
         said = hashlib.sha256(f"{self._subject}{way}\0".encode())
         said.update(struct.pack(f"<{len(window.token_ids)}q", *window.token_ids))
         path = self._directory / f"{said.hexdigest()[:32]}.safetensors"
-        losses = _kept(path, len(window.token_ids) - 1)
+        losses = _kept(path, len(window.token_ids) - 1 - first)
         if losses is None:
             losses = read(window.token_ids)
-            # Two evaluations may keep their losses in one directory.
-            first = path.with_name(f"{path.stem}.{os.getpid()}.new")
-            save_whole({"losses": losses.contiguous()}, path, metadata={"sha256": _digest(losses)}, first=first)
+            # Two processes may keep their losses in one directory.
+            begun = path.with_name(f"{path.stem}.{os.getpid()}.new")
+            save_whole({"losses": losses.contiguous()}, path, metadata={"sha256": _digest(losses)}, first=begun)
         return losses
 
 
