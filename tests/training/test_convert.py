@@ -21,7 +21,7 @@ from freehold.model.index_sidecar import open_index
 from freehold.model.registry import load_tokenizer
 from freehold.training.convert import ConvertSettings, convert, curves
 from freehold.training.corpus import Document, windows_of
-from freehold.training.distil import DistilSettings
+from freehold.training.distil import DistilSettings, Lesson, Student
 from support.portable_random import portable_tokens
 from support.tiny_llama import LLAMAS, TinyLlamaSpec, write_tiny_llama
 from support.tiny_m3 import SHAPES, write_tiny_m3
@@ -147,6 +147,22 @@ def test_a_model_that_predicts_nothing_is_refused_before_the_work(tmp_path: Path
     with pytest.raises(FreeholdError, match="nats a token, densely; a model that predicts nothing is not converted"):
         run(tmp_path / "base", tmp_path / "out", tmp_path / "work")
     assert not (tmp_path / "work" / "captured").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+)
+def test_a_layer_without_memory_is_named(
+    base: Path, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Student, lesson: Lesson) -> float:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Student, "learn", full)
+        with pytest.raises(FreeholdError, match=r"layer \d: there is not enough memory \(.*give fewer queries"):
+            run(base, tmp_path / "out", tmp_path / "work")
+    run(base, tmp_path / "out", tmp_path / "work")
 
 
 def test_the_command_begins_with_the_settings_of_the_library() -> None:

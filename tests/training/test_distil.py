@@ -14,7 +14,7 @@ from freehold.model.index_branch import IndexSizes
 from freehold.training.distil import DistilSettings, Lesson, Student, train
 from freehold.training.index_init import Projections
 from freehold.training.recall import recall_of
-from freehold.training.whole_file import load_state, save_whole
+from freehold.training.whole_file import load_state, save_state
 
 HIDDEN, DIM, GROUPS, LENGTH = 24, 8, 2, 128
 EVERY = torch.arange(LENGTH)
@@ -141,7 +141,7 @@ def test_a_state_that_no_training_wrote_is_refused(tmp_path: Path, what: str):
     train(student(), lesson, 8, LENGTH, layer=3, state=state)
     name, broken, said = BROKEN[what]
     kept = load_state(state)
-    save_whole({**kept, name: broken(kept[name])}, state)
+    save_state({**kept, name: broken(kept[name])}, state)
     fresh = student()
     before = fresh.q.clone()
     with pytest.raises(CorruptFileError, match=rf"state.safetensors: is damaged \(.*{said}"):

@@ -220,7 +220,7 @@ def test_a_damaged_state_is_named(base: Path, texts: Path, tmp_path: Path) -> No
     os.truncate(state, 300)
     with pytest.raises(CorruptFileError, match=r"layer-1.safetensors: is damaged .* remove it"):
         run(base, texts, tmp_path)
-    shutil.copyfile(tmp_path / "out" / "model.safetensors", state)
+    whole_file.save_state({"q": torch.zeros(3)}, state)
     with pytest.raises(CorruptFileError, match="its losses are missing"):
         run(base, texts, tmp_path)
     state.unlink()
@@ -246,9 +246,34 @@ def test_a_number_of_windows_that_is_none_is_captured_again(base: Path, texts: P
     made = run(base, texts, tmp_path)
     state = tmp_path / "work" / "captured.json"
     told = json.loads(state.read_text())
-    state.write_text(json.dumps({**told, "windows": math.inf}))
-    assert run(base, texts, tmp_path) == made
-    assert json.loads(state.read_text()) == told
+    for sums in ([math.inf], 7, [[]], told["crc32"][:1] * 2, told["crc32"] * 9):
+        state.write_text(json.dumps({**told, "crc32": sums}))
+        assert run(base, texts, tmp_path) == made
+        assert json.loads(state.read_text()) == told
+
+
+@pytest.mark.parametrize("name", ["captured", "judged"])
+def test_what_the_disk_changed_is_captured_again(base: Path, texts: Path, tmp_path: Path, name: str) -> None:
+    run(base, texts, tmp_path)
+    whole = contents(tmp_path)
+    file = tmp_path / "work" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    run(base, texts, tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def test_a_state_that_the_disk_changed_is_refused(base: Path, texts: Path, tmp_path: Path) -> None:
+    run(base, texts, tmp_path)
+    state, other = (tmp_path / "work" / f"layer-{number}.safetensors" for number in (0, 1))
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CorruptFileError, match=r"layer-0.safetensors: is damaged \(its checksum is another"):
+        run(base, texts, tmp_path)
+    whole_file.save_whole(whole_file.load_state(other), state)
+    with pytest.raises(CorruptFileError, match="its checksum is another, or missing"):
+        run(base, texts, tmp_path)
 
 
 def test_a_full_disk_is_said_before_the_work(base: Path, texts: Path, tmp_path: Path, monkeypatch) -> None:
@@ -265,6 +290,8 @@ def test_a_full_disk_is_said_before_the_work(base: Path, texts: Path, tmp_path: 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(FreeholdError, match=r"cannot be written \(No space left on device\)"):
         whole_file.save_whole({}, tmp_path / "x")
+    with pytest.raises(FreeholdError, match=r"x.json: cannot be written \(No space left on device\)"):
+        whole_file.write_whole("{}", tmp_path / "x.json")
     assert not list(tmp_path.glob("x*"))
 
 
@@ -361,7 +388,7 @@ def test_a_training_that_cannot_go_on_says_why(tmp_path: Path) -> None:
     state.write_bytes(whole[:1000])
     with pytest.raises(CorruptFileError, match="is damaged"):
         go_on()
-    whole_file.save_whole({"steps": torch.tensor(2)}, state)
+    whole_file.save_state({"steps": torch.tensor(2)}, state)
     with pytest.raises(CorruptFileError, match="is missing, or of another shape"):
         go_on()
     with pytest.raises(ArgumentError, match="seed is"):

@@ -28,7 +28,7 @@ from freehold.training.pretrain import PretrainSettings, Trainer, write_model
 from freehold.training.retrieval_rows import RetrievalRows, RetrievalWords
 from freehold.training.rows import TextRows, batch_of
 from freehold.training.shapes import RETRIEVAL, RETRIEVAL_WORDS
-from freehold.training.whole_file import load_state, save_whole
+from freehold.training.whole_file import load_state, save_state
 from support.proofs import PROVE
 
 CONFIG = replace(RETRIEVAL, hidden_size=32, num_q_heads=2, num_kv_heads=1, num_index_heads=1, topk=3)
@@ -86,7 +86,7 @@ def test_a_state_that_no_training_wrote_is_refused(tmp_path: Path, what: str) ->
     state = tmp_path / "state.safetensors"
     name, broken, said = BROKEN[what]
     kept = load_state(state)
-    save_whole({**kept, name: broken(kept[name])}, state)
+    save_state({**kept, name: broken(kept[name])}, state)
     with pytest.raises(CorruptFileError, match=rf"state.safetensors: is damaged \(.*{said}"):
         Trainer(CONFIG, rows(), SETTINGS, tmp_path)
 

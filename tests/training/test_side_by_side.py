@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -71,11 +71,7 @@ def test_an_interrupted_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None
         finally:
             ended.append(number)
 
-    def interrupted(*_: object, **__: object) -> None:
-        begun.wait()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("freehold.training.side_by_side.wait", interrupted)
+    monkeypatch.setattr("freehold.training.side_by_side.wait", _interrupted(1, begun))
     with pytest.raises(KeyboardInterrupt):
         side_by_side(work, 9)
     assert sorted(ended) == [0, 1]
@@ -103,6 +99,79 @@ def test_pieces_that_cannot_begin_end_those_that_did(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="can't start new thread"):
         side_by_side(work, 9)
     assert ended == ["_StoppedError"]
+
+
+def test_a_piece_has_one_thread_whatever_others_set_meanwhile() -> None:
+    """A thread of torch's begins with what was set last, by whom ever."""
+
+    def work(number: int, go_on: GoOn) -> int:
+        return torch.get_num_threads()
+
+    class Late(ThreadPoolExecutor):
+        def submit(self, *piece: object) -> Future[int]:  # type: ignore[override]
+            torch.set_num_threads(3)
+            return super().submit(*piece)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("freehold.training.side_by_side.ThreadPoolExecutor", Late)
+        assert side_by_side(work, 4) == [1, 1, 1, 1]
+
+
+def test_an_impatient_caller_waits_for_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted again and again: nothing is computed any more once the caller goes on."""
+    ended: list[int] = []
+    begun = threading.Barrier(3, timeout=20)
+
+    def work(number: int, go_on: GoOn) -> None:
+        begun.wait()
+        time.sleep(0.3)  # a step
+        ended.append(number)
+
+    monkeypatch.setattr("freehold.training.side_by_side.wait", _interrupted(3, begun))
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(work, 9)
+    assert sorted(ended) == [0, 1]
+
+
+def test_callers_at_once_put_back_what_was_before_the_first() -> None:
+    """The first ends first, so that what the second found is not what was before."""
+    inside, first_ended = threading.Barrier(2, timeout=20), threading.Event()
+    behind: dict[str, tuple[int, int]] = {}
+
+    def call(name: str) -> None:
+        def work(number: int, go_on: GoOn) -> None:
+            if number == 0:
+                inside.wait()
+                assert name == "first" or first_ended.wait(20)
+            assert (kernels.threads(), torch.get_num_threads()) == (1, 1)
+
+        side_by_side(work, 2)
+        behind[name] = kernels.threads(), torch.get_num_threads()
+        if name == "first":
+            first_ended.set()
+
+    threads = [threading.Thread(target=call, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert behind == {"first": (1, 2), "second": (2, 2)}
+
+
+def _interrupted(times: int, begun: threading.Barrier) -> Callable[..., object]:
+    """Waiting that is interrupted so often, first when the pieces have begun."""
+    calls = 0
+
+    def interrupted(*given: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            begun.wait()
+        if calls <= times:
+            raise KeyboardInterrupt
+        return wait(*given, **options)  # type: ignore[call-overload]
+
+    return interrupted
 
 
 def _go_on_for_long(go_on: GoOn) -> None:

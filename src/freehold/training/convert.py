@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -242,6 +243,10 @@ class _Conversion:
         taken, telling = [0] * layers, Lock()
 
         def learn(layer: int, go_on: Callable[[], None]) -> tuple[Projections, float, Recall]:
+            with _no_memory_named(layer):
+                return learn_one(layer, go_on)
+
+        def learn_one(layer: int, go_on: Callable[[], None]) -> tuple[Projections, float, Recall]:
             def report(step: int, _loss: float) -> None:
                 go_on()
                 with telling:
@@ -306,7 +311,7 @@ class _Conversion:
         for number, window in enumerate(self.judged, 1):
             found.append(kept.of("all layers", window, model.losses))
             self.progress(f"held-out windows read {how}", number, len(self.judged))
-        nats = float(torch.cat(found).double().mean())
+        nats = float(torch.cat(found).double().numpy().mean())  # torch's own order of adding depends on its threads
         if not nats < MOST_NATS:  # a NaN too
             raise FreeholdError(
                 f"{self.checkpoint.path}: held-out text costs {nats:.4g} nats a token, {how}; a model that predicts "
@@ -343,6 +348,19 @@ class _Conversion:
             "tokens_sha256": self._tokens_digest(),
             "settings": {**asdict(self.settings), "distil": asdict(self.settings.distil)},
         }
+
+
+@contextmanager
+def _no_memory_named(layer: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has a RuntimeError for it, without a type of its own
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise FreeholdError(
+            f"layer {layer}: there is not enough memory ({str(error) or 'it has run out'}); give fewer queries, or "
+            "OMP_NUM_THREADS=1, with which fewer layers learn at once; the same command goes on"
+        ) from None
 
 
 def curves(work: Path) -> dict[int, list[float]]:

@@ -43,12 +43,13 @@ def harms(
                 progress(place, len(windows) * len(every))
     finally:
         model.dense_layers = before
-    found = [_harm(layer, torch.cat(costs).double()) for layer, costs in more.items() if costs]
+    found = [_harm(layer, torch.cat(costs)) for layer, costs in more.items() if costs]
     return sorted(found, key=lambda harm: -harm.nats)
 
 
 def _harm(layer: int, costs: Tensor) -> Harm:
-    return Harm(layer, float(costs.mean()), float(costs.std() / len(costs) ** 0.5))
+    found = costs.double().numpy()  # torch's own order of adding depends on its threads
+    return Harm(layer, float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5))
 
 
 def _half(token_ids: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from freehold.model.compute import ReferenceCompute
 from freehold.model.index_branch import IndexSizes
 from freehold.training.index_init import Projections
 from freehold.training.schedule import check_rate, check_seed, rate_of
-from freehold.training.whole_file import MOMENTS, check_kept, check_moments, damaged, load_state, save_whole
+from freehold.training.whole_file import MOMENTS, check_kept, check_moments, damaged, load_state, save_state
 
 _BETAS = (0.9, 0.98)
 _LAST = 0.05
@@ -121,7 +121,7 @@ class Student:
         for number, name in enumerate(("q", "k")):
             for key in MOMENTS:
                 tensors[f"{name}.{key}"] = state[number][key].clone()
-        save_whole(tensors, path)
+        save_state(tensors, path)
 
     def restore(self, path: Path) -> None:
         """Goes on where `save` was. Raises CorruptFileError if the file is not what `save` wrote."""

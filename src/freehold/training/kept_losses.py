@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freehold import __version__
+from freehold.core.errors import FreeholdError
 from freehold.training.corpus import Window
-from freehold.training.whole_file import save_whole
+from freehold.training.whole_file import load_state, save_state
 
 
 class KeptLosses:
@@ -24,7 +24,7 @@ class KeptLosses:
     """
 
     def __init__(self, directory: Path | None, subject: str) -> None:
-        self._directory, self._subject = directory, f"freehold losses 2\0{__version__}\0{subject}\0"
+        self._directory, self._subject = directory, f"freehold losses 3\0{__version__}\0{subject}\0"
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -41,21 +41,15 @@ class KeptLosses:
             losses = read(window.token_ids)
             # Two processes may keep their losses in one directory.
             begun = path.with_name(f"{path.stem}.{os.getpid()}.new")
-            save_whole({"losses": losses.contiguous()}, path, metadata={"sha256": _digest(losses)}, first=begun)
+            save_state({"losses": losses}, path, first=begun)
         return losses
 
 
 def _kept(path: Path, count: int) -> Tensor | None:
     """So many losses, if the file is there, holds them and has the bits that were written."""
     try:
-        with safe_open(path, framework="pt") as file:
-            losses: Tensor = file.get_tensor("losses")
-            told = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):  # not read yet, or half a file
+        losses = load_state(path).get("losses")
+    except FreeholdError:  # not read yet, or half a file
         return None
-    fits = losses.dtype == torch.float32 and losses.shape == (count,)
-    return losses if fits and _digest(losses) == told else None
-
-
-def _digest(losses: Tensor) -> str:
-    return hashlib.sha256(losses.contiguous().numpy().tobytes()).hexdigest()
+    fits = losses is not None and losses.dtype == torch.float32 and losses.shape == (count,)
+    return losses if fits else None

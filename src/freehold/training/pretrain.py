@@ -30,6 +30,7 @@ from freehold.training.whole_file import (
     check_moments,
     damaged,
     load_state,
+    save_state,
     save_whole,
     write_whole,
 )
@@ -169,7 +170,7 @@ class Trainer:
         for number, name in enumerate(self._order):
             tensors |= {f"{key}.{name}": state[number][key] for key in MOMENTS}
         tensors["steps"] = torch.tensor(self.step)
-        save_whole(tensors, self.work / _STATE)
+        save_state(tensors, self.work / _STATE)
 
     def _restore(self, path: Path) -> None:
         tensors = load_state(path)

@@ -37,6 +37,9 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
 
     def piece_of(number: int) -> T:
         go_on()
+        # A thread takes over what any thread set last, once, when torch first asks in it; what it sets before is lost.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             return work(number, go_on)
         except BaseException:
@@ -44,7 +47,8 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
             raise
 
     workers = max(1, min(torch.get_num_threads(), kernels.threads(), count, _MOST))
-    with kernels.using_threads(1), ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    with kernels.using_threads(1):
         pieces: list[Future[T]] = []
         try:
             for number in range(count):
@@ -52,11 +56,24 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
             wait(pieces, return_when=FIRST_EXCEPTION)
         finally:
             stopped.set()
-            for piece in pieces:
-                piece.cancel()
+            _wait_for_end([piece for piece in pieces if not piece.cancel()])
+            pool.shutdown(wait=False)
     for piece in pieces:
         _raise_error_of(piece)
     return [piece.result() for piece in pieces]
+
+
+def _wait_for_end(pieces: list[Future[T]]) -> None:
+    """However often the caller is interrupted: what is theirs alone, as files, is nobody's else before they end."""
+    interrupted = False
+    while True:
+        try:
+            wait(pieces)
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _raise_error_of(piece: Future[T]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from freehold.core.errors import CorruptFileError, FreeholdError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW remembers of a weight: see `check_moments`."""
+_CHECKSUM = "sha256"
 
 
 def beside(path: Path) -> Path:
@@ -32,33 +36,38 @@ def save_whole(
     # Not safetensors' `save_file`: it begins under a name that nobody knows, which a killed process leaves behind, and
     # that only its owner may read.
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = save(whole, metadata=None if metadata is None else dict(metadata))
+    _write(save(whole, metadata=None if metadata is None else dict(metadata)), path, first)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """The same for a text."""
+    _write(text.encode(), path, beside(path))
+
+
+def _write(data: bytes, path: Path, first: Path) -> None:
     try:
         first.write_bytes(data)
         os.replace(first, path)
     except OSError as error:
-        first.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            first.unlink()
         raise FreeholdError(
             f"{path}: cannot be written ({error.strerror or error}); make room, or allow it, and give the same command "
             "again"
         ) from None
 
 
-def write_whole(text: str, path: Path) -> None:
-    """The same for a text."""
-    first = beside(path)
-    try:
-        first.write_text(text, encoding="utf-8")
-    except OSError:
-        first.unlink(missing_ok=True)
-        raise
-    os.replace(first, path)
+def save_state(tensors: Mapping[str, Tensor], path: Path, *, first: Path | None = None) -> None:
+    """`save_whole` with a checksum."""
+    save_whole(tensors, path, metadata={_CHECKSUM: _digest(tensors)}, first=first)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """What `save_whole` wrote. Raises CorruptFileError if it is damaged, FreeholdError if it cannot be read."""
+    """What `save_state` wrote. Raises CorruptFileError if it is damaged, FreeholdError if it cannot be read."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            told = (file.metadata() or {}).get(_CHECKSUM)
     except SafetensorError as error:
         raise damaged(path, str(error)) from None
     except OSError as error:
@@ -66,6 +75,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read ({error.strerror or error}); allow it, or remove it, and the command does again "
             "what it held"
         ) from None
+    if told != _digest(tensors):
+        raise damaged(path, "its checksum is another, or missing")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    said = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        said.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        said.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return said.hexdigest()
 
 
 def check_kept(path: Path, tensors: Mapping[str, Tensor], name: str, like: Tensor) -> None:
