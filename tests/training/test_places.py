@@ -246,10 +246,12 @@ def test_a_number_of_windows_that_is_none_is_captured_again(base: Path, texts: P
     made = run(base, texts, tmp_path)
     state = tmp_path / "work" / "captured.json"
     told = json.loads(state.read_text())
-    for sums in ([math.inf], 7, [[]], told["crc32"][:1] * 2, told["crc32"] * 9):
+    for sums in ([math.inf], 7, [[]], told["crc32"][:1] * 2):
         state.write_text(json.dumps({**told, "crc32": sums}))
         assert run(base, texts, tmp_path) == made
         assert json.loads(state.read_text()) == told
+    state.write_text(json.dumps({**told, "crc32": told["crc32"] * 9}))
+    assert run(base, texts, tmp_path) == made
 
 
 @pytest.mark.parametrize("name", ["captured", "judged"])
