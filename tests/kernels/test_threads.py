@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -74,3 +75,44 @@ def test_calls_from_several_threads_at_once():
         jobs = [(i % 4, pool.submit(select_blocks, *cases[i % 4], **options)) for i in range(80)]
         for case, job in jobs:
             assert torch.equal(job.result(), wanted[case])
+
+
+def test_threads_that_ask_for_numbers_at_once_get_their_own_back():
+    """Another number of torch's in each thread, and the first to begin is the first to end."""
+    before = torch.get_num_threads(), kernels.threads()
+    begun, ended = threading.Event(), threading.Event()
+    other = []
+
+    def call():
+        torch.get_num_threads()
+        torch.set_num_threads(5)
+        with kernels.using_threads(1):
+            begun.set()
+            assert ended.wait(20)
+        other.append(torch.get_num_threads())
+
+    torch.set_num_threads(8)
+    kernels.set_threads(3)
+    thread = threading.Thread(target=call)
+    try:
+        thread.start()
+        assert begun.wait(20)
+        with kernels.using_threads(4):
+            with kernels.using_threads(2):
+                assert (torch.get_num_threads(), kernels.threads()) == (2, 2)
+            assert (torch.get_num_threads(), kernels.threads()) == (4, 4)
+            ended.set()
+            thread.join(20)
+            assert (torch.get_num_threads(), kernels.threads()) == (4, 4)
+        assert (torch.get_num_threads(), kernels.threads()) == (8, 3)
+        assert other == [5]
+    finally:
+        torch.set_num_threads(before[0])
+        kernels.set_threads(before[1])
+
+
+def test_a_number_that_is_none_changes_nothing():
+    before = torch.get_num_threads(), kernels.threads()
+    with pytest.raises(ArgumentError, match="threads is 0"), kernels.using_threads(0):
+        pass
+    assert (torch.get_num_threads(), kernels.threads()) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ from freehold.core.errors import ArgumentError, ConfigError, FreeholdError
 from freehold.evaluation.perplexity import read
 from freehold.loading.checkpoint import open_checkpoint
 from freehold.model.index_sidecar import open_index
+from freehold.model.llama import Llama
 from freehold.model.registry import load_tokenizer
 from freehold.training.convert import ConvertSettings, convert, curves
 from freehold.training.corpus import Document, windows_of
@@ -149,6 +150,36 @@ def test_a_model_that_predicts_nothing_is_refused_before_the_work(tmp_path: Path
     assert not (tmp_path / "work" / "captured").exists()
 
 
+def test_what_was_read_is_not_read_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(base, tmp_path / "out", tmp_path / "work")
+
+    def read(*_given: object) -> None:
+        raise AssertionError("the model runs")
+
+    monkeypatch.setattr(Llama, "run_layers", read)
+    assert run(base, tmp_path / "out", tmp_path / "work") == made
+
+
+def test_a_model_that_was_mended_is_read_again(tmp_path: Path) -> None:
+    """With a weight that a checkpoint's digest does not see."""
+    spec = replace(SPEC, intermediate_size=512)
+    write_tiny_llama(spec, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    whole = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = whole[name].clone()
+    broken[0] = torch.nan
+    save_file({**whole, name: broken}, file, metadata={"format": "pt"})
+    with open_checkpoint(tmp_path / "base") as checkpoint:
+        digest = checkpoint.digest()
+    with pytest.raises(FreeholdError, match="costs nan nats a token"):
+        run(tmp_path / "base", tmp_path / "out", tmp_path / "work")
+    save_file(whole, file, metadata={"format": "pt"})
+    with open_checkpoint(tmp_path / "base") as checkpoint:
+        assert checkpoint.digest() == digest
+    run(tmp_path / "base", tmp_path / "out", tmp_path / "work")
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
 )
@@ -160,7 +191,7 @@ def test_a_layer_without_memory_is_named(
 
     with monkeypatch.context() as patched:
         patched.setattr(Student, "learn", full)
-        with pytest.raises(FreeholdError, match=r"layer \d: there is not enough memory \(.*give fewer queries"):
+        with pytest.raises(FreeholdError, match=r"layer \d: there is not enough memory \(.*with OMP_NUM_THREADS=1"):
             run(base, tmp_path / "out", tmp_path / "work")
     run(base, tmp_path / "out", tmp_path / "work")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -60,21 +61,70 @@ def test_an_error_ends_the_others_and_is_raised() -> None:
     assert sorted(begun) == [0, 1]
 
 
-def test_an_interrupted_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_caller_ends_all() -> None:
     ended = []
-    begun = threading.Barrier(3, timeout=20)
+    begun = threading.Barrier(2, timeout=20)
 
     def work(number: int, go_on: GoOn) -> None:
-        begun.wait()
+        if begun.wait() == 0:
+            signal.raise_signal(signal.SIGINT)
         try:
             _go_on_for_long(go_on)
         finally:
             ended.append(number)
 
-    monkeypatch.setattr("freehold.training.side_by_side.wait", _interrupted(1, begun))
     with pytest.raises(KeyboardInterrupt):
         side_by_side(work, 9)
     assert sorted(ended) == [0, 1]
+
+
+def test_an_impatient_caller_waits_for_the_end_too() -> None:
+    """Interrupted again and again, also where pieces begin: nothing is computed any more once the caller goes on."""
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def work(number: int, go_on: GoOn) -> None:
+        begun.append(number)
+        for _ in range(30):  # a step
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)
+        ended.append(number)
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *piece: object) -> Future[None]:  # type: ignore[override]
+            found: Future[None] = super().submit(*piece)  # type: ignore[arg-type]
+            while not begun:
+                time.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
+            return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("freehold.training.side_by_side.ThreadPoolExecutor", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(work, 9)
+    assert ended
+    assert sorted(ended) == sorted(begun)
+
+
+def test_another_handler_of_interrupts_is_asked_when_all_have_ended() -> None:
+    told: list[int] = []
+    ended: list[int] = []
+
+    def work(number: int, go_on: GoOn) -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)
+        ended.append(number)
+
+    def handler(number: int, _frame: object) -> None:
+        told.append(len(ended))
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert side_by_side(work, 1) == [None]
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [1]
 
 
 def test_pieces_that_cannot_begin_end_those_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,22 +167,6 @@ def test_a_piece_has_one_thread_whatever_others_set_meanwhile() -> None:
         assert side_by_side(work, 4) == [1, 1, 1, 1]
 
 
-def test_an_impatient_caller_waits_for_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted again and again: nothing is computed any more once the caller goes on."""
-    ended: list[int] = []
-    begun = threading.Barrier(3, timeout=20)
-
-    def work(number: int, go_on: GoOn) -> None:
-        begun.wait()
-        time.sleep(0.3)  # a step
-        ended.append(number)
-
-    monkeypatch.setattr("freehold.training.side_by_side.wait", _interrupted(3, begun))
-    with pytest.raises(KeyboardInterrupt):
-        side_by_side(work, 9)
-    assert sorted(ended) == [0, 1]
-
-
 def test_callers_at_once_put_back_what_was_before_the_first() -> None:
     """The first ends first, so that what the second found is not what was before."""
     inside, first_ended = threading.Barrier(2, timeout=20), threading.Event()
@@ -156,22 +190,6 @@ def test_callers_at_once_put_back_what_was_before_the_first() -> None:
     for thread in threads:
         thread.join(30)
     assert behind == {"first": (1, 2), "second": (2, 2)}
-
-
-def _interrupted(times: int, begun: threading.Barrier) -> Callable[..., object]:
-    """Waiting that is interrupted so often, first when the pieces have begun."""
-    calls = 0
-
-    def interrupted(*given: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            begun.wait()
-        if calls <= times:
-            raise KeyboardInterrupt
-        return wait(*given, **options)  # type: ignore[call-overload]
-
-    return interrupted
 
 
 def _go_on_for_long(go_on: GoOn) -> None:

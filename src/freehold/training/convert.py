@@ -358,8 +358,8 @@ def _no_memory_named(layer: int) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise FreeholdError(
-            f"layer {layer}: there is not enough memory ({str(error) or 'it has run out'}); give fewer queries, or "
-            "OMP_NUM_THREADS=1, with which fewer layers learn at once; the same command goes on"
+            f"layer {layer}: there is not enough memory ({str(error) or 'it has run out'}); with OMP_NUM_THREADS=1 "
+            "one layer learns at a time, and the same command goes on; fewer queries begin anew, in another directory"
         ) from None
 
 

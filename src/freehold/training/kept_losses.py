@@ -7,12 +7,14 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import get_ident
 
 import torch
 from torch import Tensor
 
 from freehold import __version__
 from freehold.core.errors import FreeholdError
+from freehold.core.nats import MOST_NATS
 from freehold.training.corpus import Window
 from freehold.training.whole_file import load_state, save_state
 
@@ -40,8 +42,9 @@ class KeptLosses:
         if losses is None:
             losses = read(window.token_ids)
             # Two processes may keep their losses in one directory.
-            begun = path.with_name(f"{path.stem}.{os.getpid()}.new")
-            save_state({"losses": losses}, path, first=begun)
+            begun = path.with_name(f"{path.stem}.{os.getpid()}-{get_ident()}.new")
+            if float(losses.mean()) < MOST_NATS:  # else the model is damaged, and may be mended without another digest
+                save_state({"losses": losses}, path, first=begun)
         return losses
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from threading import Event
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -27,9 +30,9 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
 
     Each piece has one thread, of torch and of the kernels too: small operators take less time so than where several
     threads share each of them, and what they compute does not depend on it. A piece calls go_on() now and then, which
-    ends it once another has failed, whose error is raised, or the caller was interrupted.
+    ends it once another has failed, whose error is raised, or at Ctrl-C, which counts when all have ended.
     """
-    stopped = Event()
+    stopped = threading.Event()
 
     def go_on() -> None:
         if stopped.is_set():
@@ -47,8 +50,7 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
             raise
 
     workers = max(1, min(torch.get_num_threads(), kernels.threads(), count, _MOST))
-    pool = ThreadPoolExecutor(workers)
-    with kernels.using_threads(1):
+    with _interrupts_later(stopped.set), kernels.using_threads(1), ThreadPoolExecutor(workers) as pool:
         pieces: list[Future[T]] = []
         try:
             for number in range(count):
@@ -56,24 +58,35 @@ def side_by_side(work: Callable[[int, Callable[[], None]], T], count: int) -> li
             wait(pieces, return_when=FIRST_EXCEPTION)
         finally:
             stopped.set()
-            _wait_for_end([piece for piece in pieces if not piece.cancel()])
-            pool.shutdown(wait=False)
+            for piece in pieces:
+                piece.cancel()
     for piece in pieces:
         _raise_error_of(piece)
     return [piece.result() for piece in pieces]
 
 
-def _wait_for_end(pieces: list[Future[T]]) -> None:
-    """However often the caller is interrupted: what is theirs alone, as files, is nobody's else before they end."""
-    interrupted = False
-    while True:
-        try:
-            wait(pieces)
-            break
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
+@contextmanager
+def _interrupts_later(note: Callable[[], None]) -> Iterator[None]:
+    """Calls note() at each Ctrl-C inside, and does what it does else only behind. However impatient a caller is: what
+    the pieces alone may write is nobody else's before they have ended, and waiting for them cannot be interrupted
+    safely, for a lock that it takes may be kept."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    noted: list[FrameType | None] = []
+
+    def later(_number: int, frame: FrameType | None) -> None:
+        noted.append(frame)
+        note()
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if noted:
+            before(signal.SIGINT, noted[0])
 
 
 def _raise_error_of(piece: Future[T]) -> None:
