@@ -28,6 +28,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before[1])
 
 
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """As in a terminal: a process that a shell started in the background ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_results_are_in_order_and_come_from_two_at_once() -> None:
     together = threading.Barrier(2, timeout=20)
 
