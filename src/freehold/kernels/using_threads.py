@@ -9,8 +9,7 @@ from threading import RLock, get_ident
 
 import torch
 
-from freehold.kernels.library import set_threads
-from freehold.kernels.library import threads as kernel_threads
+from freehold.kernels import library
 
 
 @dataclass(eq=False, slots=True)
@@ -34,8 +33,8 @@ class _Uses:
 
     def begin(self, use: _Use) -> None:
         with self._lock:
-            before = torch.get_num_threads(), kernel_threads()
-            set_threads(use.threads)
+            before = torch.get_num_threads(), library.threads()
+            library.set_threads(use.threads)
             torch.set_num_threads(use.threads)
             if not self._now:
                 self._before = before
@@ -49,7 +48,7 @@ class _Uses:
             if use in self._now:
                 self._now.remove(use)
                 torch.set_num_threads(use.torch_before)
-                set_threads(self._now[-1].threads if self._now else self._before[1])
+                library.set_threads(self._now[-1].threads if self._now else self._before[1])
 
     def _around(self, use: _Use) -> bool:
         return any(other.thread == use.thread for other in self._now)

@@ -243,20 +243,17 @@ class _Conversion:
         taken, telling = [0] * layers, Lock()
 
         def learn(layer: int, go_on: Callable[[], None]) -> tuple[Projections, float, Recall]:
-            with _no_memory_named(layer):
-                return learn_one(layer, go_on)
-
-        def learn_one(layer: int, go_on: Callable[[], None]) -> tuple[Projections, float, Recall]:
             def report(step: int, _loss: float) -> None:
                 go_on()
                 with telling:
                     taken[layer] = step
                     self.progress("steps", sum(taken), layers * steps)
 
-            student = self._train(layer, captured, report)
-            taken[layer] = steps  # those of a command before, too
-            branch, last = rounded(Projections(student.q, student.k)), student.losses[-50:]
-            return branch, sum(last) / len(last), self._recall(layer, judged, branch)
+            with _no_memory_named(layer):
+                student = self._train(layer, captured, report)
+                taken[layer] = steps  # those of a command before, too
+                branch, last = rounded(Projections(student.q, student.k)), student.losses[-50:]
+                return branch, sum(last) / len(last), self._recall(layer, judged, branch)
 
         return side_by_side(learn, layers)
 
